@@ -1,0 +1,116 @@
+"""Any picture a person hands over -> uint8 RGB [3, H, W], upright, or one sentence saying why not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from maskwright.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Lower-case file suffixes that are taken for pictures when a folder is searched."""
+
+_SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+_SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
+_CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
+_ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[Tensor, "3 h w"]:
+    """Read a picture as RGB, the way a viewer shows it.
+
+    A path or PIL image is turned upright by its EXIF orientation, so that boxes are in the frame that a
+    person sees. Grey, palette, CMYK and bilevel images become RGB; transparent pixels are laid on white;
+    16-bit values are divided by 257 (the full range, not the used one). Of an animation, the first frame.
+    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGB order), uint8 or uint16. Tensors are RGB
+    [3, H, W], uint8 or float in [0, 1].
+
+    Raises:
+        UserError: the file is missing or is no readable image, or the values are of a kind named nowhere above.
+        TypeError: `source` is none of the types above.
+    """
+    if isinstance(source, str | Path):
+        return _read_file(Path(source))
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "image")
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
+
+
+def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
+    if path.is_dir():
+        raise UserError(f"{path}: expected an image file, but this is a folder")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+            with Image.open(path) as image:
+                return _from_pil(image, str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...)") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: too large an image ({error})") from error
+    except UserError:
+        raise
+    # Pillow's decoders report broken data as any of these.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
+
+
+def _from_pil(image: Image.Image, name: str) -> UInt8[Tensor, "3 h w"]:
+    image.load()
+    sixteen_bits = image.mode in _SIXTEEN_BIT_MODES or (image.mode == "I" and image.format in _SIXTEEN_BITS_AS_32)
+    image = ImageOps.exif_transpose(image)
+    if image.width == 0 or image.height == 0:
+        raise UserError(f"{name}: expected an image with pixels, but its size is {image.width} x {image.height}")
+    if sixteen_bits:
+        return _from_array(np.asarray(image).astype(np.uint16), name)
+    if image.mode in _ALPHA_MODES or (image.mode in _CONVERTIBLE_MODES and "transparency" in image.info):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
+    elif image.mode not in _CONVERTIBLE_MODES:
+        raise UserError(
+            f"{name}: images of mode {image.mode} are not supported; convert it to 8-bit or 16-bit integer values first"
+        )
+    return _channels_first(np.asarray(image.convert("RGB")))
+
+
+def _from_array(array: np.ndarray, name: str = "image array") -> UInt8[Tensor, "3 h w"]:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise UserError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], but got {array.shape}")
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UserError(f"{name}: expected 8-bit or 16-bit values (uint8, uint16), but got {array.dtype}")
+    if array.shape[2] == 4:
+        return _from_pil(Image.fromarray(array), name)
+    return _channels_first(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _channels_first(array: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def _from_tensor(tensor: Tensor) -> UInt8[Tensor, "3 h w"]:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
+        raise UserError(f"image tensor: expected RGB of shape [3, H, W], but got {tuple(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return tensor
+    if not tensor.is_floating_point():
+        raise UserError(f"image tensor: expected uint8, or float in [0, 1], but got {tensor.dtype}")
+    low, high = float(tensor.min()), float(tensor.max())
+    if not (low >= 0 and high <= 1):  # also refuses nan
+        raise UserError(f"image tensor: float values must lie in [0, 1], but they lie in [{low:g}, {high:g}]")
+    return (tensor * 255).round().to(torch.uint8)
