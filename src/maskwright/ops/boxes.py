@@ -1,0 +1,81 @@
+"""Boxes: clipping, margins and the random jitter of training boxes. xyxy, pixels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+JitterMode = Literal[
+    "default",
+    "expand",
+    "shrink",
+    "default_symmetric",
+    "expand_symmetric",
+    "shrink_symmetric",
+    "default_symmetric_xy",
+    "expand_symmetric_xy",
+    "shrink_symmetric_xy",
+]
+_SMALLEST_EXTENT = 1e-6  # of the image
+
+
+def clip_boxes(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
+    """The boxes cut off at the borders of an image of `image_size` = (height, width) pixels."""
+    height, width = image_size
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+
+
+def expand_boxes(boxes: Float[Tensor, "n 4"], margin: float) -> Float[Tensor, "n 4"]:
+    """The boxes with each side moved outwards by `margin` times the box's own width or height; not clipped."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    return torch.cat([boxes[:, :2] - margin * size, boxes[:, 2:] + margin * size], dim=1)
+
+
+def jitter_boxes(
+    boxes: Float[Tensor, "n 4"],
+    image_size: tuple[int, int],
+    mode: JitterMode,
+    ratio: float,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "n 4"]:
+    """The boxes with randomly moved edges, at least 1e-6 of the image wide and high, clipped to the image.
+
+    boxes: xyxy, pixels of an image of `image_size` = (height, width).
+    mode: each half extent of a box, from its centre, is multiplied by 1 + U, where U is uniform in
+        [-ratio, ratio] (`default*`), [0, ratio] (`expand*`) or [-ratio, 0] (`shrink*`); one factor per edge,
+        or per axis (`*_symmetric`), or per box (`*_symmetric_xy`). The symmetric modes limit the factor so
+        that the box stays inside the image with its centre unmoved.
+    ratio: at least 0; with 0, only the smallest extent and the clipping are left.
+
+    Raises:
+        ValueError: an unknown `mode`, or a negative `ratio`.
+
+    Source: random_jitter_boxes of the originals' preprocessor.py, which has no symmetric `default`.
+    """
+    if mode not in get_args(JitterMode):
+        raise ValueError(f"jitter mode must be one of {', '.join(get_args(JitterMode))}, but got {mode!r}")
+    if ratio < 0:
+        raise ValueError(f"jitter ratio must be at least 0, but got {ratio}")
+    height, width = image_size
+    image_extent = boxes.new_tensor([width, height])
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = torch.maximum((boxes[:, 2:] - boxes[:, :2]).abs(), image_extent * _SMALLEST_EXTENT) / 2
+    if mode.endswith("_xy"):
+        factors_per_box = 1
+    else:
+        factors_per_box = 2 if mode.endswith("symmetric") else 4
+    device = boxes.device if generator is None else generator.device
+    random = torch.rand(len(boxes), factors_per_box, generator=generator, device=device).to(boxes)
+    low = 0.0 if mode.startswith("expand") else -ratio
+    high = 0.0 if mode.startswith("shrink") else ratio
+    factors = 1 + low + (high - low) * random
+    if factors_per_box < 4:
+        largest = (torch.minimum(center, image_extent - center) / half).abs()
+        if factors_per_box == 1:
+            largest = largest.amin(dim=1, keepdim=True)
+        factors = torch.minimum(factors, largest).expand(-1, 2).repeat(1, 2)
+    jittered = torch.cat([center - half * factors[:, :2], center + half * factors[:, 2:]], dim=1)
+    return clip_boxes(jittered, image_size)

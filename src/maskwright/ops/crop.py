@@ -1,0 +1,136 @@
+"""Crops of feature maps and masks inside boxes, in either box frame (`frames.py`)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from maskwright.ops.frames import BoxFrame, map_indices, sample_positions
+
+
+def crop_and_resize(
+    maps: Float[Tensor, "b c height width"],
+    boxes: Float[Tensor, "n 4"],
+    image_index: Int64[Tensor, " n"],
+    frame_size: tuple[int, int],
+    output_size: int,
+    frame: BoxFrame,
+) -> Float[Tensor, "n c {output_size} {output_size}"]:
+    """The feature maps inside each box, resampled to `output_size` x `output_size`.
+
+    maps: features that cover the whole of the boxes' frame (at any stride, also unequal in x and y).
+    boxes: xyxy, pixels of a frame of `frame_size` = (height, width); they may lie outside of it, have no
+        extent, or be flipped (the crop is then flipped). N may be 0.
+    image_index: the row of `maps` that each box belongs to.
+
+    `corner` takes one bilinear sample per cell, and each neighbour outside of the map counts as 0 on its
+    own: values fade out over one cell beyond the border. `pixel` is RoIAlign, the mean of 2 x 2 samples
+    per cell. Differentiable with respect to the maps; the result has their dtype.
+
+    Raises:
+        ValueError: `frame` is no box frame, or `output_size` is too small for it.
+
+    Source: `corner`: crop_and_resize_feature_map of the originals' deepmac_meta_arch.py (there: tensors
+    HWC, boxes yxyx and normalised). `pixel`: He et al., Mask R-CNN, section 3.
+    """
+    source = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    low_x, low_y, high_x, high_y = boxes.to(source.dtype).unbind(dim=1)
+    top, bottom = _map_extent(low_y, high_y, frame_size[0], maps.shape[2], output_size, frame)
+    left, right = _map_extent(low_x, high_x, frame_size[1], maps.shape[3], output_size, frame)
+    regions = torch.stack([image_index.to(source.dtype), left, top, right, bottom], dim=1)
+    if frame == "corner":
+        # RoIAlign repeats the border; a border of zeros makes what lies beyond it 0, neighbour by neighbour.
+        source = torch.nn.functional.pad(source, (1, 1, 1, 1))
+    samples = 1 if frame == "corner" else 2
+    return roi_align(source, regions, output_size, sampling_ratio=samples, aligned=True).to(maps.dtype)
+
+
+def _map_extent(
+    low: Tensor, high: Tensor, frame_length: int, map_length: int, output_size: int, frame: BoxFrame
+) -> tuple[Tensor, Tensor]:
+    """Both ends of the RoIAlign regions whose bins are centred on the box's samples, in map cells.
+
+    Cell i covers [i, i + 1) there. In the `corner` frame the map has a border of one cell.
+    """
+    ends = sample_positions(low, high, 2, "corner")
+    if frame == "pixel":
+        first, last = (ends * (map_length / frame_length)).unbind(dim=1)
+        return first, last
+    first, last = map_indices(ends, frame_length, map_length, frame).unbind(dim=1)
+    half_bin = (last - first) / (2 * (output_size - 1))
+    return first - half_bin + 1.5, last + half_bin + 1.5
+
+
+def crop_masks(
+    masks: Bool[Tensor, "n height width"], boxes: Float[Tensor, "n 4"], output_size: int, frame: BoxFrame
+) -> Float[Tensor, "n {output_size} {output_size}"]:
+    """Each mask inside its own box, as soft float32 targets in [0, 1] on the box's grid.
+
+    masks: row n belongs to box n; the planes are read at four neighbours per sample and never copied.
+    boxes: xyxy, pixels of the masks' frame; outside of it a mask is 0 (each neighbour on its own).
+
+    One bilinear sample per cell in either frame: `corner` at the originals' positions, `pixel` between
+    pixel centres. No gradient.
+
+    Raises:
+        ValueError: `frame` is no box frame, or `output_size` is too small for it.
+
+    Source: `corner`: crop_and_resize_instance_masks of the originals' deepmac_meta_arch.py.
+    """
+    low_x, low_y, high_x, high_y = boxes.float().unbind(dim=1)
+    height, width = masks.shape[1:]
+    index_y = map_indices(sample_positions(low_y, high_y, output_size, frame), height, height, frame)
+    index_x = map_indices(sample_positions(low_x, high_x, output_size, frame), width, width, frame)
+    row = torch.arange(len(masks), device=masks.device)[:, None, None]
+    crops = torch.zeros(len(masks), output_size, output_size, device=masks.device)
+    for y, weight_y in _neighbours(index_y, height):
+        for x, weight_x in _neighbours(index_x, width):
+            crops += masks[row, y[:, :, None], x[:, None, :]] * (weight_y[:, :, None] * weight_x[:, None, :])
+    return crops
+
+
+def _neighbours(index: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """The two cells beside each continuous index with their bilinear weights, 0 for a cell outside of the map."""
+    below = index.floor()
+    weight_above = index - below
+    result = []
+    for cell, weight in ((below, 1 - weight_above), (below + 1, weight_above)):
+        inside = (cell >= 0) & (cell <= length - 1)
+        result.append((cell.clamp(0, length - 1).long(), weight * inside))
+    return result
+
+
+def gather_at_centers(
+    maps: Float[Tensor, "b c height width"],
+    boxes: Float[Tensor, "n 4"],
+    image_index: Int64[Tensor, " n"],
+    frame_size: tuple[int, int],
+) -> Float[Tensor, "n c"]:
+    """The feature vector in the cell that holds each box's centre.
+
+    maps: features that cover the whole of the boxes' frame.
+    boxes: xyxy, pixels of a frame of `frame_size` = (height, width).
+    image_index: the row of `maps` that each box belongs to.
+
+    The cell is the centre times the size of the map (not the size less one, as in the crop), truncated; a
+    centre outside of the map takes the nearest cell. Differentiable with respect to the maps.
+
+    Source: _get_instance_embeddings of the originals' deepmac_meta_arch.py. Departure: there a cell
+    outside of the map is an error on the CPU.
+    """
+    height, width = maps.shape[2:]
+    low_x, low_y, high_x, high_y = boxes.float().unbind(dim=1)
+    y = ((low_y + high_y) / 2 / frame_size[0] * height).clamp(0, height - 1).long()
+    x = ((low_x + high_x) / 2 / frame_size[1] * width).clamp(0, width - 1).long()
+    return maps[image_index, :, y, x]
+
+
+def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "2 {size} {size}"]:
+    """The two coordinate channels of a mask head, y then x, each from -1 to 1 over the box (either frame).
+
+    Source: _get_mask_head_input of the originals' deepmac_meta_arch.py.
+    """
+    steps = torch.linspace(-1, 1, size, device=device)
+    return torch.stack(torch.meshgrid(steps, steps, indexing="ij"))

@@ -1,0 +1,151 @@
+"""Box-frame mask probabilities to image pixels: inside the box only, as planes, or as COCO's RLE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maskwright.ops.frames import BoxFrame, check_frame
+
+_SMALLEST_EXTENT = 1e-4  # of the image, in the `corner` frame: the originals' guard against a division by 0
+
+
+def paste_masks(
+    probabilities: Float[Tensor, "n m m"],
+    boxes: Float[Tensor, "n 4"],
+    image_size: tuple[int, int],
+    frame: BoxFrame,
+    threshold: float = 0.5,
+) -> Bool[Tensor, "n {image_size[0]} {image_size[1]}"]:
+    """Binary masks at the size of the image: where the pasted probability exceeds `threshold`.
+
+    Makes N planes of the whole image; `encode_masks` does not. Arguments as in `paste_mask_region`.
+
+    Raises:
+        ValueError: `frame` is no box frame.
+    """
+    planes = torch.zeros(len(boxes), *image_size, dtype=torch.bool, device=probabilities.device)
+    for plane, probability, box in zip(planes, probabilities, boxes, strict=True):
+        region, (left, top) = paste_mask_region(probability, box, image_size, frame)
+        height, width = region.shape
+        plane[top : top + height, left : left + width] = region > threshold
+    return planes
+
+
+def paste_mask_region(
+    probability: Float[Tensor, "m m"], box: Float[Tensor, "4"], image_size: tuple[int, int], frame: BoxFrame
+) -> tuple[Float[Tensor, "height width"], tuple[int, int]]:
+    """The probabilities of the image's pixels that one box covers, and the (x, y) of their first pixel.
+
+    probability: on the M x M grid that `frame` lays on the box.
+    box: xyxy, pixels of the image, whose `image_size` is (height, width). Pixels outside of the returned
+        region are 0; a box that covers no pixel gives a region of shape (0, 0) at (0, 0).
+
+    `corner`: pixel index i of `size` stands at `i / (size - 1)` of the image, and the first and last sample
+    of the mask on the box's edges; which pixels exactly on an edge are covered follows the originals'
+    float32 arithmetic. A box is at least 1e-4 of the image wide and high.
+    `pixel`: the centre of pixel i is at i + 0.5, those in [low, high) are covered; samples are at
+    (i + 0.5) / M of the box, and between its edge and the first or last of them that sample is repeated.
+
+    Raises:
+        ValueError: `frame` is no box frame.
+
+    Source: `corner`: reframe_box_masks_to_image_masks of the originals' utils/ops.py.
+    """
+    check_frame(frame)
+    size = probability.shape[-1]
+    low_x, low_y, high_x, high_y = box.unbind()
+    rows, top = _pixel_indices(low_y, high_y, image_size[0], size, frame)
+    columns, left = _pixel_indices(low_x, high_x, image_size[1], size, frame)
+    if len(rows) == 0 or len(columns) == 0:
+        return probability.new_zeros(0, 0, dtype=torch.float32), (0, 0)
+    # Column by column in memory, which is the order of COCO's run lengths.
+    columns_first = _interpolate(_interpolate(probability.float(), rows).T.contiguous(), columns)
+    return columns_first.T, (left, top)
+
+
+def _pixel_indices(low: Tensor, high: Tensor, length: int, size: int, frame: BoxFrame) -> tuple[Tensor, int]:
+    """Continuous mask indices of the pixels that the box covers along one axis, and the first such pixel."""
+    pixels = torch.arange(length, device=low.device, dtype=torch.float32)
+    if frame == "corner":
+        indices = _corner_indices(low, high, pixels, size)
+        covered = (indices >= 0) & (indices <= size - 1)
+    else:
+        centers = pixels + 0.5
+        covered = (centers >= low) & (centers < high)
+        indices = ((centers - low) / (high - low) * size - 0.5).clamp(0, size - 1)
+    inside = covered.nonzero()[:, 0]
+    return indices[inside], int(inside[0]) if len(inside) else 0
+
+
+def _corner_indices(low: Tensor, high: Tensor, pixels: Tensor, size: int) -> Tensor:
+    """Mask indices of pixels, in the order of float32 operations that decides the originals' edge pixels."""
+    length = len(pixels)
+    low, high = (low / length).float(), (high / length).float()
+    extent = (high - low).clamp(min=_SMALLEST_EXTENT)
+    first, last = (0 - low) / extent, (1 - low) / extent
+    if length == 1:
+        return (first + last) * 0.5 * (size - 1) + pixels
+    return first * (size - 1) + pixels * ((last - first) * (size - 1) / (length - 1))
+
+
+def _interpolate(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `values` at continuous indices within it."""
+    below = indices.floor().clamp(max=max(len(values) - 2, 0))
+    steps = values.diff(dim=0) if len(values) > 1 else torch.zeros_like(values)
+    row = below.long()
+    return torch.addcmul(values[row], steps[row], (indices - below)[:, None])
+
+
+def encode_masks(
+    probabilities: Float[Tensor, "n m m"],
+    boxes: Float[Tensor, "n 4"],
+    image_size: tuple[int, int],
+    frame: BoxFrame,
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
+    """The masks of `paste_masks` as COCO's compressed RLE, without making their planes.
+
+    Returns `{"size": [height, width], "counts": str}` per instance, equal to encoding its whole plane.
+    Arguments as in `paste_mask_region`.
+
+    Raises:
+        ValueError: `frame` is no box frame.
+    """
+    check_frame(frame)
+    encoded = []
+    for probability, box in zip(probabilities.detach().cpu(), boxes.detach().cpu(), strict=True):
+        region, origin = paste_mask_region(probability, box, image_size, frame)
+        counts = _run_lengths((region > threshold).T.numpy(), origin, image_size)
+        encoded.append(_compress(counts, image_size))
+    return encoded
+
+
+def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple[int, int]) -> list[int]:
+    """COCO's run lengths (zeros first, column by column) of a plane that is 0 outside of a region.
+
+    columns: bool [width, height], the region transposed; `origin` is its first pixel's (x, y).
+    """
+    (left, top), (height, width) = origin, image_size
+    padded = np.zeros((columns.shape[0], columns.shape[1] + 2), dtype=bool)
+    padded[:, 1:-1] = columns
+    column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    changes = (left + column) * height + top + row
+    # Where the region is as high as the image, a run that ends with its column may go on in the next one.
+    touching = changes[1::2][:-1] == changes[2::2]
+    keep = np.ones(len(changes), dtype=bool)
+    keep[1:-1] = ~np.repeat(touching, 2)
+    counts = np.diff(np.concatenate([[0], changes[keep], [height * width]]))
+    return counts[: -1 if counts[-1] == 0 else None].tolist()
+
+
+def _compress(counts: list[int], image_size: tuple[int, int]) -> dict[str, Any]:
+    height, width = image_size
+    encoded = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    text = encoded["counts"]
+    return {"size": [height, width], "counts": text.decode("ascii") if isinstance(text, bytes) else text}
