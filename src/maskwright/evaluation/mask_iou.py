@@ -1,0 +1,167 @@
+"""Mean mask IoU where prediction i belongs to target row i: how well boxes were turned into masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from maskwright.ops.paste import paste_mask_region
+from maskwright.structures import Category, InstancePrediction, Target
+
+# COCO's size classes: areas below the first are small, below the second medium, else large (pixels).
+SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
+
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class ClassMaskIoU:
+    """One class of `MaskIoU.per_class`; `mask_iou` is NaN where the class has no instance."""
+
+    name: str
+    seen: bool
+    instances: int
+    mask_iou: float
+
+
+class MaskIoU:
+    """Mean IoU of predicted and true masks at the original resolution, with boxes given.
+
+    Every instance that has a mask and is no crowd counts once; its prediction is the one of the same row.
+    `seen` names the classes whose masks the model was trained on, all others are unseen.
+
+    In a distributed evaluation each process updates its own metric and one of them merges the states:
+    `for state in states_of_the_others: metric.merge(state)`.
+
+    Source: the mIoU of arXiv 2104.00613, section "without a detector"; COCO's size limits.
+    """
+
+    def __init__(self, categories: Sequence[Category], seen: Sequence[str]) -> None:
+        """Start with no instances.
+
+        Args:
+            categories: the label space of the targets, in label order.
+            seen: names of categories.
+
+        Raises:
+            ValueError: `seen` has names that are not in `categories`.
+        """
+        names = [category["name"] for category in categories]
+        if unknown := sorted(set(seen) - set(names)):
+            raise ValueError(f"seen classes must be names of the categories, but these are not: {', '.join(unknown)}")
+        self.names = names
+        self.seen = torch.tensor([name in set(seen) for name in names], dtype=torch.bool)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all instances."""
+        self._states: list[Tensor] = []
+
+    def update(
+        self, predictions: Sequence[InstancePrediction | Bool[Tensor, "_ _ _"]], targets: Sequence[Target]
+    ) -> None:
+        """Add a batch of images.
+
+        Args:
+            predictions: per image, one instance for each row of the target, in the same order, in the frame of
+                the original image; or their masks themselves, bool [N, H, W], for methods without a box frame.
+            targets: in the frame of the original image.
+
+        Raises:
+            ValueError: the numbers of images or of rows differ, or an image has another size.
+        """
+        if len(predictions) != len(targets):
+            raise ValueError(f"expected one prediction per target, but got {len(predictions)} and {len(targets)}")
+        for prediction, target in zip(predictions, targets, strict=True):
+            _check_pair(prediction, target)
+            rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten().tolist()
+            scored = [(int(target["labels"][row]), *_iou_and_area(prediction, target, row)) for row in rows]
+            self._states.append(torch.tensor(scored, dtype=torch.float64).reshape(-1, 3))
+
+    def state(self) -> Float64[Tensor, "n 3"]:
+        """All instances so far: label, IoU, and area of the true mask in pixels; what `merge` takes."""
+        return torch.cat([torch.zeros(0, 3, dtype=torch.float64), *self._states])
+
+    def merge(self, state: Float64[Tensor, "n 3"]) -> None:
+        """Add the instances of another process's `state()`."""
+        self._states.append(state.cpu())
+
+    def compute(self) -> dict[str, float]:
+        """The means over all instances so far; NaN where a group has none.
+
+        Returns:
+            `mask_iou`, `mask_iou_seen`, `mask_iou_unseen`: means over instances; `class_mask_iou`,
+            `class_mask_iou_seen`, `class_mask_iou_unseen`: means over the classes that have instances;
+            `mask_iou_small`, `mask_iou_medium`, `mask_iou_large`: means over instances by the area of the
+            true mask (below 32^2, below 96^2, the rest); `instances`, `instances_seen`, `instances_unseen`:
+            how many.
+        """
+        labels, ious, areas = self.state().unbind(1)
+        seen = self.seen[labels.long()]
+        small, large = areas < SMALL_AREA, areas >= MEDIUM_AREA
+        classes = self.per_class()
+        return {
+            "mask_iou": _mean(ious),
+            "mask_iou_seen": _mean(ious[seen]),
+            "mask_iou_unseen": _mean(ious[~seen]),
+            "class_mask_iou": _class_mean(classes),
+            "class_mask_iou_seen": _class_mean([row for row in classes if row.seen]),
+            "class_mask_iou_unseen": _class_mean([row for row in classes if not row.seen]),
+            "mask_iou_small": _mean(ious[small]),
+            "mask_iou_medium": _mean(ious[~small & ~large]),
+            "mask_iou_large": _mean(ious[large]),
+            "instances": float(len(ious)),
+            "instances_seen": float(seen.sum()),
+            "instances_unseen": float((~seen).sum()),
+        }
+
+    def per_class(self) -> list[ClassMaskIoU]:
+        """Mean IoU over the instances of each class, in label order, classes without instances included."""
+        labels, ious, _ = self.state().unbind(1)
+        rows = []
+        for label, name in enumerate(self.names):
+            own = ious[labels == label]
+            rows.append(ClassMaskIoU(name, bool(self.seen[label]), len(own), _mean(own)))
+        return rows
+
+
+def _check_pair(prediction: InstancePrediction | Tensor, target: Target) -> None:
+    name = f"image {target['image_id']}"
+    rows, *plane = target["masks"].shape
+    if len(prediction) != rows:
+        raise ValueError(f"{name}: expected a prediction for each of the {rows} target rows, but got {len(prediction)}")
+    size = prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size
+    if tuple(size) != tuple(plane):
+        raise ValueError(f"{name}: predictions are for an image of {tuple(size)} (height, width), targets of {plane}")
+
+
+def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: int) -> tuple[float, int]:
+    """IoU of one instance and the area of its true mask, without a predicted plane: outside of its region a
+    prediction is empty, so the rest of the true mask only adds to the union."""
+    truth = target["masks"][row]
+    if isinstance(prediction, Tensor):
+        region, left, top = prediction[row], 0, 0
+    else:
+        probabilities, (left, top) = paste_mask_region(
+            prediction.mask_probabilities[row], prediction.boxes[row], prediction.image_size, prediction.frame
+        )
+        region = probabilities > MASK_THRESHOLD
+    region = region.to(truth.device)
+    height, width = region.shape
+    area = int(truth.sum())
+    intersection = int((region & truth[top : top + height, left : left + width]).sum())
+    union = int(region.sum()) + area - intersection
+    return (intersection / union if union else 0.0), area
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _class_mean(rows: Sequence[ClassMaskIoU]) -> float:
+    return _mean(torch.tensor([row.mask_iou for row in rows if row.instances], dtype=torch.float64))

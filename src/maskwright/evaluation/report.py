@@ -1,0 +1,99 @@
+"""Numbers for programs and for people: JSON and tables.
+
+A group without instances has no mean: NaN in `compute()`, `null` in JSON, `-` in a table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maskwright.errors import UserError
+from maskwright.evaluation.mask_iou import MaskIoU
+
+Cell = str | int | float | None
+
+
+def mask_iou_summary(metric: MaskIoU) -> dict[str, Any]:
+    """All numbers of a metric, ready for JSON.
+
+    Returns:
+        The keys of `MaskIoU.compute` (means in 0..1 or None, counts whole), and `classes`: for each class that
+        has instances `{name, seen, instances, mask_iou}`, in label order.
+    """
+    values = {
+        key: int(value) if key.startswith("instances") else None if math.isnan(value) else value
+        for key, value in metric.compute().items()
+    }
+    classes = [
+        {"name": row.name, "seen": row.seen, "instances": row.instances, "mask_iou": row.mask_iou}
+        for row in metric.per_class()
+        if row.instances
+    ]
+    return {**values, "classes": classes}
+
+
+def mask_iou_tables(summary: Mapping[str, Any]) -> str:
+    """A `mask_iou_summary` as two tables: the groups, and the classes with the worst first."""
+    groups: list[list[Cell]] = [
+        [name, summary[f"mask_iou{key}"], summary[f"class_mask_iou{key}"], summary[f"instances{key}"]]
+        for name, key in (("all classes", ""), ("seen classes", "_seen"), ("unseen classes", "_unseen"))
+    ]
+    groups += [[f"{size} objects", summary[f"mask_iou_{size}"], "", ""] for size in ("small", "medium", "large")]
+    per_class: list[list[Cell]] = [
+        [row["name"], row["mask_iou"], row["instances"], "seen" if row["seen"] else "unseen"]
+        for row in sorted(summary["classes"], key=lambda row: row["mask_iou"])
+    ]
+    return (
+        format_table(["", "mask IoU", "class mean", "instances"], groups)
+        + "\n\n"
+        + format_table(["class", "mask IoU", "instances", "its masks"], per_class)
+    )
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Aligned text: the first column to the left, the others to the right, floats with 3 decimals, None as `-`.
+
+    Raises:
+        ValueError: a row has not as many cells as the header.
+    """
+    texts = [list(header), *([_text(cell) for cell in row] for row in rows)]
+    if any(len(row) != len(header) for row in texts):
+        raise ValueError(f"every row must have {len(header)} cells, like the header")
+    widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
+    texts.insert(1, ["-" * width for width in widths])
+    lines = []
+    for first, *others in texts:
+        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join(lines)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file under a temporary name beside it, then rename: never half a file.
+
+    Raises:
+        UserError: the file cannot be written there.
+        ValueError: `content` has NaN or infinity, which JSON has no words for.
+    """
+    text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
