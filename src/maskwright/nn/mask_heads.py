@@ -1,0 +1,252 @@
+"""Mask heads: box crops of feature maps to mask logits. A new head is one class and one row of `MASK_HEADS`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass, check_divisible
+from maskwright.nn.layers import ConvBlock, PreActivationBlock, initialize_glorot, normalize
+
+
+@dataclass(frozen=True)
+class MaskHeadSettings:
+    """What every head is built from; the meaning of each value is in `create_mask_head`."""
+
+    in_channels: int
+    width: int
+    num_masks: int
+    upsample: int
+    mask_size: int | None
+    norm_momentum: float
+
+
+class MaskHead(nn.Module):
+    """A trunk that keeps the resolution, an optional enlargement, and a 1 x 1 convolution to the logits.
+
+    size_divisor: the crop size S must be a multiple of it.
+
+    Source: `project_out` of Deep-MAC's mask head without enlargement; with it, Deep-MARC's `DeepMaskHead`
+    (transposed convolution with kernel and stride `upsample` to `width` channels, batch norm, ReLU, logits).
+    """
+
+    UPSAMPLE_NORM_EPSILON = 1e-4
+
+    def __init__(self, trunk: nn.Module, trunk_channels: int, settings: MaskHeadSettings, size_divisor: int = 1) -> None:
+        super().__init__()
+        self.size_divisor = size_divisor
+        self.trunk = trunk
+        self.enlarge: nn.ConvTranspose2d | None = None
+        channels = trunk_channels
+        if settings.upsample > 1:
+            channels = settings.width
+            factor = settings.upsample
+            self.enlarge = nn.ConvTranspose2d(trunk_channels, channels, factor, stride=factor)
+            self.enlarge_norm = nn.BatchNorm2d(
+                channels, eps=self.UPSAMPLE_NORM_EPSILON, momentum=settings.norm_momentum
+            )
+        self.project_out = nn.Conv2d(channels, settings.num_masks, 1)
+        initialize_glorot(self)
+
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
+        """Map crops `[N, C, S, S]` to logits `[N, K, uS, uS]`; N may be 0, also in training.
+
+        Raises:
+            ValueError: S is not a multiple of `size_divisor`.
+        """
+        check_divisible(x, self.size_divisor)
+        x = self.trunk(x)
+        if self.enlarge is not None:
+            x = F.relu(normalize(self.enlarge_norm, self.enlarge(x)))
+        return self.project_out(x)
+
+
+class _HourglassTrunk(Hourglass):
+    """An hourglass of one stack without a stem stride, whose output is a map instead of a list."""
+
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d s s"]:
+        return super().forward(x)[-1]
+
+
+def _hourglass_head(settings: MaskHeadSettings, size: str, *, pool: int = 2, shortcut: bool = True) -> MaskHead:
+    named = HOURGLASS_SIZES[size]
+    trunk = _HourglassTrunk(
+        settings.in_channels,
+        settings.width,
+        [multiple * settings.width for multiple in named.channels],
+        named.blocks,
+        pool=pool,
+        shortcut=shortcut,
+        norm_momentum=settings.norm_momentum,
+    )
+    return MaskHead(trunk, trunk.out_channels, settings, trunk.size_divisor)
+
+
+class ResNetTrunk(nn.Module):
+    """A 1 x 1 convolution and stacks of pre-activation blocks, all at the crop's resolution.
+
+    Args:
+        in_channels: channels of the crops.
+        width: channels of the first convolution.
+        blocks: residual blocks of the stack with 2 and of the stack with 3 times `width` channels.
+        dilated: how many of the 3 x 3 convolutions, counted from the output, have dilation 2.
+        norm_momentum: of the batch norms, in torch's sense.
+
+    Source: object_detection/models/keras_models/resnet_v1.py, `resnet_v1_18` and neighbours as used by
+    `ResNetMaskNetwork`. The paper's table 6 does not say which convolutions are dilated when 10 of 20
+    are: here the last ones.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, blocks: tuple[int, int], dilated: int, norm_momentum: float
+    ) -> None:
+        super().__init__()
+        self.input_layer = nn.Conv2d(in_channels, width, 1)
+        self.out_channels = (3 if blocks[1] else 2) * width
+        layers, before = [], width
+        plain = 2 * sum(blocks) - dilated
+        for multiple, count in zip((2, 3), blocks, strict=True):
+            for index in range(count):
+                first = 2 * len(layers)
+                layers.append(
+                    PreActivationBlock(
+                        before,
+                        multiple * width,
+                        skip_conv=index == 0,
+                        dilations=(1 if first < plain else 2, 1 if first + 1 < plain else 2),
+                        norm_momentum=norm_momentum,
+                    )
+                )
+                before = multiple * width
+        self.blocks = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d s s"]:
+        """Map `[n, in_channels, s, s]` to `[n, out_channels, s, s]`."""
+        return self.blocks(self.input_layer(x))
+
+
+def _resnet_head(settings: MaskHeadSettings, blocks: tuple[int, int], dilated: int = 0) -> MaskHead:
+    trunk = ResNetTrunk(settings.in_channels, settings.width, blocks, dilated, settings.norm_momentum)
+    return MaskHead(trunk, trunk.out_channels, settings)
+
+
+def _fcn_head(settings: MaskHeadSettings) -> MaskHead:
+    """Four 3 x 3 convolutions with bias and batch norm: Mask R-CNN's default head as Model Garden has it."""
+    layers: list[nn.Module] = []
+    for index in range(4):
+        before = settings.in_channels if index == 0 else settings.width
+        block = ConvBlock(
+            before,
+            settings.width,
+            3,
+            bias=True,
+            norm_momentum=settings.norm_momentum,
+            norm_epsilon=MaskHead.UPSAMPLE_NORM_EPSILON,
+        )
+        layers.append(block)
+    return MaskHead(nn.Sequential(*layers), settings.width, settings)
+
+
+class FullyConnectedHead(nn.Module):
+    """A 1 x 1 convolution to `width` channels and linear layers over the whole crop (1024, ReLU between).
+
+    Source: object_detection/meta_architectures/deepmac_meta_arch.py, `FullyConnectedMaskHead` (2 layers);
+    4 layers are in the paper's table 11 only. Departure: K masks, and a last layer that draws the masks at
+    `upsample` times the crop's size directly.
+    """
+
+    HIDDEN = 1024
+    size_divisor = 1
+
+    def __init__(self, settings: MaskHeadSettings, layers: int) -> None:
+        super().__init__()
+        if settings.mask_size is None:
+            raise ValueError("a fully connected mask head needs mask_size (the crop's side in cells), but got None")
+        self.mask_size = settings.mask_size
+        self.output_shape = (settings.num_masks, *(2 * (settings.upsample * settings.mask_size,)))
+        self.input_layer = nn.Conv2d(settings.in_channels, settings.width, 1)
+        hidden = [settings.width * settings.mask_size**2, *([self.HIDDEN] * (layers - 1))]
+        self.hidden = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(hidden[:-1], hidden[1:], strict=True)
+        )
+        self.output = nn.Linear(self.HIDDEN, math.prod(self.output_shape))
+        initialize_glorot(self)
+
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
+        """Map crops `[N, C, S, S]` to logits `[N, K, uS, uS]`; N may be 0.
+
+        Raises:
+            ValueError: S is not the head's `mask_size`.
+        """
+        if x.shape[-1] != self.mask_size or x.shape[-2] != self.mask_size:
+            raise ValueError(
+                f"this head was built for crops of {self.mask_size} x {self.mask_size}, but got {tuple(x.shape)}"
+            )
+        x = self.input_layer(x).permute(0, 2, 3, 1).flatten(1)  # the originals flatten in (y, x, channel) order
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        return self.output(x).unflatten(1, self.output_shape)
+
+
+MASK_HEADS: dict[str, Callable[[MaskHeadSettings], nn.Module]] = {
+    "hourglass10": partial(_hourglass_head, size="hourglass10"),
+    "hourglass20": partial(_hourglass_head, size="hourglass20"),
+    "hourglass32": partial(_hourglass_head, size="hourglass32"),
+    "hourglass52": partial(_hourglass_head, size="hourglass52"),
+    "hourglass100": partial(_hourglass_head, size="hourglass100"),
+    "hourglass20_uniform_size": partial(_hourglass_head, size="hourglass20", pool=1),
+    "hourglass20_no_shortcut": partial(_hourglass_head, size="hourglass20", shortcut=False),
+    "resnet4": partial(_resnet_head, blocks=(2, 0)),
+    "resnet8": partial(_resnet_head, blocks=(4, 0)),
+    "resnet12": partial(_resnet_head, blocks=(6, 0)),
+    "resnet16": partial(_resnet_head, blocks=(8, 0)),
+    "resnet20": partial(_resnet_head, blocks=(8, 2)),
+    "resnet20_dilated10": partial(_resnet_head, blocks=(8, 2), dilated=10),
+    "resnet20_dilated20": partial(_resnet_head, blocks=(8, 2), dilated=20),
+    "fully_connected": partial(FullyConnectedHead, layers=2),
+    "fully_connected4": partial(FullyConnectedHead, layers=4),
+    "fcn": _fcn_head,
+}
+
+
+def create_mask_head(
+    name: str,
+    in_channels: int,
+    width: int,
+    num_masks: int = 1,
+    upsample: int = 1,
+    mask_size: int | None = None,
+    norm_momentum: float = 0.1,
+) -> nn.Module:
+    """Build the mask head `name`, a module from crops `[N, C, S, S]` to logits `[N, K, uS, uS]`.
+
+    Args:
+        name: a key of `MASK_HEADS` (the originals' names).
+        in_channels: C.
+        width: channels of the first convolution (the originals' `num_init_channels` and `num_filters`: 64
+            for the hourglass and ResNet heads, 256 for `fcn`); the other widths are multiples of it.
+        num_masks: K, 1 for class-agnostic masks.
+        upsample: u, the enlargement at the end (1 for Deep-MAC, 2 for Deep-MARC).
+        mask_size: S; needed by the fully connected heads only, which are built for one size.
+        norm_momentum: of the batch norms, in torch's sense (0.9 in the originals' hourglasses).
+
+    The module's `size_divisor` is what S must be a multiple of. N may be 0 or 1 in training, too (see
+    `layers.normalize`).
+
+    Raises:
+        ValueError: the name is unknown, a number is not positive, or `mask_size` is missing.
+    """
+    if name not in MASK_HEADS:
+        raise ValueError(f"unknown mask head {name!r}; known are {', '.join(MASK_HEADS)}")
+    numbers = {"in_channels": in_channels, "width": width, "num_masks": num_masks, "upsample": upsample}
+    for key, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{key} of a mask head must be 1 or more, but got {value}")
+    settings = MaskHeadSettings(in_channels, width, num_masks, upsample, mask_size, norm_momentum)
+    return MASK_HEADS[name](settings)
