@@ -63,10 +63,7 @@ def jitter_boxes(
     image_extent = boxes.new_tensor([width, height])
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = torch.maximum((boxes[:, 2:] - boxes[:, :2]).abs(), image_extent * _SMALLEST_EXTENT) / 2
-    if mode.endswith("_xy"):
-        factors_per_box = 1
-    else:
-        factors_per_box = 2 if mode.endswith("symmetric") else 4
+    factors_per_box = {"symmetric": 2, "xy": 1}.get(mode.rsplit("_", 1)[-1], 4)
     device = boxes.device if generator is None else generator.device
     random = torch.rand(len(boxes), factors_per_box, generator=generator, device=device).to(boxes)
     low = 0.0 if mode.startswith("expand") else -ratio

@@ -38,7 +38,7 @@ def paste_masks(
 
 
 def paste_mask_region(
-    probability: Float[Tensor, "m m"], box: Float[Tensor, "4"], image_size: tuple[int, int], frame: BoxFrame
+    probability: Float[Tensor, "m m"], box: Float[Tensor, " 4"], image_size: tuple[int, int], frame: BoxFrame
 ) -> tuple[Float[Tensor, "height width"], tuple[int, int]]:
     """The probabilities of the image's pixels that one box covers, and the (x, y) of their first pixel.
 
@@ -96,10 +96,10 @@ def _corner_indices(low: Tensor, high: Tensor, pixels: Tensor, size: int) -> Ten
 
 def _interpolate(values: Tensor, indices: Tensor) -> Tensor:
     """Rows of `values` at continuous indices within it."""
-    below = indices.floor().clamp(max=max(len(values) - 2, 0))
-    steps = values.diff(dim=0) if len(values) > 1 else torch.zeros_like(values)
+    below = indices.floor()
     row = below.long()
-    return torch.addcmul(values[row], steps[row], (indices - below)[:, None])
+    above = (row + 1).clamp(max=len(values) - 1)
+    return torch.lerp(values[row], values[above], (indices - below)[:, None])
 
 
 def encode_masks(
@@ -146,6 +146,6 @@ def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple
 
 def _compress(counts: list[int], image_size: tuple[int, int]) -> dict[str, Any]:
     height, width = image_size
-    encoded = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    encoded: Any = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
     text = encoded["counts"]
     return {"size": [height, width], "counts": text.decode("ascii") if isinstance(text, bytes) else text}
