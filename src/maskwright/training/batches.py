@@ -1,0 +1,91 @@
+"""The data sets of a recipe, checked before training starts, and their loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from maskwright.data.coco import CocoInstances, split_by_hash
+from maskwright.data.loaders import evaluation_loader, training_loader
+from maskwright.data.transforms import training_transforms
+from maskwright.errors import UserError
+from maskwright.structures import Category
+from maskwright.training.options import DataOptions
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Training images with the masks that may be learnt, validation images with all masks."""
+
+    training: CocoInstances
+    validation: CocoInstances
+
+
+def open_data_sets(options: DataOptions, image_size: int, categories: list[Category] | None) -> DataSets:
+    """Open what a recipe's `data` names; without a validation file a share of the images is set aside.
+
+    Args:
+        options: the section `data` of a recipe.
+        image_size: side of the model's input; training images come out at this size.
+        categories: the label space; None takes the training file's own.
+
+    Raises:
+        UserError: a path is missing or unusable, a class unknown, or no image has a mask that may be learnt.
+    """
+    for key in ("images", "annotations"):
+        if getattr(options, key) is None:
+            raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+    images, annotations = str(options.images), str(options.annotations)
+    training = CocoInstances(images, annotations, categories=categories, mask_classes=options.mask_classes)
+    if options.validation_annotations is not None:
+        validation = CocoInstances(
+            options.validation_images or images, options.validation_annotations, categories=training.categories
+        )
+    else:
+        everything = CocoInstances(images, annotations, categories=training.categories)
+        kept, set_aside = split_by_hash(training.file_names, options.validation_share)
+        training, validation = training.subset(kept), everything.subset(set_aside)
+    training.transforms = training_transforms(image_size, scale=options.scale, flip=options.flip, colour=options.colour)
+    return DataSets(training, validation)
+
+
+class TrainingData(LightningDataModule):
+    """Loaders for one rank; the training loader starts at the step of the checkpoint that is resumed."""
+
+    def __init__(self, data_sets: DataSets, options: DataOptions, seed: int) -> None:
+        """Serve `data_sets` in batches of `options.batch_size` in an order fixed by `seed`."""
+        super().__init__()
+        self._data_sets = data_sets
+        self._options = options
+        self._seed = seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless batches of this rank, from the trainer's current step on."""
+        trainer = self._running_trainer()
+        return training_loader(
+            self._data_sets.training,
+            batch_size=self._options.batch_size,
+            seed=self._seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            start_step=trainer.global_step * trainer.accumulate_grad_batches,
+            num_workers=self._options.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's share of the validation images, each once."""
+        trainer = self._running_trainer()
+        return evaluation_loader(
+            self._data_sets.validation,
+            batch_size=self._options.batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            num_workers=self._options.num_workers,
+        )
+
+    def _running_trainer(self):
+        if self.trainer is None:
+            raise RuntimeError("TrainingData gives loaders only while a Trainer runs with it")
+        return self.trainer

@@ -1,0 +1,124 @@
+"""Checkpoints that a run can be resumed from exactly, and the weights folders beside them."""
+
+# ruff: noqa: ARG002  (Lightning gives its hooks more than each of them needs)
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from maskwright.models.hub import save_pretrained
+from maskwright.structures import SegmentationModel
+from maskwright.training.interruption import StopRequest
+from maskwright.training.task import TrainingTask
+
+LAST_CHECKPOINT, LAST, BEST, BEST_SCORE = "last.ckpt", "last", "best", "best.json"
+
+
+class RunCheckpoints(Checkpoint):
+    """Saves `last.ckpt` with the weights folder `last`, and the weights folder `best` after a best validation.
+
+    Checkpoints are taken after whole optimizer steps only (never between two accumulated batches): when
+    `seconds` have passed, before each validation, when a signal asks to stop, and at the end. A step that
+    is validated is saved after its validation, since Lightning would not repeat it on resume.
+    """
+
+    def __init__(
+        self, directory: Path, recipe: str, seconds: float, validate_every: int, stop_request: StopRequest
+    ) -> None:
+        """Save into `directory`.
+
+        Args:
+            directory: of the run.
+            recipe: the resolved recipe as YAML, kept inside of every checkpoint.
+            seconds: at most so much time passes between two checkpoints (and one step).
+            validate_every: optimizer steps between validations.
+            stop_request: asked after every step.
+        """
+        self._directory = directory
+        self._recipe = recipe
+        self._seconds = seconds
+        self._validate_every = validate_every
+        self._saved_at = time.monotonic()
+        self._weights: dict[str, Tensor] = {}
+        self._stop_request = stop_request
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step: stop, save, or go on."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step, stopping = trainer.global_step, self._stop_request.signal_number is not None
+        overdue = trainer.is_global_zero and time.monotonic() - self._saved_at >= self._seconds
+        # One decision for all ranks: clocks and the arrival of signals differ between them.
+        if trainer.strategy.reduce_boolean_decision(stopping or overdue, all=False):
+            stopping = trainer.strategy.reduce_boolean_decision(stopping, all=False)
+            overdue = True
+        if stopping:
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
+            self._save(trainer, pl_module)
+        elif self._is_validated(trainer, step):
+            trainer.should_stop = step == trainer.max_steps  # makes Lightning validate the last step
+        elif overdue or self._is_validated(trainer, step + 1):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, as best if it is the best so far."""
+        if trainer.sanity_checking:
+            return
+        self._save(trainer, pl_module)
+        score = cast(TrainingTask, pl_module).validation_metrics["mask_iou"]
+        if trainer.is_global_zero and score > read_best_score(self._directory):
+            self._save_weights(pl_module, BEST)
+            best = {"step": trainer.global_step, "mask_iou": score}
+            _write_text(self._directory / BEST_SCORE, json.dumps(best, indent=2) + "\n")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe in; keep the weights, which are the averaged ones when there is an average.
+
+        Lightning calls checkpoint callbacks last, after `WeightAveraging` has put the average in its place.
+        """
+        checkpoint["recipe"] = self._recipe
+        prefix = "model."
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        self._weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    def _is_validated(self, trainer: Trainer, step: int) -> bool:
+        is_due = step % self._validate_every == 0 or step == trainer.max_steps
+        return trainer.enable_validation and is_due
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = self._directory / LAST_CHECKPOINT
+        scratch = path.with_name(f".{LAST_CHECKPOINT}.new")
+        trainer.save_checkpoint(scratch)
+        if trainer.is_global_zero:
+            scratch.replace(path)
+            self._save_weights(pl_module, LAST)
+        self._saved_at = time.monotonic()
+
+    def _save_weights(self, pl_module: LightningModule, name: str) -> None:
+        save_pretrained(cast(SegmentationModel, pl_module.model), self._directory / name, state=self._weights)
+
+
+def read_best_score(directory: Path) -> float:
+    """Mask IoU of the weights folder `best` of a run; minus infinity where there is none yet."""
+    path = directory / BEST_SCORE
+    return float(json.loads(path.read_text())["mask_iou"]) if path.is_file() else -float("inf")
+
+
+def _write_text(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text)
+    scratch.replace(path)

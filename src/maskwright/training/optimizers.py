@@ -1,0 +1,54 @@
+"""Optimizer and learning-rate schedule of a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from maskwright.structures import ParameterGroup
+from maskwright.training.options import OptimizerOptions
+
+
+def create_optimizer(groups: Sequence[ParameterGroup], options: OptimizerOptions) -> Optimizer:
+    """The optimizer over a model's parameter groups, each with its share of learning rate and weight decay.
+
+    Raises:
+        ValueError: a parameter is in two groups.
+    """
+    parameters: list[dict[str, Any]] = [
+        {
+            "name": group["name"],
+            "params": group["params"],
+            "lr": options.learning_rate * group["learning_rate_factor"],
+            "weight_decay": options.weight_decay * group["weight_decay_factor"],
+        }
+        for group in groups
+    ]
+    if options.name == "sgd":
+        return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum)
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=options.learning_rate, betas=options.betas, eps=options.epsilon)
+
+
+def create_schedule(optimizer: Optimizer, options: OptimizerOptions, steps: int) -> LambdaLR:
+    """The schedule over a run of `steps` optimizer steps; step it once after each."""
+    return LambdaLR(optimizer, partial(learning_rate_factor, options=options, steps=steps))
+
+
+def learning_rate_factor(step: int, *, options: OptimizerOptions, steps: int) -> float:
+    """Share of the peak learning rate that optimizer step `step` (from 0) of a run of `steps` takes.
+
+    Linear warm-up ends with the full rate at step `warmup_steps`; the cosine reaches 0 after the last step.
+    """
+    if step < options.warmup_steps:
+        return (step + 1) / (options.warmup_steps + 1)
+    if options.schedule == "constant":
+        return 1.0
+    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,164 @@
+"""The sections `data`, `optimizer` and `trainer` of a recipe: plain values, each documented where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from maskwright.errors import UserError
+
+
+def _require(section: str, options: Any, condition: str, *names: str) -> None:
+    """Refuse the first of the named values that breaks `condition` ("> 0" or ">= 0"); None passes."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and (value < 0 or (condition == "> 0" and value == 0)):
+            raise UserError(f"{section}.{name} must be {condition}, but got {value}")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is learnt from, and how it reaches the model.
+
+    Attributes:
+        images: folder of the training images.
+        annotations: COCO instances file of the training images; boxes for every class, masks for some.
+        validation_images: folder of the validation images; left out, `images`.
+        validation_annotations: COCO instances file to validate on; left out, `validation_share` is set aside.
+        validation_share: share of the training images, chosen by a hash of the file name, that is validated on
+            and never trained on when there is no `validation_annotations`.
+        mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
+            classes count as box-only; validation still measures them, as unseen.
+        batch_size: images per device and step.
+        num_workers: loader processes per device; 0 loads in the training process.
+        scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
+            whole image fits, below it is zoomed in, above it is zoomed out.
+        flip: probability of a horizontal flip.
+        colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
+    """
+
+    images: str | None = None
+    annotations: str | None = None
+    validation_images: str | None = None
+    validation_annotations: str | None = None
+    validation_share: float = 0.1
+    mask_classes: str | list[str] = "all"
+    batch_size: int = 4
+    num_workers: int = 2
+    scale: tuple[float, float] = (0.6, 1.3)
+    flip: float = 0.5
+    colour: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require("data", self, "> 0", "batch_size")
+        _require("data", self, ">= 0", "num_workers", "colour")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError(f"data.scale must be two factors with 0 < smallest <= largest, but got {list(self.scale)}")
+        for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
+            if not 0 <= value <= 1:
+                raise UserError(f"data.{name} must lie in 0..1, but got {value}")
+        if self.validation_annotations is None and not 0 < self.validation_share < 1:
+            raise UserError(
+                f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
+                f"but got {self.validation_share}"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How the weights follow the gradient. The model's parameter groups scale learning rate and decay.
+
+    Attributes:
+        name: the optimizer.
+        learning_rate: the peak, after warm-up.
+        weight_decay: decoupled for adamw, an L2 term for adam and sgd.
+        betas: adam's and adamw's decay rates of the two moments.
+        epsilon: adam's and adamw's term in the denominator.
+        momentum: of sgd.
+        schedule: `cosine` falls to zero at the last step, `constant` stays.
+        warmup_steps: steps of linear warm-up.
+        gradient_clip: largest norm of the gradient; left out, gradients are not clipped.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    momentum: float = 0.9
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100
+    gradient_clip: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        _require("optimizer", self, "> 0", "learning_rate", "epsilon", "gradient_clip")
+        _require("optimizer", self, ">= 0", "weight_decay", "momentum", "warmup_steps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must lie in 0..1 (1 left out), but got {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How long, on what, and what is written down.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        output: folder of the run; left out, `runs/` followed by the recipe's name.
+        seed: of the first weights, the data order, the augmentation and the model's own randomness.
+        precision: number format; the mixed ones keep the weights in float32.
+        accumulate: batches whose gradients are added up for one step.
+        ema_decay: decay of the exponential moving average of the weights that is validated and saved (it warms
+            up over the first steps); `null` switches it off.
+        validate_every_steps: steps between validations; the last step is always validated.
+        checkpoint_every_seconds: time between checkpoints: what a crash can lose.
+        log_every_steps: steps between two records of losses and learning rate.
+        accelerator: `auto` takes a GPU where there is one; `cpu` or `gpu` insist.
+        devices: `auto` or the number of devices (processes on a CPU) per machine.
+        num_nodes: machines.
+        strategy: Lightning's name of the parallel strategy, `auto` or `ddp` for instance.
+        channels_last: keep images and weights in channels-last memory order (faster on most GPUs).
+    """
+
+    steps: int = 1000
+    output: str | None = None
+    seed: int = 0
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    accumulate: int = 1
+    ema_decay: float | None = 0.999
+    validate_every_steps: int = 500
+    checkpoint_every_seconds: float = 30.0
+    log_every_steps: int = 10
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        _require("trainer", self, "> 0", "steps", "accumulate", "validate_every_steps", "log_every_steps", "num_nodes")
+        _require("trainer", self, ">= 0", "seed", "checkpoint_every_seconds")
+        if self.devices != "auto" and self.devices < 1:
+            raise UserError(f"trainer.devices must be auto or > 0, but got {self.devices}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"trainer.ema_decay must lie between 0 and 1 or be null, but got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment, completely: what `maskwright train` runs and what lies beside every result.
+
+    Attributes:
+        family: name of the model's family.
+        model: the constructor's values by name, all but `mask_classes`, which `data.mask_classes` decides.
+        data: what is learnt from.
+        optimizer: how the weights follow the gradient.
+        trainer: how long, on what, and what is written down.
+        name: where the recipe comes from: its name in the package or the stem of its file.
+    """
+
+    family: str
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    name: str = "recipe"

@@ -1,0 +1,146 @@
+"""Recipes: found by name or path, overridden by dotted keys, checked against the family's constructor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from maskwright.errors import UserError
+from maskwright.models.hub import family_class
+from maskwright.training.options import DataOptions, OptimizerOptions, Recipe, TrainerOptions
+
+_SECTIONS = {"data": DataOptions, "optimizer": OptimizerOptions, "trainer": TrainerOptions}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package, such as `deep_mac/tiny`."""
+    return sorted(f"{family.name}/{Path(file.name).stem}" for family, file in _shipped())
+
+
+def recipe_parser(family: str) -> ArgumentParser:
+    """The typed keys of a recipe: `family`, the constructor values of that family under `model`, and the rest.
+
+    Raises:
+        UserError: no family has that name.
+    """
+    parser = ArgumentParser(
+        prog="maskwright train RECIPE",
+        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
+        description="Every key of a recipe can be given another value here; the defaults shown are the recipe's.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--family", type=str, default=family, help="name of the model's family")
+    # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
+    parser.add_class_arguments(family_class(family), "model", skip={"mask_classes"}, fail_untyped=True)
+    for section, options in _SECTIONS.items():
+        parser.add_class_arguments(options, section)
+    return parser
+
+
+def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `--section.key value` overrides, and check every name and type.
+
+    Args:
+        name_or_path: a name of `recipe_names()`, or the path of a YAML file.
+        overrides: command-line arguments such as `["--trainer.steps", "300"]`; the last one wins.
+
+    Raises:
+        UserError: no such recipe, not a recipe, an unknown key or a value of the wrong type or range.
+    """
+    name, source, text = _read(name_or_path)
+    values = _parse_yaml(text, source)
+    family = values.get("family")
+    if not isinstance(family, str):
+        raise UserError(f"{source}: expected the key 'family' with the name of a model family")
+    try:
+        parser = recipe_parser(family)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    try:
+        parser.set_defaults(vars(parser.parse_object(values).as_flat()))  # so that --help shows this recipe
+    except ArgumentError as error:
+        raise UserError(f"{source}: {_one_sentence(error)}") from error
+    try:
+        parsed = parser.parse_args(list(overrides)).as_dict()
+    except ArgumentError as error:
+        raise UserError(_one_sentence(error)) from error
+    if parsed["family"] != family:
+        raise UserError(f"{source}: the family of a recipe is {family!r} and cannot be changed; choose another recipe")
+    sections = {section: options(**parsed[section]) for section, options in _SECTIONS.items()}
+    return Recipe(family=family, model=parsed["model"], name=name, **sections)
+
+
+def read_recipe_file(path: Path) -> Recipe:
+    """The recipe that `recipe_yaml` wrote to `path`.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another version.
+    """
+    return resolve_recipe(path)
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe as the text of a YAML file that `resolve_recipe` reads back to the same values."""
+    values = {"family": recipe.family, "model": recipe.model}
+    values |= {section: asdict(getattr(recipe, section)) for section in _SECTIONS}
+    return yaml.safe_dump(_without_tuples(values), sort_keys=False, default_flow_style=False)
+
+
+def _shipped() -> list[tuple[Traversable, Traversable]]:
+    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
+    return [(folder, file) for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
+
+
+def _read(name_or_path: str | os.PathLike[str]) -> tuple[str, str, str]:
+    """Name, source for messages, and text."""
+    name = os.fspath(name_or_path)
+    if name in recipe_names():
+        return name, f"recipe {name}", files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text()
+    path = Path(name)
+    if not path.is_file():
+        names = ", ".join(recipe_names())
+        raise UserError(f"{name}: neither the name of a recipe nor a file; the recipes are {names}")
+    try:
+        return path.stem, str(path), path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
+    for section in ("model", *_SECTIONS):
+        if values.setdefault(section, {}) is None:
+            values[section] = {}
+        if not isinstance(values[section], dict):
+            raise UserError(f"{source}: expected keys and values under {section!r}, but got {values[section]!r}")
+    return values
+
+
+def _one_sentence(error: ArgumentError) -> str:
+    """The parser's message on one line, its types in words."""
+    text = " ".join(str(error).split()).replace("typing.", "")
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tuples(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tuples(entry) for entry in value]
+    return value
