@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning.pytorch import LightningDataModule
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from maskwright.data.coco import CocoInstances, split_by_hash
-from maskwright.data.loaders import evaluation_loader, training_loader
+from maskwright.data.loaders import Batch, evaluation_loader, training_loader
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
 from maskwright.structures import Category
@@ -85,7 +86,14 @@ class TrainingData(LightningDataModule):
             num_workers=self._options.num_workers,
         )
 
-    def _running_trainer(self):
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Images go to the device; targets only for training, since the metric works on the CPU."""
+        if self._running_trainer().training:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        images, targets = batch
+        return super().transfer_batch_to_device(images, device, dataloader_idx), targets
+
+    def _running_trainer(self) -> Trainer:
         if self.trainer is None:
             raise RuntimeError("TrainingData gives loaders only while a Trainer runs with it")
         return self.trainer

@@ -27,6 +27,9 @@ class RunCheckpoints(Checkpoint):
     Checkpoints are taken after whole optimizer steps only (never between two accumulated batches): when
     `seconds` have passed, before each validation, when a signal asks to stop, and at the end. A step that
     is validated is saved after its validation, since Lightning would not repeat it on resume.
+
+    Attributes:
+        saved_step: the step of the newest checkpoint; 0 before the first.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class RunCheckpoints(Checkpoint):
             validate_every: optimizer steps between validations.
             stop_request: asked after every step.
         """
+        self.saved_step = 0
         self._directory = directory
         self._recipe = recipe
         self._seconds = seconds
@@ -51,6 +55,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -65,14 +70,14 @@ class RunCheckpoints(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(stopping or overdue, all=False):
             stopping = trainer.strategy.reduce_boolean_decision(stopping, all=False)
             overdue = True
-        if stopping:
+        is_validated = self._is_validated(trainer, step)
+        if not is_validated and (stopping or overdue or self._is_validated(trainer, step + 1)):
+            self._save(trainer, pl_module)
+        if is_validated and not stopping:
+            trainer.should_stop = step == trainer.max_steps  # makes Lightning validate the last step
+        if stopping:  # a step that is yet to be validated is taken again on resume
             trainer.limit_val_batches = 0
             trainer.should_stop = True
-            self._save(trainer, pl_module)
-        elif self._is_validated(trainer, step):
-            trainer.should_stop = step == trainer.max_steps  # makes Lightning validate the last step
-        elif overdue or self._is_validated(trainer, step + 1):
-            self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, as best if it is the best so far."""
@@ -107,6 +112,7 @@ class RunCheckpoints(Checkpoint):
             scratch.replace(path)
             self._save_weights(pl_module, LAST)
         self._saved_at = time.monotonic()
+        self.saved_step = trainer.global_step
 
     def _save_weights(self, pl_module: LightningModule, name: str) -> None:
         save_pretrained(cast(SegmentationModel, pl_module.model), self._directory / name, state=self._weights)

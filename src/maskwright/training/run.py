@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from maskwright.training.batches import DataSets
+    from maskwright.training.checkpoints import RunCheckpoints
     from maskwright.training.interruption import StopRequest
 
 RECIPE = "recipe.yaml"
@@ -42,7 +43,7 @@ class TrainingResult:
     """How a run ended.
 
     directory: of the run, with the weights folders `last` and (after a validation) `best`.
-    step: optimizer steps taken since the beginning of the run.
+    step: the optimizer step of the newest checkpoint, counted from the beginning of the run.
     metrics: of the last validation of this call; empty where there was none.
     signal_number: the signal that stopped the run early, or None.
     """
@@ -144,10 +145,18 @@ def _fit(
     start: int,
 ) -> TrainingResult:
     from maskwright.training.batches import TrainingData
+    from maskwright.training.checkpoints import RunCheckpoints
     from maskwright.training.task import TrainingTask
 
     task = TrainingTask(model, recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
-    trainer = _create_trainer(recipe, directory, stop_request, start)
+    checkpoints = RunCheckpoints(
+        directory,
+        recipe_yaml(recipe),
+        recipe.trainer.checkpoint_every_seconds,
+        recipe.trainer.validate_every_steps,
+        stop_request,
+    )
+    trainer = _create_trainer(recipe, directory, checkpoints, start)
     data = TrainingData(data_sets, recipe.data, recipe.trainer.seed)
     if trainer.is_global_zero:
         _announce(recipe, directory, model, data_sets, trainer, start)
@@ -158,16 +167,15 @@ def _fit(
         if stop_request.signal_number is None:
             raise
         raise KeyboardInterrupt from error  # Lightning turns a second Ctrl-C into an exit
-    return TrainingResult(directory, trainer.global_step, task.validation_metrics, stop_request.signal_number)
+    return TrainingResult(directory, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number)
 
 
-def _create_trainer(recipe: Recipe, directory: Path, stop_request: StopRequest, start: int) -> Trainer:
+def _create_trainer(recipe: Recipe, directory: Path, checkpoints: RunCheckpoints, start: int) -> Trainer:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from maskwright.training.averaging import ExponentialAverage
-    from maskwright.training.checkpoints import RunCheckpoints
     from maskwright.training.records import RunRecords
 
     _quieten_lightning()
@@ -175,11 +183,7 @@ def _create_trainer(recipe: Recipe, directory: Path, stop_request: StopRequest, 
     callbacks: list[Callback] = [RunRecords(directory, options.log_every_steps)]
     if options.ema_decay is not None:
         callbacks.append(ExponentialAverage(options.ema_decay))
-    callbacks.append(
-        RunCheckpoints(
-            directory, recipe_yaml(recipe), options.checkpoint_every_seconds, options.validate_every_steps, stop_request
-        )
-    )
+    callbacks.append(checkpoints)
     return Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -260,7 +264,7 @@ def _quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
 
 
 def _take_resume(arguments: list[str]) -> tuple[list[str], bool]:

@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NAMES = ("person", "dog", "kite")
+
+
+def _annotation(identity: int, image: int, category: int, box: tuple[int, int, int, int], *, mask: bool) -> dict:
+    left, top, width, height = box
+    polygon = [left, top + height, left + width / 2, top, left + width, top + height]
+    entry = {"id": identity, "image_id": image, "category_id": category, "bbox": list(box), "iscrowd": 0}
+    entry["area"] = width * height / 2
+    return {**entry, "segmentation": [polygon]} if mask else entry
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of 12 photographs of 80 x 60 pixels and their file; image 3 is empty, kites have boxes only."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "images").mkdir()
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for image in range(12):
+        name = f"{image:03d}.png"
+        Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(root / "images" / name)
+        images.append({"id": image, "file_name": name, "width": 80, "height": 60})
+        for category in range(3 if image != 3 else 0):
+            box = (5 + 20 * category, 5 + image, 18 + image, 30)
+            annotations.append(_annotation(len(annotations) + 1, image, category + 1, box, mask=category != 2))
+    file = root / "instances.json"
+    categories = [{"id": index + 1, "name": name} for index, name in enumerate(NAMES)]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root / "images", file
+
+
+@pytest.fixture
+def overrides(coco, tmp_path) -> list[str]:
+    """Command-line values that make `deep_mac/tiny` a model of a few thousand weights on the `coco` files."""
+    images, file = coco
+    values = {
+        "data.images": images,
+        "data.annotations": file,
+        "data.validation_share": 0.25,
+        "data.mask_classes": "person",
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "model.image_size": 64,
+        "model.backbone": "resnet18_fpn",
+        "model.pretrained_backbone": "false",
+        "model.mask_head": "resnet4",
+        "model.mask_head_width": 8,
+        "model.mask_size": 16,
+        "model.width": 0.0625,
+        "optimizer.warmup_steps": 2,
+        "trainer.steps": 6,
+        "trainer.validate_every_steps": 4,
+        "trainer.accelerator": "cpu",
+        "trainer.output": tmp_path / "run",
+    }
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
