@@ -1,0 +1,125 @@
+"""Class names: what an annotation file calls its classes, and which of them a preset means.
+
+Names are compared without case, spaces, hyphens and underscores, and with the usual synonyms between
+PASCAL VOC and COCO (aeroplane and airplane, tvmonitor and tv, ...).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskwright.data.json_file import read_json_object
+from maskwright.errors import UserError
+from maskwright.structures import Category
+
+VOC = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse",
+    "sheep", "cow", "bottle", "chair", "couch", "potted plant", "dining table", "tv",
+)  # fmt: skip
+"""The 20 classes of PASCAL VOC, by the names that COCO gives them."""
+
+NON_VOC = (
+    "truck", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "elephant", "bear", "zebra",
+    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball",
+    "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "wine glass", "cup", "fork",
+    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza",
+    "donut", "cake", "bed", "toilet", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The other 60 classes of COCO."""
+
+PRESETS = {"voc": VOC, "non_voc": NON_VOC}
+
+# Keys and values as `_key` makes them.
+_SYNONYMS = {
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+    "television": "tv",
+    "mobilephone": "cellphone",
+    "doughnut": "donut",
+    "hairdryer": "hairdrier",
+    "fridge": "refrigerator",
+    "remotecontrol": "remote",
+}
+
+
+def _key(name: str) -> str:
+    plain = "".join(character for character in name.lower() if character.isalnum()) or name
+    return _SYNONYMS.get(plain, plain)
+
+
+def read_categories(annotations: str | Path) -> list[Category]:
+    """The label space of a COCO file: its `categories` in file order (position = label).
+
+    Raises:
+        UserError: the file cannot be read, is not a COCO file, or two categories share an id or a name.
+    """
+    content = read_json_object(annotations, ("categories",))
+    return parse_categories(content["categories"], str(annotations))
+
+
+def parse_categories(entries: object, source: str) -> list[Category]:
+    """Check the `categories` of a COCO file; `source` names the file in errors.
+
+    Raises:
+        UserError: the list is missing or empty, an entry has no integer id or no name, or ids or names repeat.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{source}: 'categories' must be a non-empty list of {{id, name}} entries")
+    categories: list[Category] = []
+    for position, entry in enumerate(entries):
+        identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if type(identity) is not int or not isinstance(name, str) or not name:
+            raise UserError(
+                f"{source}: category {position} must have an integer 'id' and a text 'name', but got {entry!r}"
+            )
+        category = Category(id=identity, name=name)
+        if "isthing" in entry:
+            category["isthing"] = bool(entry["isthing"])
+        categories.append(category)
+    for field in ("id", "name"):
+        counts = Counter(category[field] for category in categories)
+        repeated = [value for value, count in counts.items() if count > 1]
+        if repeated:
+            raise UserError(f"{source}: every category needs its own {field}, but these repeat: {repeated}")
+    return categories
+
+
+def resolve_mask_classes(spec: str | Sequence[str], categories: Sequence[Category]) -> list[str]:
+    """The names, in the order and spelling of `categories`, of the classes that `spec` means.
+
+    `spec` is `all`, a preset (`voc`, `non_voc`: those of its classes that exist here), a list of names, or
+    one text of names with commas between them. An empty list means no class.
+
+    Raises:
+        UserError: a name is unknown (all unknown and all known names are listed), or a preset has no class here.
+    """
+    names = [category["name"] for category in categories]
+    if spec == "all":
+        return names
+    if isinstance(spec, str) and spec in PRESETS and spec not in names:
+        wanted = {_key(name) for name in PRESETS[spec]}
+        found = [name for name in names if _key(name) in wanted]
+        if not found:
+            raise UserError(f"the preset {spec!r} has no class among the known ones: {', '.join(names)}")
+        return found
+    if isinstance(spec, str):
+        spec = [spec] if spec in names else [name.strip() for name in spec.split(",") if name.strip()]
+    matches = {name: match_name(name, names) for name in spec}
+    unknown = [name for name, match in matches.items() if match is None]
+    if unknown:
+        raise UserError(f"unknown class names: {', '.join(unknown)}; known are: {', '.join(names)}")
+    chosen = set(matches.values())
+    return [name for name in names if name in chosen]
+
+
+def match_name(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that `name` means: the same spelling first, else the first synonym, else None."""
+    if name in names:
+        return name
+    key = _key(name)
+    return next((candidate for candidate in names if _key(candidate) == key), None)

@@ -1,0 +1,43 @@
+"""Reading a JSON file that a user gave, with every way it can be wrong told in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maskwright.errors import UserError
+
+
+def read_json_object(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The JSON object in the file at `path`, which must have all of `keys`.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, not JSON, not an object, or lacks a key.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        reason = "it is empty" if path.stat().st_size == 0 else str(error)
+        raise UserError(f"{path} is not a JSON file: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object with the keys {_list(keys)}, but got a {_kind(content)}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        found = _list(list(content)[:10]) if content else "none"
+        raise UserError(
+            f"{path}: expected the keys {_list(keys)}, but {_list(missing)} is missing (keys found: {found})"
+        )
+    return content
+
+
+def _list(keys: Sequence[str]) -> str:
+    return ", ".join(repr(key) for key in keys)
+
+
+def _kind(value: object) -> str:
+    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "null")
