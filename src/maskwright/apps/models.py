@@ -1,0 +1,46 @@
+"""`maskwright models`: what there is to predict with and to train from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from maskwright.evaluation.report import format_table
+from maskwright.models.hub import BUNDLED, bundled_names, family_class
+from maskwright.training.recipes import recipe_names, resolve_recipe
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def list_models() -> None:
+    """Print the bundled models (parameters, size on disk, family) and the recipes (parameters, family)."""
+    models = [_bundled_row(BUNDLED / name) for name in bundled_names()]
+    print(format_table(["bundled model", "family", "parameters", "size"], models or [["none", "", "", ""]]))
+    print()
+    print(format_table(["recipe", "family", "parameters"], [_recipe_row(name) for name in recipe_names()]))
+
+
+def _bundled_row(folder: Path) -> list[str]:
+    weights = folder / "model.safetensors"
+    with safe_open(weights, framework="numpy") as tensors:  # reads the header only
+        shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys() if not key.endswith(_BUFFERS)]  # noqa: SIM118
+    family = json.loads((folder / "config.json").read_text())["family"]
+    return [folder.name, family, _millions(sum(map(math.prod, shapes))), f"{weights.stat().st_size / 1e6:.1f} MB"]
+
+
+def _recipe_row(name: str) -> list[str]:
+    recipe = resolve_recipe(name)
+    values = dict(recipe.model)
+    if "pretrained_backbone" in values:
+        values["pretrained_backbone"] = False  # nothing is to be downloaded for a count
+    with torch.device("meta"):
+        model = family_class(recipe.family)(**values)
+    return [name, recipe.family, _millions(sum(parameter.numel() for parameter in model.parameters()))]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"

@@ -1,0 +1,212 @@
+"""`maskwright predict`: pictures in; COCO results, overlays and mask pictures out."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
+from maskwright.apps.visualize import draw_overlay
+from maskwright.data.images import IMAGE_SUFFIXES, read_image
+from maskwright.errors import UserError
+from maskwright.evaluation.report import write_json
+from maskwright.ops.paste import paste_masks
+from maskwright.predictor import DEFAULT_MODEL, Predictor, load
+from maskwright.structures import InstancePrediction
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `maskwright predict` is asked for.
+
+    Attributes:
+        boxes: the boxes: `x1,y1,x2,y2;...` for one image, a JSON file `{file name: [[x1, y1, x2, y2], ...]}`,
+            or a COCO file; in pixels of the upright image.
+        model: a bundled model, a weights folder, or a Hub repository.
+        out: folder for `predictions.json` and the pictures; made where it is missing.
+        device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+        masks: also write every mask as a black-and-white PNG.
+        score_threshold: without boxes, the smallest score of a detection.
+    """
+
+    boxes: str | None = None
+    model: str = DEFAULT_MODEL
+    out: str = "masks"
+    device: str = "auto"
+    masks: bool = False
+    score_threshold: float = 0.3
+
+
+def predict_files(images: Sequence[str], options: PredictOptions) -> None:
+    """Predict every image and write the results; one line per image on stdout: file, masks, overlay.
+
+    In the options' folder `out`: `predictions.json` (COCO results: compressed RLE, instances in the order of
+    the boxes, with the `image_id` and `category_id` of a COCO box file; else the image's file name and 1),
+    `NAME_overlay.jpg` per image and, if asked for, `NAME_mask_K.png` per instance. Each file appears whole.
+
+    Args:
+        images: files, folders and glob patterns.
+        options: see `PredictOptions`.
+
+    Raises:
+        UserError: an image, box, model or device that cannot be used. Where only some of the images cannot,
+            the others are predicted and written first.
+    """
+    paths = find_images(images)
+    given = boxes_of_images(options.boxes, paths) if options.boxes is not None else [None] * len(paths)
+    predictor = load(options.model, options.device)
+    if options.boxes is None and predictor.needs_boxes:
+        raise UserError(
+            f"{options.model} has no detector and needs boxes: add --boxes, as "
+            '"x1,y1,x2,y2;...", as a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]} or as a COCO file'
+        )
+    out = _output_folder(options.out)
+    identities = _image_ids(paths)
+    results: list[dict[str, Any]] = []
+    failures: list[str] = []
+    jobs = zip(paths, given, _output_names(paths, out), strict=True)
+    for path, boxes, name in tqdm(jobs, total=len(paths), unit="image", disable=None):
+        try:
+            prediction = _predict_one(predictor, path, boxes, out / name, options)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            failures.append(str(error))
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
+        image_id = boxes.image_id if boxes is not None and boxes.image_id is not None else identities[path]
+        results += prediction.to_coco(image_id, boxes.category_ids if boxes is not None else None)
+    if len(failures) < len(paths):
+        write_json(out / "predictions.json", results, indent=None)
+        print(f"{len(results)} masks in {out / 'predictions.json'}", file=sys.stderr)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(paths)} images were left out, the first because: {failures[0]}")
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """The image files that files, folders (their own files only) and glob patterns stand for, each once.
+
+    Raises:
+        UserError: a pattern stands for nothing, or a folder has no images.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        for path in _expand(pattern):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        images = _only_images(path.iterdir())
+        if not images:
+            raise UserError(f"{pattern}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return images
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute patterns)
+    images = _only_images(map(Path, matches))
+    if not images:
+        raise UserError(f"{pattern}: no such file or folder, and as a pattern it matches no image")
+    return images
+
+
+def _only_images(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _output_folder(name: str) -> Path:
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {name}: cannot make this folder ({error.strerror})") from error
+    return folder
+
+
+def _image_ids(paths: Sequence[Path]) -> dict[Path, str]:
+    """The file name where it is unique among the images, else the path."""
+    counts = Counter(path.name for path in paths)
+    return {path: path.name if counts[path.name] == 1 else path.as_posix() for path in paths}
+
+
+def _output_names(paths: Sequence[Path], out: Path) -> list[str]:
+    """A name per image for its outputs: its stem, numbered where that would overwrite an output or an input."""
+    inputs = {path.stem.casefold() for path in paths if path.resolve().parent == out.resolve()}
+    taken: set[str] = set()
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 1
+        while _clashes(name.casefold(), taken, inputs):
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _clashes(name: str, taken: set[str], inputs: set[str]) -> bool:
+    outputs = (f"{name}_overlay", f"{name}_mask_")
+    return name in taken or any(stem.startswith(outputs) for stem in inputs)
+
+
+def _predict_one(
+    predictor: Predictor, path: Path, given: GivenBoxes | None, output: Path, options: PredictOptions
+) -> InstancePrediction:
+    image = read_image(path)
+    if given is not None and given.image_size not in (None, tuple(image.shape[1:])):
+        stated = given.image_size or ()
+        raise UserError(
+            f"{path}: the box file gives its size as (height, width) = {tuple(stated)}, "
+            f"but upright it is {tuple(image.shape[1:])}"
+        )
+    try:
+        boxes = given.boxes if given is not None else None
+        prediction = predictor.predict(image, boxes, score_threshold=options.score_threshold)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    overlay = output.with_name(f"{output.name}_overlay.jpg")
+    captions = _captions(prediction, given)
+    _save(draw_overlay(image, prediction, captions), overlay, "JPEG", quality=92)
+    if options.masks:
+        _write_masks(prediction, output)
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(f"{path}\t{len(prediction)} masks\t{overlay}", flush=True)
+    return prediction
+
+
+def _captions(prediction: InstancePrediction, given: GivenBoxes | None) -> list[str] | None:
+    if given is not None:
+        return list(given.names) if given.names is not None else None
+    names = {label: category["name"] for label, category in enumerate(prediction.categories)}
+    pairs = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+    return [f"{names.get(label, '')} {score:.2f}".strip() for label, score in pairs]
+
+
+def _write_masks(prediction: InstancePrediction, output: Path) -> None:
+    for index in range(len(prediction)):
+        one = slice(index, index + 1)  # a plane at a time, however many instances there are
+        probabilities, box = prediction.mask_probabilities[one], prediction.boxes[one]
+        plane = paste_masks(probabilities, box, prediction.image_size, prediction.frame)[0]
+        picture = Image.fromarray(plane.numpy()).convert("L")
+        _save(picture, output.with_name(f"{output.name}_mask_{index}.png"), "PNG", optimize=False)
+
+
+def _save(picture: Image.Image, path: Path, kind: str, **options: Any) -> None:
+    """Write it under a temporary name first, so that no broken picture is ever found."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        picture.save(temporary, kind, **options)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

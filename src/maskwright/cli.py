@@ -1,0 +1,206 @@
+"""The command `maskwright`: its arguments, its exit codes, and one sentence for every mistake.
+
+Exit code 0: done. 2: the input is wrong, and a sentence on stderr says how. 130: stopped by Ctrl-C.
+Nothing heavy is imported before the verb is known.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import maskwright
+from maskwright.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, or a Hub repository"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `maskwright ARGUMENTS` (those of the process when None) and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        _quieten_libraries()
+        try:
+            code = _dispatch(given)
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            return _refuse(str(error))
+        except KeyboardInterrupt:
+            print("\nmaskwright: stopped", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; Python's own flush at exit must not fail on it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except OSError as error:
+            return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(_usage(), file=sys.stderr)
+        return 2
+    first, *rest = arguments
+    if first in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if first == "--version":
+        print(f"maskwright {maskwright.__version__}")
+        return 0
+    if first == "data" and rest:
+        first, rest = f"data {rest[0]}", rest[1:]
+    if first not in VERBS:
+        close = get_close_matches(first, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
+        raise UserError(f"there is no command {first!r}; {hint}")
+    return VERBS[first][1](rest)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb.ljust(width)}  {summary}" for verb, (summary, _) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: maskwright COMMAND ...",
+            "",
+            "Masks that nobody has drawn yet: boxes in, masks out, for any class.",
+            "",
+            *lines,
+            "",
+            "`maskwright COMMAND --help` says more; `maskwright --version` prints the version.",
+        ]
+    )
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = _parser("predict")
+    parser.add_argument("images", nargs="+", type=str, help="image files, folders, or quoted glob patterns")
+    parser.add_argument(
+        "--boxes",
+        type=str,
+        metavar="FILE|BOXES",
+        help='"x1,y1,x2,y2;..." for one image, a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file',
+    )
+    parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
+    parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
+    _add_device(parser)
+    parser.add_argument("--masks", action="store_true", help="also write every mask as a PNG picture")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, help="without --boxes: the smallest score of a detection"
+    )
+    values = _parse(parser, arguments)
+
+    from maskwright.apps.predict import PredictOptions, predict_files
+
+    predict_files(values.pop("images"), PredictOptions(**values))
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(
+            "usage: maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]\n\n"
+            "RECIPE is a name of `maskwright models` or a YAML file; `maskwright train RECIPE --help` lists its keys."
+        )
+        return 0
+
+    from maskwright.training.run import main as train
+
+    return train(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate")
+    parser.add_argument("model", type=str, help=DEFAULT_MODEL_HELP)
+    parser.add_argument("--images", type=str, required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--annotations", type=str, required=True, metavar="FILE", help="COCO instances")
+    parser.add_argument("--boxes", type=str, default="ground-truth", help="whose boxes are turned into masks")
+    parser.add_argument(
+        "--seen",
+        type=str,
+        help="classes whose masks were trained on: all, voc, non_voc, or names with commas (default: the model's own)",
+    )
+    parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
+    parser.add_argument("--save-results", type=str, metavar="OUT", help="write the masks as COCO results, too")
+    _add_device(parser)
+    parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
+    values = _parse(parser, arguments)
+
+    from maskwright.apps.evaluate import evaluate_and_report
+
+    evaluate_and_report(**values)
+    return 0
+
+
+def _models(arguments: list[str]) -> int:
+    _parse(_parser("models"), arguments)
+
+    from maskwright.apps.models import list_models
+
+    list_models()
+    return 0
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
+    "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
+    "evaluate": ("mask IoU on a COCO file, seen and unseen classes apart", _evaluate),
+    "models": ("list the bundled models and the recipes", _models),
+}
+
+
+def _parser(verb: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    summary = VERBS[verb][0]
+    return ArgumentParser(
+        prog=f"maskwright {verb}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto for a GPU where there is one")
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        text = " ".join(str(error).split())
+        text = re.sub(r"""Parser key "(\w+)": Expected an? <class '(\w+)'>\. Got value: """, _typed, text)
+        raise UserError(f"{text} (see `{parser.prog} --help`)") from error
+
+
+def _typed(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}: expected {match[2]}, but got "
+
+
+def _refuse(sentence: str) -> int:
+    print(f"maskwright: error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def _quieten_libraries() -> None:
+    """Warnings of other libraries are for programmers; ours and Lightning's about the run become one line each."""
+    warnings.filterwarnings("default", module=r"maskwright|lightning", append=True)
+    warnings.simplefilter("ignore", append=True)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"maskwright: warning: {' '.join(str(message).split())}", file=sys.stderr)

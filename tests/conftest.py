@@ -1,0 +1,44 @@
+"""What several test folders share: a model that needs no weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskwright.structures import ImageFeatures, ImageGeometry, InstancePrediction
+
+
+class EllipseModel(nn.Module):
+    """Box-prompted, without a detector: the mask of a box is the ellipse inscribed in it."""
+
+    def __init__(self, mask_size: int = 32) -> None:
+        super().__init__()
+        self.mask_size = mask_size
+        self.encoded = 0
+
+    def encode(self, images: list[Tensor]) -> ImageFeatures:
+        self.encoded += len(images)
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        return ImageFeatures({}, tuple(ImageGeometry(size, size, size) for size in sizes))
+
+    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+        steps = (torch.arange(self.mask_size) + 0.5) / self.mask_size * 2 - 1
+        ellipse = (steps[:, None] ** 2 + steps[None] ** 2 <= 1).float()
+        return [
+            InstancePrediction(
+                boxes=rows,
+                labels=torch.full((len(rows),), -1),
+                scores=torch.ones(len(rows)),
+                mask_scores=torch.full((len(rows),), 0.75),
+                mask_probabilities=ellipse.repeat(len(rows), 1, 1),
+                image_size=geometry.original_size,
+                frame="pixel",
+            )
+            for rows, geometry in zip(boxes, features.geometry, strict=True)
+        ]
+
+
+@pytest.fixture
+def ellipse_model() -> EllipseModel:
+    return EllipseModel()

@@ -1,0 +1,160 @@
+"""Predictor: any picture, checked boxes, encode once and prompt many times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import maskwright
+from maskwright.errors import UserError
+from maskwright.predictor import Predictor, check_boxes, choose_device
+
+
+@pytest.fixture
+def predictor(ellipse_model) -> Predictor:
+    return Predictor(ellipse_model, "cpu")
+
+
+def photo(width: int = 40, height: int = 30) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_every_kind_of_image_gives_the_same_masks(predictor: Predictor, tmp_path: Path):
+    image = photo()
+    image.save(tmp_path / "photo.png")
+    array = np.asarray(image)
+    kinds = [image, array, torch.tensor(array).permute(2, 0, 1), tmp_path / "photo.png", str(tmp_path / "photo.png")]
+    for kind in kinds:
+        prediction = predictor.predict(kind, [[4, 2, 24, 22]])
+        assert prediction.image_size == (30, 40)
+        (mask,) = prediction.masks
+        # A circle of radius 10 about (14, 12).
+        assert mask[12, 14]
+        assert not mask[3, 5]
+        assert abs(int(mask.sum()) - 314) <= 12
+
+
+def test_boxes_are_in_the_frame_of_the_upright_image(predictor: Predictor, tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(40, 30).save(tmp_path / "turned.jpg", exif=exif)
+    prediction = predictor.predict(tmp_path / "turned.jpg", [[0, 32, 20, 40]])
+    assert prediction.image_size == (40, 30)
+    assert len(prediction) == 1
+
+
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)])
+def test_no_boxes_are_no_masks(predictor: Predictor, boxes):
+    prediction = predictor.predict(photo(), boxes)
+    assert len(prediction) == 0
+    assert prediction.masks.shape == (0, 30, 40)
+    assert prediction.to_coco(1) == []
+
+
+def test_encode_once_prompt_many_times(predictor: Predictor, ellipse_model):
+    features = predictor.encode(photo())
+    first = predictor.masks_from_boxes(features, [[0, 0, 10, 10]])
+    both = predictor.masks_from_boxes(features, [[5, 5, 20, 25], [0, 0, 10, 10]])
+    assert ellipse_model.encoded == 1
+    assert torch.equal(first.masks[0], both.masks[1])
+    assert torch.equal(both.masks, predictor.predict(photo(), [[5, 5, 20, 25], [0, 0, 10, 10]]).masks)
+
+
+def test_what_exceeds_the_image_is_cut_off(predictor: Predictor):
+    prediction = predictor.predict(photo(), [[-5, -5, 10, 10], [30, 20, 99, 99]])
+    assert prediction.boxes.tolist() == [[0, 0, 10, 10], [30, 20, 40, 30]]
+
+
+def test_labels_stay_with_their_boxes(predictor: Predictor):
+    boxes = [[0, 0, 5, 5], [5, 5, 9, 9]]
+    assert predictor.predict(photo(), boxes, labels=[3, 1]).labels.tolist() == [3, 1]
+    assert predictor.predict(photo(), boxes).labels.tolist() == [-1, -1]
+    with pytest.raises(UserError, match=r"one label per box \(2\)"):
+        predictor.predict(photo(), boxes, labels=[3])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[0, 0, 5, 5], [1, 2, 3]], "box 1: expected four numbers"),
+        ([[0, 0, 5, "5"]], "box 0: expected four numbers"),
+        ([7], "box 0: expected four numbers"),
+        ([[0, 0, 5, True]], "box 0: expected four numbers"),
+        ([[0, 0, float("nan"), 5]], "box 0: expected finite"),
+        (np.array([[0, 0, np.inf, 5]]), "box 0: expected finite"),
+        ([[0, 0, 5, 5], [9, 0, 5, 5]], "box 1: expected corners"),
+        ([[3, 3, 3, 5]], "box 0: expected corners"),
+        (np.zeros((2, 5)), r"shape \[N, 4\]"),
+        (torch.zeros(4), r"shape \[N, 4\]"),
+        ([[0, 0, 5, 5], [50, 0, 60, 5]], "box 1: .* outside of the image, which is 40 wide and 30 high"),
+        ([[0, -9, 5, 0]], "box 0: .* outside"),
+    ],
+)
+def test_wrong_boxes_are_named(predictor: Predictor, ellipse_model, boxes, words: str):
+    with pytest.raises(UserError, match=words):
+        predictor.predict(photo(), boxes)
+    assert ellipse_model.encoded == 0  # told before the network's work
+
+
+def test_check_boxes_keeps_values_and_order():
+    rows = [[1.5, 2, 3, 4.25], [0, 0, 1, 1]]
+    for boxes in (rows, np.array(rows), torch.tensor(rows), [np.array(row) for row in rows], [tuple(r) for r in rows]):
+        checked = check_boxes(boxes)
+        assert checked.dtype == torch.float32
+        assert checked.tolist() == rows
+
+
+def test_a_model_without_a_detector_asks_for_boxes(predictor: Predictor):
+    with pytest.raises(UserError, match="needs boxes"):
+        predictor.predict(photo())
+
+
+def test_a_detector_is_used_without_boxes():
+    class Detecting(nn.Module):
+        detector = nn.Identity()
+
+        def forward(self, images, *, score_threshold):
+            assert not self.training
+            return [prediction_of(images[0], score_threshold)]
+
+    def prediction_of(image, score_threshold):
+        from conftest import EllipseModel
+
+        model = EllipseModel()
+        boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) * score_threshold
+        return model.masks_from_boxes(model.encode([image]), [boxes])[0]
+
+    predictor = Predictor(Detecting(), "cpu")
+    assert predictor.predict(photo(), score_threshold=0.5).boxes.tolist() == [[0, 0, 5, 5]]
+    with pytest.raises(UserError, match="takes no boxes"):
+        predictor.encode(photo())
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device(None) == choose_device("auto")
+    with pytest.raises(UserError, match="'tpu7'"):
+        choose_device("tpu7")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="'cuda'"):
+            choose_device("cuda")
+
+
+def test_load_reads_a_weights_folder(tmp_path: Path):
+    model = maskwright.DeepMAC(
+        backbone="resnet18_fpn", mask_head="resnet4", image_size=64, mask_size=8, width=0.1, box_frame="pixel"
+    )
+    maskwright.save_pretrained(model, tmp_path / "weights")
+    predictor = maskwright.load(tmp_path / "weights", device="cpu")
+    assert predictor.needs_boxes
+    prediction = predictor.predict(photo(), [[4, 2, 24, 22], [0, 0, 40, 30]])
+    assert prediction.masks.shape == (2, 30, 40)
+    assert not prediction.masks.requires_grad
+    with pytest.raises(UserError, match="no-such-model"):
+        maskwright.load("no-such-model")
