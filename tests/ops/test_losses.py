@@ -19,9 +19,10 @@ def test_dice_by_hand():
     assert mask_dice(logits, targets).tolist() == pytest.approx([1 - 2 * 1 / 4, 1])
 
 
-def test_dice_of_nothing_on_nothing_is_bounded_by_the_smallest_denominator():
-    loss = mask_dice(torch.full((1, 4, 4), -50.0), torch.zeros(1, 4, 4))
-    assert loss.tolist() == [1.0]
+def test_dice_of_next_to_nothing_is_bounded_by_the_smallest_denominator():
+    logits = torch.tensor([[[math.log(0.1 / 0.9), -50.0], [-50.0, -50.0]]])
+    targets = torch.tensor([[[0.2, 0.0], [0.0, 0.0]]])
+    assert mask_dice(logits, targets).tolist() == pytest.approx([1 - 2 * 0.1 * 0.2 / 1])
 
 
 def test_images_weigh_alike_whatever_their_number_of_instances():

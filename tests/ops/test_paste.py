@@ -94,26 +94,23 @@ def test_neighbouring_boxes_share_no_pixel():
     )
 
 
-@given(
-    st.lists(st.floats(-40, 120, width=32), min_size=4, max_size=4),
-    st.integers(2, 30),
-    st.integers(2, 30),
-)
-@settings(max_examples=60, deadline=None)
-def test_corner_paste_is_its_definition_to_the_last_edge_pixel(box, height, width):
+def corner_indices(low, high, length, size):
+    """Digest of the originals: mask index of each pixel, in their order of float32 operations."""
+    last_sample, last_pixel = np.float32(size - 1), np.float32(length - 1)
+    low, high = np.float32(low) / np.float32(length), np.float32(high) / np.float32(length)
+    extent = max(high - low, np.float32(1e-4))
+    first, last = (np.float32(0) - low) / extent, (np.float32(1) - low) / extent
+    step = (last - first) * last_sample / last_pixel
+    return np.array([first * last_sample + np.float32(i) * step for i in range(length)])
+
+
+@given(st.lists(st.floats(-40, 120, width=32), min_size=4, max_size=4), st.integers(2, 30), st.integers(2, 30))
+@settings(max_examples=40, deadline=None)
+def test_corner_paste_is_its_definition(box, height, width):
     probability = smooth_probability(4)
-
-    def indices(low, high, length):
-        low, high = np.float32(low) / np.float32(length), np.float32(high) / np.float32(length)
-        extent = max(high - low, np.float32(1e-4))
-        first, last = (np.float32(0) - low) / extent, (np.float32(1) - low) / extent
-        step = (last - first) * np.float32(3) / np.float32(length - 1)
-        return [first * np.float32(3) + np.float32(i) * step for i in range(length)]
-
-    expected = np.zeros((height, width), dtype=np.float32)
-    grid = probability.numpy()
-    for i, y in enumerate(indices(box[1], box[3], height)):
-        for j, x in enumerate(indices(box[0], box[2], width)):
+    expected, grid = np.zeros((height, width), dtype=np.float32), probability.numpy()
+    for i, y in enumerate(corner_indices(box[1], box[3], height, 4)):
+        for j, x in enumerate(corner_indices(box[0], box[2], width, 4)):
             if 0 <= y <= 3 and 0 <= x <= 3:
                 (top, left), (bottom, right) = (int(y), int(x)), (int(np.ceil(y)), int(np.ceil(x)))
                 above = grid[top, left] + (grid[top, right] - grid[top, left]) * (x - left)
@@ -121,6 +118,25 @@ def test_corner_paste_is_its_definition_to_the_last_edge_pixel(box, height, widt
                 expected[i, j] = above + (below - above) * (y - top)
     pasted = paste_one(probability, box, (height, width), "corner")
     torch.testing.assert_close(pasted, torch.from_numpy(expected), atol=1e-6, rtol=0)
+
+
+def test_corner_paste_rounds_edge_pixels_as_the_originals_do():
+    dropped = 0
+    for length in range(2, 120):
+        inside = corner_indices(0, length, length, 28)
+        inside = (inside >= 0) & (inside <= 27)
+        region, _ = paste_mask_region(
+            torch.ones(28, 28), torch.tensor([0.0, 0.0, length, length]), (length, length), "corner"
+        )
+        assert region.shape == (inside.sum(), inside.sum())
+        dropped += length - int(inside.sum())
+    assert dropped > 0  # the originals lose the last row of some whole-image boxes
+
+
+def test_corner_paste_on_an_image_of_one_row_takes_the_middle_of_the_box():
+    probability = smooth_probability(5)
+    region, _ = paste_mask_region(probability, torch.tensor([0.0, 0.0, 5.0, 1.0]), (1, 5), "corner")
+    torch.testing.assert_close(region, probability[2:3])
 
 
 def test_a_box_partly_outside_is_the_cut_of_a_larger_paste():

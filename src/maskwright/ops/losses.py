@@ -38,5 +38,5 @@ def mean_per_image(
     Source: _compute_deepmac_losses of the originals' deepmac_meta_arch.py (images, not instances, weigh
     alike).
     """
-    counts = torch.bincount(image_index, minlength=num_images).clamp(min=1).to(loss_per_instance.dtype)
+    counts = torch.bincount(image_index, minlength=num_images).to(loss_per_instance.dtype)
     return (loss_per_instance / counts[image_index]).sum() / num_images

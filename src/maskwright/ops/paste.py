@@ -13,6 +13,7 @@ from torch import Tensor
 from maskwright.ops.frames import BoxFrame, check_frame
 
 _SMALLEST_EXTENT = 1e-4  # of the image, in the `corner` frame: the originals' guard against a division by 0
+_COLUMNS_AT_ONCE = 64
 
 
 def paste_masks(
@@ -31,9 +32,9 @@ def paste_masks(
     """
     planes = torch.zeros(len(boxes), *image_size, dtype=torch.bool, device=probabilities.device)
     for plane, probability, box in zip(planes, probabilities, boxes, strict=True):
-        region, (left, top) = paste_mask_region(probability, box, image_size, frame)
-        height, width = region.shape
-        plane[top : top + height, left : left + width] = region > threshold
+        columns, (left, top) = _mask_columns(probability, box, image_size, frame, threshold)
+        width, height = columns.shape
+        plane[top : top + height, left : left + width] = columns.T
     return planes
 
 
@@ -57,16 +58,37 @@ def paste_mask_region(
 
     Source: `corner`: reframe_box_masks_to_image_masks of the originals' utils/ops.py.
     """
+    rows, columns, origin = _covered_pixels(box, image_size, probability.shape[-1], frame)
+    return _interpolate(_interpolate(probability.float(), rows).T, columns).T, origin
+
+
+def _mask_columns(
+    probability: Tensor, box: Tensor, image_size: tuple[int, int], frame: BoxFrame, threshold: float
+) -> tuple[Tensor, tuple[int, int]]:
+    """Which pixels of `paste_mask_region` exceed the threshold: bool [width, height], and their origin.
+
+    Column by column, the order of COCO's run lengths, and few columns at a time, so that probabilities
+    stay in the processor's cache.
+    """
+    rows, columns, origin = _covered_pixels(box, image_size, probability.shape[-1], frame)
+    grid = _interpolate(probability.float(), rows).T.contiguous()
+    mask = torch.empty(len(columns), len(rows), dtype=torch.bool, device=grid.device)
+    for part, indices in zip(mask.split(_COLUMNS_AT_ONCE), columns.split(_COLUMNS_AT_ONCE), strict=True):
+        torch.gt(_interpolate(grid, indices), threshold, out=part)
+    return mask, origin
+
+
+def _covered_pixels(
+    box: Tensor, image_size: tuple[int, int], size: int, frame: BoxFrame
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Continuous mask indices of the rows and of the columns that the box covers, and their first (x, y)."""
     check_frame(frame)
-    size = probability.shape[-1]
     low_x, low_y, high_x, high_y = box.unbind()
     rows, top = _pixel_indices(low_y, high_y, image_size[0], size, frame)
     columns, left = _pixel_indices(low_x, high_x, image_size[1], size, frame)
     if len(rows) == 0 or len(columns) == 0:
-        return probability.new_zeros(0, 0, dtype=torch.float32), (0, 0)
-    # Column by column in memory, which is the order of COCO's run lengths.
-    columns_first = _interpolate(_interpolate(probability.float(), rows).T.contiguous(), columns)
-    return columns_first.T, (left, top)
+        return rows[:0], columns[:0], (0, 0)
+    return rows, columns, (left, top)
 
 
 def _pixel_indices(low: Tensor, high: Tensor, length: int, size: int, frame: BoxFrame) -> tuple[Tensor, int]:
@@ -120,9 +142,8 @@ def encode_masks(
     check_frame(frame)
     encoded = []
     for probability, box in zip(probabilities.detach().cpu(), boxes.detach().cpu(), strict=True):
-        region, origin = paste_mask_region(probability, box, image_size, frame)
-        counts = _run_lengths((region > threshold).T.numpy(), origin, image_size)
-        encoded.append(_compress(counts, image_size))
+        columns, origin = _mask_columns(probability, box, image_size, frame, threshold)
+        encoded.append(_compress(_run_lengths(columns.numpy(), origin, image_size), image_size))
     return encoded
 
 
@@ -132,9 +153,11 @@ def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple
     columns: bool [width, height], the region transposed; `origin` is its first pixel's (x, y).
     """
     (left, top), (height, width) = origin, image_size
-    padded = np.zeros((columns.shape[0], columns.shape[1] + 2), dtype=bool)
-    padded[:, 1:-1] = columns
-    column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    # A 0 before the first pixel and one after each column: every run begins and ends in its own column.
+    stride = columns.shape[1] + 1
+    padded = np.zeros(columns.shape[0] * stride + 1, dtype=bool)
+    padded[1:].reshape(columns.shape[0], stride)[:, :-1] = columns
+    column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), stride)
     changes = (left + column) * height + top + row
     # Where the region is as high as the image, a run that ends with its column may go on in the next one.
     touching = changes[1::2][:-1] == changes[2::2]
