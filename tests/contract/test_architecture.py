@@ -1,0 +1,61 @@
+"""The rules of the house: imports point one way, files and functions stay short, Lightning stays in training."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "maskwright"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Each of these is imported inside of the functions that need it, so that the rest works without it and starts fast.
+OPTIONAL = {"cv2", "gradio", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "ray", "supervision", "webdataset"}
+
+
+def imports_on_loading(tree: ast.Module) -> Iterator[str]:
+    """Top-level names of the modules that are imported when the module is; `if TYPE_CHECKING:` is not."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_imports_point_one_way():
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+class TestSource:
+    def test_files_and_functions_are_short(self, path: Path):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 60, f"{node.name} (line {node.lineno}) has {length} lines"
+
+    def test_optional_libraries_are_imported_where_needed(self, path: Path):
+        allowed = {"lightning"} if path.parent.name == "training" else set()
+        forbidden = (OPTIONAL | {"lightning"}) - allowed
+        assert not forbidden & set(imports_on_loading(ast.parse(path.read_text())))
+
+    def test_no_assert_and_no_stub(self, path: Path):
+        text = path.read_text()
+        assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+        assert not [word for word in ("TODO", "FIXME", "XXX") if word in text]
+
+
+def test_nothing_is_called_utils():
+    vague = {"utils", "util", "misc", "helpers", "helper", "common", "manager"}
+    assert not [path for path in PACKAGE.rglob("*") if path.stem in vague]
