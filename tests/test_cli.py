@@ -206,7 +206,18 @@ class TestPredict:
 
     def test_a_size_that_contradicts_the_coco_file(self, capsys):
         coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 30, "height": 40}])
-        assert "(40, 30), but upright it is (30, 40)" in refused(capsys, "predict", "a.png", "--boxes", "boxes.json")
+        sentence = refused(capsys, "predict", "a.png", "--boxes", "boxes.json")
+        assert "a.png has 30 x 40 pixels (height x width), but boxes.json says 40 x 30" in sentence
+
+    def test_a_coco_file_annotates_the_pixels_as_stored(self, folder: Path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open("a.png").save("a.png", exif=exif)
+        assert main(["predict", "a.png", "--boxes", "0,0,30,40"]) == 0
+        assert Image.open("masks/a_overlay.jpg").size == (30, 40)
+        coco_file(Path("boxes.json"))
+        assert len(predict("a.png", "--boxes", "boxes.json")) == 2
+        assert Image.open("masks/a_overlay.jpg").size == (40, 30)
 
     def test_no_boxes(self, capsys):
         sentence = refused(capsys, "predict", "a.png")
@@ -239,6 +250,21 @@ class TestPredict:
         assert "'tpu7'" in refused(capsys, "predict", "a.png", "--boxes", "0,0,5,5", "--device", "tpu7")
 
 
+class TestDataCheck:
+    def test_a_good_file(self, capsys):
+        coco_file(Path("boxes.json"))
+        assert main(["data", "check", "boxes.json", "--images", "."]) == 0
+        assert "kite" in capsys.readouterr().out
+
+    def test_a_file_that_training_would_refuse(self, capsys):
+        coco_file(Path("boxes.json"), images=[])
+        assert main(["data", "check", "boxes.json"]) == 2
+        assert "usable for training: no" in capsys.readouterr().out
+
+    def test_a_file_that_is_not_there(self, capsys):
+        assert "absent.json" in refused(capsys, "data", "check", "absent.json")
+
+
 class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -251,6 +277,9 @@ class TestArguments:
             (["predict", "a.png", "--boxes"], "--boxes: expected one argument"),
             (["evaluate", "model"], "required: images, annotations"),
             (["models", "more"], "more"),
+            (["data"], "there is no command 'data'; did you mean 'data check'?"),
+            (["data", "chek"], "did you mean 'data check'?"),
+            (["data", "check"], "annotations"),
             (["train"], "recipe"),
             (["train", "no/such"], "no/such"),
         ],

@@ -59,7 +59,7 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "data" and rest:
         first, rest = f"data {rest[0]}", rest[1:]
     if first not in VERBS:
-        close = get_close_matches(first, VERBS, n=1)
+        close = get_close_matches(first, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
         raise UserError(f"there is no command {first!r}; {hint}")
     return VERBS[first][1](rest)
@@ -142,6 +142,19 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser("data check")
+    parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances")
+    parser.add_argument("--images", type=str, metavar="DIR", help="also read every image in this folder")
+    values = _parse(parser, arguments)
+
+    from maskwright.data.check import check_annotations
+
+    report = check_annotations(**values)
+    print(report)
+    return 0 if report.usable else 2
+
+
 def _models(arguments: list[str]) -> int:
     _parse(_parser("models"), arguments)
 
@@ -155,6 +168,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
     "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
     "evaluate": ("mask IoU on a COCO file, seen and unseen classes apart", _evaluate),
+    "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
     "models": ("list the bundled models and the recipes", _models),
 }
 

@@ -17,17 +17,14 @@ from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.errors import UserError
 from maskwright.predictor import check_boxes
 
-_FORMS = (
-    '"x1,y1,x2,y2;x1,y1,x2,y2", a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file '
-    "(all in pixels of the upright image)"
-)
+_FORMS = '"x1,y1,x2,y2;x1,y1,x2,y2", a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file (in pixels)'
 
 
 @dataclass(frozen=True)
 class GivenBoxes:
     """The boxes of one image.
 
-    boxes: float32 [N, 4], xyxy, pixels of the upright image.
+    boxes: float32 [N, 4], xyxy, pixels of the image as `image_size` says, or of the upright one.
     category_ids: the box file's own, one per box; None where it has none.
     names: of those categories.
     image_id: the box file's own; None where it has none.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
 from maskwright.apps.visualize import draw_overlay
+from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import IMAGE_SUFFIXES, read_image
 from maskwright.errors import UserError
 from maskwright.evaluation.report import write_json
@@ -30,7 +31,7 @@ class PredictOptions:
 
     Attributes:
         boxes: the boxes: `x1,y1,x2,y2;...` for one image, a JSON file `{file name: [[x1, y1, x2, y2], ...]}`,
-            or a COCO file; in pixels of the upright image.
+            or a COCO file; in pixels of the upright image (a COCO file: of the image as it gives its size).
         model: a bundled model, a weights folder, or a Hub repository.
         out: folder for `predictions.json` and the pictures; made where it is missing.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
@@ -163,13 +164,10 @@ def _clashes(name: str, taken: set[str], inputs: set[str]) -> bool:
 def _predict_one(
     predictor: Predictor, path: Path, given: GivenBoxes | None, output: Path, options: PredictOptions
 ) -> InstancePrediction:
-    image = read_image(path)
-    if given is not None and given.image_size not in (None, tuple(image.shape[1:])):
-        stated = given.image_size or ()
-        raise UserError(
-            f"{path}: the box file gives its size as (height, width) = {tuple(stated)}, "
-            f"but upright it is {tuple(image.shape[1:])}"
-        )
+    if given is None or given.image_size is None:
+        image = read_image(path)
+    else:
+        image = read_annotated_image(path, given.image_size, str(options.boxes))
     try:
         boxes = given.boxes if given is not None else None
         prediction = predictor.predict(image, boxes, score_threshold=options.score_threshold)
