@@ -1,0 +1,184 @@
+"""`maskwright evaluate`: a COCO file against known masks, seen classes, outputs, and bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from maskwright.apps.evaluate import evaluate, evaluate_and_report
+from maskwright.cli import main
+from maskwright.errors import UserError
+from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.hub import save_pretrained
+from maskwright.predictor import Predictor
+
+ELLIPSE_IN_BOX = math.pi / 4
+
+
+def polygon(x1: int, y1: int, x2: int, y2: int) -> list[list[int]]:
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def annotation(number: int, image: int, category: int, box: tuple[int, int, int, int], **fields: Any) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+        "segmentation": polygon(*box),
+        **fields,
+    }
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two photographs, filled boxes of an airplane (100 x 100) and a fork (20 x 20), half a fork (40 x 20, its
+    left half), a box without a mask, a crowd, and an image without annotations."""
+    generator = np.random.default_rng(0)
+    for name, size in (("a.png", (120, 160, 3)), ("b.png", (64, 48, 3)), ("c.png", (32, 32, 3))):
+        Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8)).save(tmp_path / name)
+    annotations = [
+        annotation(11, 1, 5, (20, 10, 120, 110)),
+        annotation(12, 1, 48, (130, 40, 150, 60)),
+        annotation(13, 1, 48, (0, 0, 30, 30), segmentation=[]),
+        annotation(14, 1, 5, (0, 60, 40, 120), iscrowd=1),
+        annotation(15, 2, 48, (4, 20, 44, 40), segmentation=polygon(4, 20, 24, 40)),
+    ]
+    content = {
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 160, "height": 120},
+            {"id": 2, "file_name": "b.png", "width": 48, "height": 64},
+            {"id": 9, "file_name": "c.png", "width": 32, "height": 32},
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 5, "name": "airplane"}, {"id": 48, "name": "fork"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def predictor(ellipse_model) -> Predictor:
+    ellipse_model.mask_classes = ["aeroplane", "unicorn"]
+    return Predictor(ellipse_model, "cpu")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    model = DeepMAC(
+        image_size=64,
+        backbone="resnet18_fpn",
+        mask_head="fully_connected",
+        mask_size=8,
+        width=0.1,
+        mask_classes=["airplane"],
+    )
+    folder = tmp_path / "weights"
+    save_pretrained(model, folder)
+    return folder
+
+
+def test_known_masks_give_known_numbers(predictor: Predictor, data: Path):
+    summary = evaluate(predictor, data, data / "instances.json", seen="voc", batch_size=2)
+    half = (ELLIPSE_IN_BOX / 2) / (0.5 + ELLIPSE_IN_BOX / 2)  # an ellipse over a box of which half is true
+    expected = {
+        "mask_iou": (2 * ELLIPSE_IN_BOX + half) / 3,
+        "mask_iou_seen": ELLIPSE_IN_BOX,
+        "mask_iou_unseen": (ELLIPSE_IN_BOX + half) / 2,
+        "class_mask_iou": (1.5 * ELLIPSE_IN_BOX + half / 2) / 2,
+        "mask_iou_small": (ELLIPSE_IN_BOX + half) / 2,
+        "mask_iou_large": ELLIPSE_IN_BOX,
+    }
+    assert {key: summary[key] for key in expected} == pytest.approx(expected, abs=0.02)
+    assert summary["mask_iou_medium"] is None
+    assert [summary[f"instances{key}"] for key in ("", "_seen", "_unseen")] == [3, 1, 2]
+    assert [(row["name"], row["seen"], row["instances"]) for row in summary["classes"]] == [
+        ("airplane", True, 1),
+        ("fork", False, 2),
+    ]
+
+
+def test_seen_defaults_to_the_models_mask_classes_by_any_usual_name(predictor: Predictor, data: Path):
+    summary = evaluate(predictor, data, data / "instances.json")
+    assert summary["instances_seen"] == 1
+    assert evaluate(predictor, data, data / "instances.json", seen=["fork"])["instances_seen"] == 2
+
+
+def test_workers_and_batches_change_nothing(predictor: Predictor, data: Path):
+    one = evaluate(predictor, data, data / "instances.json", batch_size=1)
+    assert one == evaluate(predictor, data, data / "instances.json", batch_size=3, num_workers=2)
+
+
+def test_saved_results_are_cocos_with_the_files_ids(predictor: Predictor, data: Path, tmp_path: Path):
+    file = tmp_path / "results.json"
+    evaluate(predictor, data, data / "instances.json", save_results=file)
+    results = json.loads(file.read_text())
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(1, 5), (1, 48), (1, 48), (2, 48)]
+    truth = COCO(data / "instances.json")
+    areas = [a["area"] for a in truth.loadRes(results).loadAnns([1, 2])]
+    assert areas == pytest.approx([ELLIPSE_IN_BOX * 10000, ELLIPSE_IN_BOX * 400], rel=0.05)
+
+
+def test_command_line_prints_tables_and_writes_json(weights: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    out = data / "numbers.json"
+    options = ["--images", str(data), "--annotations", str(data / "instances.json"), "--device", "cpu"]
+    assert main(["evaluate", str(weights), *options, "--boxes", "ground-truth", "--json", str(out)]) == 0
+    printed = capsys.readouterr()
+    numbers = json.loads(out.read_text())
+    assert 0 <= numbers["mask_iou"] <= 1
+    assert numbers["instances_seen"] == 1
+    lines = [line.split() for line in printed.out.split("\n")]
+    assert ["all", "classes", f"{numbers['mask_iou']:.3f}", f"{numbers['class_mask_iou']:.3f}", "3"] in lines
+    assert "evaluate" in printed.err
+    assert "evaluate" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--boxes", "predicted"], "boxes must be one of ground-truth, but got 'predicted'"),
+        (["--seen", "airplane,spoon"], "unknown class names: spoon; known are: airplane, fork"),
+        (["--json", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
+        (["--save-results", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
+        (["--batch-size", "0"], "expected batch_size >= 1"),
+        (["--annotations", "nowhere.json"], "nowhere.json"),
+        (["--images", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    weights: Path, data: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+):
+    given = ["--images", str(data), "--annotations", str(data / "instances.json"), "--device", "cpu"]
+    assert main(["evaluate", str(weights), *given, *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert sentence in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_no_results_are_left_by_a_run_that_fails_halfway(predictor: Predictor, data: Path, tmp_path: Path):
+    (data / "b.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UserError, match=r"b\.png"):
+        evaluate(predictor, data, data / "instances.json", save_results=out / "results.json")
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_without_boxes_is_refused(predictor: Predictor, data: Path, tmp_path: Path):
+    from torch import nn
+
+    with pytest.raises(UserError, match="cannot be prompted with boxes"):
+        evaluate(Predictor(nn.Identity(), "cpu"), data, data / "instances.json")
+    with pytest.raises(UserError, match="nothing-here"):
+        evaluate_and_report(tmp_path / "nothing-here", data, data / "instances.json")
