@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import match_name, resolve_mask_classes
+from maskwright.data.images import read_image
 from maskwright.errors import UserError
 from maskwright.structures import Category, Target
 
@@ -81,7 +82,7 @@ class CocoInstances:
         self.transforms = transforms
         if not self._images.is_dir():
             raise UserError(f"the image folder {self._images} does not exist or is no folder")
-        self._existing_path(0)
+        _require_file(self._path(0), self._index.source)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,15 +126,12 @@ class CocoInstances:
         weights = self._index.sampling_weights
         return None if weights is None else torch.from_numpy(weights[self._rows])
 
-    def _existing_path(self, index: int) -> Path:
-        path = self._images / self._index.file_names[self._rows[index]]
-        if not path.is_file():
-            raise UserError(f"the image {path}, listed in {self._index.source}, does not exist")
-        return path
+    def _path(self, index: int) -> Path:
+        return self._images / self._index.file_names[self._rows[index]]
 
     def _image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         height, width = self._index.image_sizes[self._rows[index]].tolist()
-        return read_image(self._existing_path(index), (height, width), self._index.source)
+        return read_annotated_image(self._path(index), (height, width), self._index.source)
 
     def _target(self, index: int) -> Target:
         row = int(self._rows[index])
@@ -167,27 +165,35 @@ def _label_of_category(index: AnnotationIndex, categories: Sequence[Category]) -
     return np.array([-1 if match is None else names.index(match) for match in matches], dtype=np.int64)
 
 
-def read_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
     COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
 
     Raises:
-        UserError: the file cannot be read as an image, or has another size.
+        UserError: the file is missing, cannot be read as an image, or has another size.
     """
+    _require_file(path, source)
     try:
         with Image.open(path) as stored:
-            if (stored.height, stored.width) != size:
-                stored = ImageOps.exif_transpose(stored)
             if (stored.height, stored.width) == size:
-                pixels = np.array(stored.convert("RGB"))
-                return torch.from_numpy(pixels).permute(2, 0, 1)
-            found = (stored.height, stored.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                stored.getexif().pop(ExifTags.Base.Orientation, None)
+            image = read_image(stored)
+    # Pillow's decoders report broken data as any of these (a UserError is a ValueError).
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
-    raise UserError(
-        f"the image {path} has {found[0]} x {found[1]} pixels (height x width), but {source} says {size[0]} x {size[1]}"
-    )
+    found = tuple(image.shape[1:])
+    if found != size:
+        raise UserError(
+            f"the image {path} has {found[0]} x {found[1]} pixels (height x width), "
+            f"but {source} says {size[0]} x {size[1]}"
+        )
+    return image
+
+
+def _require_file(path: Path, source: str) -> None:
+    if not path.is_file():
+        raise UserError(f"the image {path}, listed in {source}, does not exist")
 
 
 def split_by_hash(file_names: Sequence[str], share: float) -> tuple[list[int], list[int]]:

@@ -59,6 +59,12 @@ class Segmentations:
             planes[position][inside] = plane[inside]
         return torch.from_numpy(planes).transpose(1, 2), torch.from_numpy(filled)
 
+    def covers_pixels(self, row: int, image_size: tuple[int, int]) -> bool:
+        """Whether annotation `row` has a mask with at least one pixel; cheaper than decoding it where it can be."""
+        if self.kinds[row] != POLYGONS:
+            return bool(self.decode([row], image_size)[1][0])
+        return bool(coco_mask.area(self._encode(row, image_size)) > 0)
+
     def _encode(self, row: int, image_size: tuple[int, int]) -> dict[str, Any]:
         """One annotation as compressed run lengths of `image_size`."""
         height, width = image_size

@@ -1,0 +1,171 @@
+import json
+
+import pytest
+from coco_folder import HEIGHT, WIDTH, annotation
+
+from maskwright.data.check import check_annotations
+from maskwright.data.coco import CocoInstances
+from maskwright.errors import UserError
+
+RUN_LENGTHS = {"size": [HEIGHT, WIDTH], "counts": [12, 5, HEIGHT * WIDTH - 17]}
+
+
+def test_counts_of_everything(coco):
+    coco.write(
+        [
+            annotation(1),
+            annotation(2, segmentation=RUN_LENGTHS, iscrowd=1),
+            annotation(3, segmentation=...),
+            annotation(4, category_id=90, segmentation=[[300, 300, 310, 300, 310, 310]]),
+            annotation(5, bbox=...),
+        ],
+        images=3,
+    )
+    report = check_annotations(coco.annotations, coco.images)
+    assert (report.images, report.images_without_annotations) == (3, 2)
+    assert (report.annotations, report.masks, report.boxes_without_masks) == (4, 2, 2)
+    assert (report.crowds, report.dropped) == (1, 1)
+    rows = {row.name: (row.boxes, row.masks, row.boxes_without_masks, row.crowds) for row in report.classes}
+    assert rows == {"person": (3, 2, 1, 1), "traffic light": (0, 0, 0, 0), "window": (1, 0, 1, 0)}
+    assert report.usable
+    assert [(problem.subject, problem.id) for problem in report.problems] == [("annotation", 5), ("annotation", 4)]
+    text = str(report)
+    assert "annotation 5: bbox is missing [dropped]" in text
+    assert "annotation 4: polygon holds NaN or lies far outside of the image [box only]" in text
+    assert "usable for training: yes" in text
+    assert next(line.split() for line in text.splitlines() if line.startswith("person")) == [
+        "person",
+        "3",
+        "2",
+        "1",
+        "1",
+    ]
+
+
+# Each broken annotation, the reason that must be named, and what becomes of it.
+BROKEN = [
+    (annotation(9, image_id=77), "image_id is 77", "dropped"),
+    (annotation(9, image_id=[1]), r"image_id is [1]", "dropped"),
+    (annotation(9, image_id=...), "image_id is None", "dropped"),
+    (annotation(9, category_id=1), "category_id is 1", "dropped"),
+    (annotation(9, bbox=...), "bbox is missing", "dropped"),
+    (annotation(9, bbox=[1, 2, 3]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, "3", 4]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, float("nan"), 4]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, 0, 4]), "bbox has no extent", "dropped"),
+    (annotation(9, bbox=[1, 2, 5, -4]), "bbox has no extent", "dropped"),
+    (annotation(9, bbox=[100, 2, 5, 4]), "bbox has no extent inside the image", "dropped"),
+    (annotation(9, segmentation=[[1, 1, 2, 2]]), "at least 6 numbers, but has 4", "box only"),
+    (annotation(9, segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "even count", "box only"),
+    (annotation(9, segmentation=[[0, 0, 0, 0, 0, 0]]), "covers no pixel", "box only"),
+    (annotation(9, segmentation={"size": [WIDTH, HEIGHT], "counts": [240]}), "run-length size", "box only"),
+    (annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": [5]}), "add up to 5", "box only"),
+    (annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": "zz"}), "malformed", "box only"),
+    (annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": [240]}), "covers no pixel", "box only"),
+    (annotation(9, segmentation=7), "is a int", "box only"),
+    (annotation(8), "id is not unique", "refused"),
+    (annotation("9"), "integer 'id'", "refused"),
+    (annotation(...), "integer 'id'", "refused"),
+    (None, "integer 'id'", "refused"),
+    ([annotation(9)], "integer 'id'", "refused"),
+]
+
+
+@pytest.mark.parametrize(("broken", "reason", "effect"), BROKEN)
+def test_each_broken_annotation_is_named_and_treated_alike_by_the_data_set(coco, broken, reason, effect):
+    coco.write([annotation(8), broken])
+    report = check_annotations(coco.annotations)
+    assert len(report.problems) == 1
+    assert reason in report.problems[0].reason
+    assert report.problems[0].effect == effect
+    assert str(report.problems[0].id) in ("8", "9", "#1")
+    assert report.dropped == (effect == "dropped")
+    agrees_with_data_set(coco, report)
+    if effect != "refused":
+        target = CocoInstances(coco.images, coco.annotations)[0][1]
+        assert target["ids"].tolist() == ([8] if effect == "dropped" else [8, 9])
+        assert int(target["has_mask"].sum()) == report.masks == 1
+
+
+def agrees_with_data_set(coco, report) -> None:
+    """`usable` means: the data set can be built and read to its end."""
+    if report.usable:
+        dataset = CocoInstances(coco.images, coco.annotations)
+        targets = [dataset[index][1] for index in range(len(dataset))]
+        assert sum(len(target["boxes"]) for target in targets) == report.annotations
+        assert sum(int(target["has_mask"].sum()) for target in targets) == report.masks
+    else:
+        with pytest.raises(UserError):
+            read_to_the_end(CocoInstances(coco.images, coco.annotations))
+
+
+def read_to_the_end(dataset: CocoInstances) -> None:
+    for index in range(len(dataset)):
+        dataset[index]
+
+
+def image(**changes) -> dict:
+    entry = {"id": 2, "file_name": "1.png", "height": HEIGHT, "width": WIDTH} | changes
+    return {key: value for key, value in entry.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (image(id=1), "image id is not unique"),
+        (image(id=None), "image id must be"),
+        (image(id=[3]), "image id must be"),
+        (image(file_name=...), "'file_name' must be a text"),
+        (image(width=0), "'width' must be a positive integer, but is 0"),
+        (image(height="12"), "'height' must be a positive integer"),
+        (image(height=...), "'height' must be a positive integer"),
+        (image(sampling_weight=-1), "'sampling_weight' must be"),
+        (image(sampling_weight="a"), "'sampling_weight' must be"),
+        (None, "must be an object"),
+    ],
+)
+def test_broken_image_entry_refuses_the_file(coco, entry, reason):
+    coco.write([annotation(1)], images=[coco.picture("1.png", 1), entry])
+    report = check_annotations(coco.annotations)
+    assert [reason in problem.reason for problem in report.problems] == [True]
+    assert not report.usable
+    agrees_with_data_set(coco, report)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "reason"),
+    [
+        ([], [], "lists no images"),
+        ([annotation(1, bbox=None), annotation(2, bbox=None)], 1, "none of its 2 annotations"),
+        ([annotation(1)], [image(id=1, sampling_weight=0)], "'sampling_weight' is 0"),
+    ],
+)
+def test_file_that_nothing_can_be_learned_from(coco, annotations, images, reason):
+    coco.write(annotations, images=images)
+    report = check_annotations(coco.annotations)
+    assert any(reason in problem.reason and problem.effect == "refused" for problem in report.problems)
+    agrees_with_data_set(coco, report)
+
+
+def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
+    coco.write([annotation(1)], images=3)
+    assert check_annotations(coco.annotations, coco.images).problems == []
+    (coco.images / "2.png").write_bytes(b"no picture")
+    coco.picture("3.png", 3, (5, 5))
+    report = check_annotations(coco.annotations, coco.images)
+    assert [(problem.subject, problem.id) for problem in report.problems] == [("image", 2), ("image", 3)]
+    assert "says 12 x 20" in report.problems[1].reason
+    agrees_with_data_set(coco, report)
+    (coco.images / "2.png").unlink()
+    assert "does not exist" in check_annotations(coco.annotations, coco.images).problems[0].reason
+    with pytest.raises(UserError, match="image folder"):
+        check_annotations(coco.annotations, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [[], {}, 5, {"images": [], "annotations": []}])
+def test_no_coco_file_is_one_sentence(coco, content):
+    coco.annotations.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        check_annotations(coco.annotations)
+    assert "\n" not in str(caught.value)
+    assert str(coco.annotations) in str(caught.value)
