@@ -115,20 +115,14 @@ def test_a_model_without_a_detector_asks_for_boxes(predictor: Predictor):
         predictor.predict(photo())
 
 
-def test_a_detector_is_used_without_boxes():
+def test_a_detector_is_used_without_boxes(ellipse_model):
     class Detecting(nn.Module):
         detector = nn.Identity()
 
         def forward(self, images, *, score_threshold):
             assert not self.training
-            return [prediction_of(images[0], score_threshold)]
-
-    def prediction_of(image, score_threshold):
-        from conftest import EllipseModel
-
-        model = EllipseModel()
-        boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) * score_threshold
-        return model.masks_from_boxes(model.encode([image]), [boxes])[0]
+            boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) * score_threshold
+            return ellipse_model.masks_from_boxes(ellipse_model.encode(images), [boxes])
 
     predictor = Predictor(Detecting(), "cpu")
     assert predictor.predict(photo(), score_threshold=0.5).boxes.tolist() == [[0, 0, 5, 5]]
