@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run import main, train
+from maskwright.training.run import train
 
 
 def lines(path):
@@ -25,15 +24,15 @@ def changed(recipe, **trainer):
 
 
 @pytest.fixture
-def recipe(overrides):
-    return resolve_recipe("deep_mac/tiny", overrides)
+def recipe(arguments):
+    return resolve_recipe(arguments[0], arguments[1:])
 
 
 def test_a_run_leaves_its_recipe_records_checkpoint_and_weights(recipe, tmp_path):
     result = train(recipe)
 
     run = tmp_path / "run"
-    assert (result.directory, result.step, result.signal_number) == (run, 6, None)
+    assert (result.folder, result.step, result.signal_number) == (run, 6, None)
     assert resolve_recipe(run / "recipe.yaml").model == recipe.model
     assert [line["step"] for line in lines(run / "losses.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines(run / "validation.jsonl")] == [4, 6]

@@ -29,7 +29,8 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
 
     Args:
         options: the section `data` of a recipe.
-        image_size: side of the model's input; training images come out at this size.
+        image_size: side of the model's input; training images come out at this size
+            unless `options.crop_size` says otherwise.
         categories: the label space; None takes the training file's own.
 
     Raises:
@@ -48,7 +49,9 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
         everything = CocoInstances(images, annotations, categories=training.categories)
         kept, set_aside = split_by_hash(training.file_names, options.validation_share)
         training, validation = training.subset(kept), everything.subset(set_aside)
-    training.transforms = training_transforms(image_size, scale=options.scale, flip=options.flip, colour=options.colour)
+    training.transforms = training_transforms(
+        options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
+    )
     return DataSets(training, validation)
 
 

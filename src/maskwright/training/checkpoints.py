@@ -16,9 +16,8 @@ from torch import Tensor
 from maskwright.models.hub import save_pretrained
 from maskwright.structures import SegmentationModel
 from maskwright.training.interruption import StopRequest
+from maskwright.training.run_folder import BEST_SCORE, BEST_WEIGHTS, LAST_CHECKPOINT, LAST_WEIGHTS
 from maskwright.training.task import TrainingTask
-
-LAST_CHECKPOINT, LAST, BEST, BEST_SCORE = "last.ckpt", "last", "best", "best.json"
 
 
 class RunCheckpoints(Checkpoint):
@@ -33,19 +32,19 @@ class RunCheckpoints(Checkpoint):
     """
 
     def __init__(
-        self, directory: Path, recipe: str, seconds: float, validate_every: int, stop_request: StopRequest
+        self, folder: Path, recipe: str, seconds: float, validate_every: int, stop_request: StopRequest
     ) -> None:
-        """Save into `directory`.
+        """Save into `folder`.
 
         Args:
-            directory: of the run.
+            folder: of the run.
             recipe: the resolved recipe as YAML, kept inside of every checkpoint.
             seconds: at most so much time passes between two checkpoints (and one step).
             validate_every: optimizer steps between validations.
             stop_request: asked after every step.
         """
         self.saved_step = 0
-        self._directory = directory
+        self._folder = folder
         self._recipe = recipe
         self._seconds = seconds
         self._validate_every = validate_every
@@ -85,10 +84,10 @@ class RunCheckpoints(Checkpoint):
             return
         self._save(trainer, pl_module)
         score = cast(TrainingTask, pl_module).validation_metrics["mask_iou"]
-        if trainer.is_global_zero and score > read_best_score(self._directory):
-            self._save_weights(pl_module, BEST)
+        if trainer.is_global_zero and score > read_best_score(self._folder):
+            self._save_weights(pl_module, BEST_WEIGHTS)
             best = {"step": trainer.global_step, "mask_iou": score}
-            _write_text(self._directory / BEST_SCORE, json.dumps(best, indent=2) + "\n")
+            _write_text(self._folder / BEST_SCORE, json.dumps(best, indent=2) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the recipe in; keep the weights, which are the averaged ones when there is an average.
@@ -105,22 +104,22 @@ class RunCheckpoints(Checkpoint):
         return trainer.enable_validation and is_due
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = self._directory / LAST_CHECKPOINT
+        path = self._folder / LAST_CHECKPOINT
         scratch = path.with_name(f".{LAST_CHECKPOINT}.new")
         trainer.save_checkpoint(scratch)
         if trainer.is_global_zero:
             scratch.replace(path)
-            self._save_weights(pl_module, LAST)
+            self._save_weights(pl_module, LAST_WEIGHTS)
         self._saved_at = time.monotonic()
         self.saved_step = trainer.global_step
 
     def _save_weights(self, pl_module: LightningModule, name: str) -> None:
-        save_pretrained(cast(SegmentationModel, pl_module.model), self._directory / name, state=self._weights)
+        save_pretrained(cast(SegmentationModel, pl_module.model), self._folder / name, state=self._weights)
 
 
-def read_best_score(directory: Path) -> float:
+def read_best_score(folder: Path) -> float:
     """Mask IoU of the weights folder `best` of a run; minus infinity where there is none yet."""
-    path = directory / BEST_SCORE
+    path = folder / BEST_SCORE
     return float(json.loads(path.read_text())["mask_iou"]) if path.is_file() else -float("inf")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from maskwright.errors import UserError
 from maskwright.structures import ParameterGroup
 from maskwright.training.options import OptimizerOptions
 
@@ -19,13 +20,21 @@ def create_optimizer(groups: Sequence[ParameterGroup], options: OptimizerOptions
     """The optimizer over a model's parameter groups, each with its share of learning rate and weight decay.
 
     Raises:
+        UserError: `learning_rate_factors` names a group that the model does not have.
         ValueError: a parameter is in two groups.
     """
+    names = {group["name"] for group in groups}
+    unknown = options.learning_rate_factors.keys() - names
+    if unknown:
+        raise UserError(
+            f"optimizer.learning_rate_factors: unknown group {sorted(unknown)[0]!r}; "
+            f"this model has {', '.join(sorted(names))}"
+        )
     parameters: list[dict[str, Any]] = [
         {
             "name": group["name"],
             "params": group["params"],
-            "lr": options.learning_rate * group["learning_rate_factor"],
+            "lr": options.learning_rate * options.learning_rate_factors.get(group["name"], 1.0),
             "weight_decay": options.weight_decay * group["weight_decay_factor"],
         }
         for group in groups

@@ -29,6 +29,8 @@ class DataOptions:
             and never trained on when there is no `validation_annotations`.
         mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
             classes count as box-only; validation still measures them, as unseen.
+        crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
+            be trained on crops that are smaller than the images it predicts on.
         batch_size: images per device and step.
         num_workers: loader processes per device; 0 loads in the training process.
         scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
@@ -43,6 +45,7 @@ class DataOptions:
     validation_annotations: str | None = None
     validation_share: float = 0.1
     mask_classes: str | list[str] = "all"
+    crop_size: int | None = None
     batch_size: int = 4
     num_workers: int = 2
     scale: tuple[float, float] = (0.6, 1.3)
@@ -50,7 +53,7 @@ class DataOptions:
     colour: float = 0.25
 
     def __post_init__(self) -> None:
-        _require("data", self, "> 0", "batch_size")
+        _require("data", self, "> 0", "batch_size", "crop_size")
         _require("data", self, ">= 0", "num_workers", "colour")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(f"data.scale must be two factors with 0 < smallest <= largest, but got {list(self.scale)}")
@@ -71,6 +74,7 @@ class OptimizerOptions:
     Attributes:
         name: the optimizer.
         learning_rate: the peak, after warm-up.
+        learning_rate_factors: factors on it by name of the model's parameter group (`backbone`, `heads`, ...).
         weight_decay: decoupled for adamw, an L2 term for adam and sgd.
         betas: adam's and adamw's decay rates of the two moments.
         epsilon: adam's and adamw's term in the denominator.
@@ -82,6 +86,7 @@ class OptimizerOptions:
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 5e-4
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8

@@ -80,15 +80,6 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
     return Recipe(family=family, model=parsed["model"], name=name, **sections)
 
 
-def read_recipe_file(path: Path) -> Recipe:
-    """The recipe that `recipe_yaml` wrote to `path`.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another version.
-    """
-    return resolve_recipe(path)
-
-
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as the text of a YAML file that `resolve_recipe` reads back to the same values."""
     values = {"family": recipe.family, "model": recipe.model}
@@ -123,7 +114,10 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
-    for section in ("model", *_SECTIONS):
+    sections = ("model", *_SECTIONS)
+    for key in values.keys() - {"family", *sections}:
+        raise UserError(f"{source}: unknown key {key!r}; a recipe has family, {', '.join(sections)}")
+    for section in sections:
         if values.setdefault(section, {}) is None:
             values[section] = {}
         if not isinstance(values[section], dict):

@@ -17,9 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskwright.errors import UserError
+from maskwright.training.run_folder import LOSSES, VALIDATION
 from maskwright.training.task import TrainingTask
-
-LOSSES, VALIDATION = "losses.jsonl", "validation.jsonl"
 
 
 class RunRecords(Callback):
@@ -29,9 +28,9 @@ class RunRecords(Callback):
     after its checkpoint, so each step stands in the file once. The progress bar counts optimizer steps.
     """
 
-    def __init__(self, directory: Path, every: int) -> None:
-        """Record into `directory`; losses leave the device every `every` steps (on a CPU at once)."""
-        self._directory = directory
+    def __init__(self, folder: Path, every: int) -> None:
+        """Record into `folder`; losses leave the device every `every` steps (on a CPU at once)."""
+        self._folder = folder
         self._every = every
         self._batches: list[dict[str, Tensor]] = []
         self._pending: list[tuple[int, list[dict[str, Tensor]]]] = []
@@ -42,7 +41,7 @@ class RunRecords(Callback):
         if not trainer.is_global_zero:
             return
         for name in (LOSSES, VALIDATION):
-            _cut_after(self._directory / name, trainer.global_step)
+            _cut_after(self._folder / name, trainer.global_step)
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -76,7 +75,7 @@ class RunRecords(Callback):
             return
         metrics = cast(TrainingTask, pl_module).validation_metrics
         values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        _append(self._directory / VALIDATION, [{"step": trainer.global_step, **values}])
+        _append(self._folder / VALIDATION, [{"step": trainer.global_step, **values}])
         self.say(f"step {trainer.global_step}: " + ", ".join(_shown(metrics)))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,7 +92,7 @@ class RunRecords(Callback):
         lines = [{"step": step, **_means(batches)} for step, batches in self._pending]
         self._pending = []
         if trainer.is_global_zero and lines:
-            _append(self._directory / LOSSES, lines)
+            _append(self._folder / LOSSES, lines)
             if self._bar is not None:
                 self._bar.set_postfix(loss=f"{lines[-1]['loss']:.4f}", refresh=False)
         for line in lines:

@@ -36,6 +36,7 @@ class TrainingTask(LightningModule):
 
         Raises:
             TypeError: the model cannot be prompted with boxes, so its masks cannot be validated.
+            UserError: the optimizer's values do not fit the model.
         """
         super().__init__()
         if not isinstance(model, BoxPrompted):
@@ -49,6 +50,7 @@ class TrainingTask(LightningModule):
         self._seed = seed
         family = cast(SegmentationModel, model)
         self._metric = MaskIoU(family.categories, family.mask_classes)
+        create_optimizer(family.parameter_groups(), optimizer)  # refuses now what would else fail when a run has begun
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""

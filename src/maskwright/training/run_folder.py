@@ -1,0 +1,71 @@
+"""The folder of a run: what its files are called, and who may write into it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from maskwright.errors import UserError
+from maskwright.training.options import Recipe
+from maskwright.training.recipes import resolve_recipe
+
+RECIPE = "recipe.yaml"
+LAST_CHECKPOINT = "last.ckpt"
+LAST_WEIGHTS, BEST_WEIGHTS = "last", "best"
+BEST_SCORE = "best.json"
+LOSSES, VALIDATION = "losses.jsonl", "validation.jsonl"
+TENSORBOARD = "tensorboard"
+
+# What may differ between a run and its continuation; anything else would make it another experiment.
+_FREE_ON_RESUME = {
+    "data": {"images", "validation_images", "num_workers"},
+    "trainer": {
+        "steps", "output", "validate_every_steps", "checkpoint_every_seconds", "log_every_steps", "accelerator",
+        "devices", "num_nodes", "strategy",
+    },
+}  # fmt: skip
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe's run lies: its `trainer.output`, else `runs/` and its name."""
+    return Path(recipe.trainer.output or Path("runs") / recipe.name)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds anything, so that nothing is overwritten.
+
+    A run that broke off before its first step left its recipe and nothing worth keeping; its folder passes.
+
+    Raises:
+        UserError: the folder holds a run or other files.
+    """
+    if any((folder / name).exists() for name in (LAST_CHECKPOINT, LOSSES)):
+        raise UserError(
+            f"{folder} already holds a run: continue it with --resume last, "
+            f"or give another folder with --trainer.output"
+        )
+    if not folder.exists() or (folder / RECIPE).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"{folder} is not an empty folder: give another one with --trainer.output")
+
+
+def check_resumable(folder: Path, recipe: Recipe) -> None:
+    """Refuse to continue what is no run, or a run as another experiment than it is.
+
+    Raises:
+        UserError: the folder holds no run, or its recipe differs in a value that must stay.
+    """
+    saved = folder / RECIPE
+    if not saved.is_file():
+        raise UserError(f"{folder} holds no run to resume; leave --resume out to start one")
+    before, now = asdict(resolve_recipe(saved)), asdict(recipe)
+    if before["family"] != now["family"]:
+        raise UserError(f"{saved}: this run trains family {before['family']}, not {now['family']}")
+    for section in ("model", "data", "optimizer", "trainer"):
+        for key, value in before[section].items():
+            if key not in _FREE_ON_RESUME.get(section, set()) and value != now[section][key]:
+                raise UserError(
+                    f"{saved}: {section}.{key} is {value!r} in this run and cannot become {now[section][key]!r} "
+                    f"on resume; start a new run with --trainer.output"
+                )

@@ -1,0 +1,166 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from maskwright.errors import UserError
+from maskwright.models.hub import family_class
+from maskwright.structures import SegmentationModel
+from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
+
+
+def test_command_line_values_win_over_the_file_and_leave_the_rest():
+    plain = resolve_recipe("deep_mac/tiny")
+    changed = resolve_recipe("deep_mac/tiny", ["--trainer.steps", "7", "--model.mask_head=fcn", "--trainer.steps=300"])
+    assert changed.trainer == dataclasses.replace(plain.trainer, steps=300)
+    assert changed.model == {**plain.model, "mask_head": "fcn"}
+    assert (changed.data, changed.optimizer) == (plain.data, plain.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("voc", "voc"), ("[person, dog]", ["person", "dog"]), ("person,dog", "person,dog")]
+)
+def test_mask_classes_are_a_preset_or_names(text, expected):
+    assert resolve_recipe("deep_mac/tiny", ["--data.mask_classes", text]).data.mask_classes == expected
+
+
+def test_a_resolved_recipe_is_read_back_to_the_same_values(tmp_path):
+    overrides = ["--trainer.ema_decay=null", "--trainer.precision=bf16-mixed", "--data.scale=[0.8, 1.2]"]
+    recipe = resolve_recipe("deep_mac/tiny", overrides)
+    (tmp_path / "again.yaml").write_text(recipe_yaml(recipe))
+    again = resolve_recipe(tmp_path / "again.yaml")
+    assert again == dataclasses.replace(recipe, name="again")
+    assert again.trainer.ema_decay is None
+    assert again.data.scale == (0.8, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--trainer.steps", "many"], ["trainer.steps", "expected int", "many"]),
+        (["--trainer.steps", "0"], ["trainer.steps", "> 0", "0"]),
+        (["--trainer.step", "3"], ["--trainer.step"]),
+        (["--trainer.steps"], ["--trainer.steps"]),
+        (["--optimizer.name=lion"], ["optimizer.name", "adamw", "lion"]),
+        (["--model.mask_hed", "fcn"], ["--model.mask_hed"]),
+        (["--model.image_size=3.5"], ["model.image_size", "expected int", "3.5"]),
+        (["--model.mask_classes=[dog]"], ["--model.mask_classes"]),
+        (["--data.scale=[1.2, 0.8]"], ["data.scale", "smallest", "1.2"]),
+        (["--data.flip=2"], ["data.flip", "0..1", "2"]),
+        (["--trainer.ema_decay=1"], ["trainer.ema_decay", "1"]),
+        (["--family=deep_marc"], ["family", "deep_mac"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_wrong_value_is_answered_with_one_sentence(arguments, parts):
+    with pytest.raises(UserError) as caught:
+        resolve_recipe("deep_mac/tiny", arguments)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("family: deep_mac\nmodel: {mask_hed: fcn}", ["model", "mask_hed"]),
+        ("family: deep_mac\nmodle: {}", ["modle"]),
+        ("family: deep_mac\ntrainer: 3", ["trainer", "3"]),
+        ("family: deep_mac\ntrainer: {steps: many}", ["trainer.steps", "int", "many"]),
+        ("family: deep_mcc", ["deep_mcc", "deep_mac"]),
+        ("model: {}", ["family"]),
+        ("- family", ["family", "model", "data"]),
+        ("family: [", ["not valid YAML"]),
+    ],
+)
+def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, text, parts):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve_recipe(path)
+    assert "\n" not in str(caught.value)
+    for part in (str(path), *parts):
+        assert part in str(caught.value)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"deep_mac/tini: .* deep_mac/tiny"):
+        resolve_recipe("deep_mac/tini")
+
+
+def test_help_shows_the_recipes_own_values(capsys):
+    with pytest.raises(SystemExit) as caught:
+        resolve_recipe("deep_mac/tiny", ["--model.mask_head=resnet4", "--help"])
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    steps = resolve_recipe("deep_mac/tiny").trainer.steps
+    assert f"optimizer steps of the whole run. (type: int, default: {steps})" in said
+    assert "--model.pixel_embedding_dim" in said
+
+
+# Every recipe of the package keeps these.
+
+
+@pytest.fixture(params=recipe_names())
+def shipped(request):
+    return resolve_recipe(request.param)
+
+
+def test_shipped_recipes_say_what_they_are_for(shipped):
+    from importlib.resources import files
+
+    text = files("maskwright.training").joinpath("recipes", f"{shipped.name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert shipped.name.startswith(f"{shipped.family}/")
+
+
+def test_shipped_recipes_build_at_full_size(shipped):
+    with torch.device("meta"):
+        model = family_class(shipped.family)(**{**shipped.model, "pretrained_backbone": False})
+    assert isinstance(model, SegmentationModel)
+    grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in trainable}
+    assert len(grouped) == len(trainable)
+
+
+def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
+    torch.manual_seed(0)
+    model = family_class(shipped.family)(**{**shipped.model, "pretrained_backbone": False, "width": 0.0625})
+    _open_zero_gates(model)
+    losses = model.train()(*_batch(model.image_size))
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    silent = [name for name, p in model.named_parameters() if p.requires_grad and not _has_gradient(p)]
+    assert silent == []
+
+
+def _has_gradient(parameter):
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+def _open_zero_gates(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
+def _batch(size):
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(2)]
+    boxes = torch.tensor([[0.1, 0.1, 0.6, 0.5], [0.3, 0.2, 0.9, 0.9]]) * size
+    masks = torch.zeros(2, size, size, dtype=torch.bool)
+    masks[0, size // 8 : size // 3, size // 8 : size // 2] = True
+    masks[1, size // 2 : size * 3 // 4, size // 3 : size * 4 // 5] = True
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([0, 0]),
+        "masks": masks,
+        "has_mask": torch.tensor([True, True]),
+        "iscrowd": torch.tensor([False, False]),
+        "ids": torch.tensor([1, 2]),
+        "image_id": 1,
+    }
+    return images, [target, target]

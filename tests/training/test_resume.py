@@ -1,0 +1,70 @@
+"""A run in its own process, broken off from outside, has the losses of an unbroken one to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maskwright.training.run import main
+
+TRAIN = """
+import sys, torch
+from maskwright.training.run import main
+torch.set_num_threads(1)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TRAIN, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def count_lines(path):
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "the run did not get so far in time"
+        time.sleep(0.005)
+
+
+def losses(directory):
+    return [json.loads(line) for line in (directory / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(arguments, tmp_path):
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    arguments = [*arguments, "--trainer.steps=24", "--trainer.validate_every_steps=10"]
+    assert main([*arguments, f"--trainer.output={unbroken}"]) == 0
+
+    arguments += ["--data.num_workers=1", "--trainer.checkpoint_every_seconds=0.1"]
+    killed = start(arguments)
+    wait_for(lambda: count_lines(run / "losses.jsonl") >= 8 and (run / "last.ckpt").is_file(), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert count_lines(run / "losses.jsonl") < 24
+
+    done = count_lines(run / "losses.jsonl")
+    stopped = start([*arguments, "--resume", "last", "--trainer.checkpoint_every_seconds=30"])
+    wait_for(lambda: count_lines(run / "losses.jsonl") >= done + 3, stopped)
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert said.rstrip().endswith("--resume last"), said
+    assert "Traceback" not in said
+
+    assert main([*arguments, "--resume", "last"]) == 0
+    assert losses(run) == losses(unbroken)
