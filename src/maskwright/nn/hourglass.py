@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -38,7 +39,7 @@ def _residual_stage(channels: Sequence[int], stride: int, norm_momentum: float) 
     return nn.Sequential(
         *(
             ResidualBlock(before, after, stride=stride if index == 0 else 1, norm_momentum=norm_momentum)
-            for index, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True))
+            for index, (before, after) in enumerate(pairwise(channels))
         )
     )
 
@@ -112,7 +113,7 @@ class Hourglass(nn.Module):
         super().__init__()
         if len(channels) != len(blocks) or len(channels) < 2:
             raise ValueError(
-                f"expected channels and blocks of the same length, 2 or more, but got {list(channels)} and {list(blocks)}"
+                f"channels and blocks must have the same length, 2 or more, but got {list(channels)}, {list(blocks)}"
             )
         if stem_stride not in (1, 4):
             raise ValueError(f"stem_stride must be 1 or 4, but got {stem_stride}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -129,14 +131,17 @@ class PreActivationBlock(nn.Module):
         return y + skip
 
 
-def prediction_head(in_channels: int, hidden: int, out_channels: int, kernel: tuple[int, int] = (3, 3)) -> nn.Sequential:
+def prediction_head(in_channels: int, hidden: int, out_channels: int, kernel: Sequence[int] = (3, 3)) -> nn.Sequential:
     """CenterNet's head on a feature map: convolution, ReLU, 1 x 1 convolution; biases, no norm.
 
     Source: object_detection/meta_architectures/center_net_meta_arch.py, `make_prediction_net`.
     """
-    padding = (kernel[0] // 2, kernel[1] // 2)
+    height, width = kernel
+    padding = (height // 2, width // 2)
     head = nn.Sequential(
-        nn.Conv2d(in_channels, hidden, kernel, padding=padding), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_channels, 1)
+        nn.Conv2d(in_channels, hidden, (height, width), padding=padding),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, out_channels, 1),
     )
     initialize_glorot(head)
     return head

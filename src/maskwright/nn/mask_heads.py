@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -38,7 +39,9 @@ class MaskHead(nn.Module):
 
     UPSAMPLE_NORM_EPSILON = 1e-4
 
-    def __init__(self, trunk: nn.Module, trunk_channels: int, settings: MaskHeadSettings, size_divisor: int = 1) -> None:
+    def __init__(
+        self, trunk: nn.Module, trunk_channels: int, settings: MaskHeadSettings, size_divisor: int = 1
+    ) -> None:
         super().__init__()
         self.size_divisor = size_divisor
         self.trunk = trunk
@@ -61,22 +64,15 @@ class MaskHead(nn.Module):
             ValueError: S is not a multiple of `size_divisor`.
         """
         check_divisible(x, self.size_divisor)
-        x = self.trunk(x)
+        x = self.trunk(x)[-1] if isinstance(self.trunk, Hourglass) else self.trunk(x)
         if self.enlarge is not None:
             x = F.relu(normalize(self.enlarge_norm, self.enlarge(x)))
         return self.project_out(x)
 
 
-class _HourglassTrunk(Hourglass):
-    """An hourglass of one stack without a stem stride, whose output is a map instead of a list."""
-
-    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d s s"]:
-        return super().forward(x)[-1]
-
-
 def _hourglass_head(settings: MaskHeadSettings, size: str, *, pool: int = 2, shortcut: bool = True) -> MaskHead:
     named = HOURGLASS_SIZES[size]
-    trunk = _HourglassTrunk(
+    trunk = Hourglass(
         settings.in_channels,
         settings.width,
         [multiple * settings.width for multiple in named.channels],
@@ -172,9 +168,7 @@ class FullyConnectedHead(nn.Module):
         self.output_shape = (settings.num_masks, *(2 * (settings.upsample * settings.mask_size,)))
         self.input_layer = nn.Conv2d(settings.in_channels, settings.width, 1)
         hidden = [settings.width * settings.mask_size**2, *([self.HIDDEN] * (layers - 1))]
-        self.hidden = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(hidden[:-1], hidden[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(hidden))
         self.output = nn.Linear(self.HIDDEN, math.prod(self.output_shape))
         initialize_glorot(self)
 

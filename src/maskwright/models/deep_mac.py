@@ -1,0 +1,387 @@
+"""Deep-MAC: a deep, class-agnostic mask head on box crops of a CenterNet-style feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from maskwright.nn.backbones import create_backbone
+from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input
+from maskwright.nn.layers import prediction_head
+from maskwright.nn.mask_heads import create_mask_head
+from maskwright.ops.boxes import JitterMode, expand_boxes, jitter_boxes
+from maskwright.ops.crop import coordinate_grid, crop_and_resize, crop_masks, gather_at_centers
+from maskwright.ops.frames import BoxFrame, margin_crop_matrix
+from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
+from maskwright.structures import (
+    Category,
+    ImageFeatures,
+    InstancePrediction,
+    ParameterGroup,
+    Target,
+    check_targets,
+)
+
+Maps = tuple[Tensor, Tensor, Tensor]
+"""Pixel embedding [B, P, H/4, W/4] and instance embedding [B, I, H/4, W/4] of one stack, and the image [B, 3, H, W]."""
+
+_MAP_NAMES = ("pixel_embedding", "instance_embedding", "image")
+
+
+class DeepMACNetwork(nn.Module):
+    """Tensors in, tensors out: the mask branch without losses, sizes of images or decoding.
+
+    Source: Deep-MAC original, `deepmac_meta_arch.py` (`_get_mask_head_input`, `MaskHeadNetwork`).
+    Departures: all boxes of all images go through the head in one batch (batch norm groups them so, too);
+    the box margin, the crop of the image itself and the `pixel` box frame are ours, off in the original's recipes.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        pretrained_backbone: bool,
+        frozen_levels: int,
+        mask_head: str,
+        mask_head_width: int,
+        mask_size: int,
+        mask_upsample: int,
+        pixel_embedding_dim: int,
+        instance_embedding_dim: int,
+        embedding_width: int,
+        embedding_kernel: Sequence[int],
+        use_coordinates: bool,
+        use_instance_embedding: bool,
+        use_image_crop: bool,
+        box_frame: BoxFrame,
+        box_margin: float,
+        norm_momentum: float,
+        width: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
+        channels, stacks = self.backbone.channels, self.backbone.num_outputs
+        embedding = [
+            nn.ModuleList(prediction_head(channels, embedding_width, dim, embedding_kernel) for _ in range(stacks))
+            for dim in (pixel_embedding_dim, instance_embedding_dim)
+        ]
+        self.pixel_embedding, self.instance_embedding = embedding
+        in_channels = pixel_embedding_dim + 2 * use_coordinates + instance_embedding_dim * use_instance_embedding
+        in_channels += 3 * use_image_crop
+        self.mask_head = create_mask_head(
+            mask_head,
+            in_channels,
+            max(1, round(mask_head_width * width)),
+            upsample=mask_upsample,
+            mask_size=mask_size,
+            norm_momentum=norm_momentum,
+        )
+        self.mask_size = mask_size
+        self.mask_upsample = mask_upsample
+        self.use_coordinates = use_coordinates
+        self.use_instance_embedding = use_instance_embedding
+        self.use_image_crop = use_image_crop
+        self.box_frame: BoxFrame = box_frame
+        self.box_margin = box_margin
+
+    def stack_maps(self, batch: Float[Tensor, "b 3 h w"]) -> list[Maps]:
+        """The maps of every stack of the backbone (training supervises them all)."""
+        outputs = self.backbone(batch)
+        heads = zip(outputs, self.pixel_embedding, self.instance_embedding, strict=True)
+        return [(pixel(output), instance(output), batch) for output, pixel, instance in heads]
+
+    def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
+        """The maps of the last stack, the only one used at inference."""
+        output = self.backbone(batch)[-1]
+        return self.pixel_embedding[-1](output), self.instance_embedding[-1](output), batch
+
+    def mask_logits(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n m m"]:
+        """Mask logits on the grid of each box, widened by `box_margin` on every side.
+
+        Args:
+            maps: of `maps` or of one entry of `stack_maps`.
+            boxes: xyxy, pixels of the network input.
+            image_index: the image of the batch to which each box belongs.
+        """
+        pixel_map, instance_map, image = maps
+        frame_size = (image.shape[-2], image.shape[-1])
+        crop_boxes = expand_boxes(boxes, self.box_margin)
+        crops = crop_and_resize(pixel_map, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
+        parts = [crops]
+        if self.use_coordinates:
+            grid = coordinate_grid(self.mask_size).to(crops)
+            parts.insert(0, grid.expand(boxes.shape[0], -1, -1, -1))
+        if self.use_instance_embedding:
+            vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(crops.dtype)
+            parts.append(vectors[:, :, None, None].expand(-1, -1, self.mask_size, self.mask_size))
+        if self.use_image_crop:
+            crop = crop_and_resize(image, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
+            parts.append(crop.to(crops.dtype))
+        return self.mask_head(torch.cat(parts, dim=1)).squeeze(1)
+
+
+class DeepMAC(nn.Module):
+    """Masks for boxes of any class, trained with masks of only some classes.
+
+    Without a detector (`detector: null`) it trains and predicts from given boxes alone, as in the paper's
+    section "without a detector".
+
+    Args:
+        categories: the label space, in label order; empty for a class-agnostic model.
+        mask_classes: names of the classes whose masks were used in training.
+        image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
+        detector: null; boxes are given.
+        backbone: a name of `nn.backbones`.
+        pretrained_backbone: start the backbone from ImageNet weights (read when training starts).
+        frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
+        mask_head: a name of `nn.mask_heads`.
+        mask_head_width: initial channels of the mask head (`num_init_channels` in the original).
+        mask_size: side of the square crop that enters the mask head.
+        mask_upsample: how much larger than the crop the mask head's output is.
+        pixel_embedding_dim: channels of the map that is cropped.
+        instance_embedding_dim: channels of the vector read at the box centre.
+        embedding_width: channels of the hidden layer of the two embedding heads.
+        embedding_kernel: its kernel; [3, 3] in the paper's checkpoints, [1, 3] in later code of the original.
+        use_coordinates: give the head two channels of box coordinates.
+        use_instance_embedding: give the head the instance vector, tiled.
+        use_image_crop: give the head the normalised image itself, cropped like the pixel embedding.
+        box_frame: how the mask's grid lies on a box (`ops/frames.py`).
+        box_margin: widens the crop by this share of the box on every side, so that the head sees context.
+        box_jitter: how boxes are disturbed in training (`ops.boxes.jitter_boxes`).
+        box_jitter_ratio: by how much; 0 leaves them.
+        cross_entropy_weight: weight of the per-pixel loss (the original: 5).
+        dice_weight: weight of the dice loss.
+        max_masks_per_image: at most so many instances of an image enter the mask head in training.
+        mask_chunk_size: at inference boxes enter the mask head in chunks of so many.
+        resize: see `ImageBatch`.
+        image_mean: see `ImageBatch`.
+        image_std: see `ImageBatch`.
+        channel_order: see `ImageBatch`.
+        norm_momentum: of the batch norms, in torch's sense (the original: 0.9).
+        width: scales every channel count, for tests.
+
+    Raises:
+        ValueError: an unknown name, or an `image_size` that the backbone cannot divide.
+
+    Source: arXiv 2104.00613; Object Detection API `deepmac_meta_arch.py`.
+    """
+
+    family = "deep_mac"
+
+    def __init__(
+        self,
+        *,
+        categories: list[Category] | None = None,
+        mask_classes: list[str] | None = None,
+        image_size: int = 512,
+        detector: None = None,
+        backbone: str = "hourglass104",
+        pretrained_backbone: bool = False,
+        frozen_levels: int = 0,
+        mask_head: str = "hourglass52",
+        mask_head_width: int = 64,
+        mask_size: int = 32,
+        mask_upsample: int = 1,
+        pixel_embedding_dim: int = 16,
+        instance_embedding_dim: int = 32,
+        embedding_width: int = 256,
+        embedding_kernel: Sequence[int] = (3, 3),
+        use_coordinates: bool = True,
+        use_instance_embedding: bool = True,
+        use_image_crop: bool = False,
+        box_frame: BoxFrame = "corner",
+        box_margin: float = 0.0,
+        box_jitter: JitterMode = "default",
+        box_jitter_ratio: float = 0.0,
+        cross_entropy_weight: float = 5.0,
+        dice_weight: float = 0.0,
+        max_masks_per_image: int = 100,
+        mask_chunk_size: int = 128,
+        resize: ResizeMethod = "antialias",
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        channel_order: ChannelOrder = "rgb",
+        norm_momentum: float = 0.1,
+        width: float = 1.0,
+    ) -> None:
+        self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.categories: list[Category] = list(categories or [])
+        self.mask_classes: list[str] = list(mask_classes or [])
+        self.image_size = image_size
+        self.box_jitter: JitterMode = box_jitter
+        self.box_jitter_ratio = box_jitter_ratio
+        self.loss_weights = {"mask_cross_entropy": cross_entropy_weight, "mask_dice": dice_weight}
+        self.max_masks_per_image = max_masks_per_image
+        self.mask_chunk_size = mask_chunk_size
+        self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
+        self.network = DeepMACNetwork(
+            backbone=backbone,
+            pretrained_backbone=pretrained_backbone,
+            frozen_levels=frozen_levels,
+            mask_head=mask_head,
+            mask_head_width=mask_head_width,
+            mask_size=mask_size,
+            mask_upsample=mask_upsample,
+            pixel_embedding_dim=pixel_embedding_dim,
+            instance_embedding_dim=instance_embedding_dim,
+            embedding_width=max(1, round(embedding_width * width)),
+            embedding_kernel=embedding_kernel,
+            use_coordinates=use_coordinates,
+            use_instance_embedding=use_instance_embedding,
+            use_image_crop=use_image_crop,
+            box_frame=box_frame,
+            box_margin=box_margin,
+            norm_momentum=norm_momentum,
+            width=width,
+        )
+        divisor = self.network.backbone.size_divisor
+        if image_size % divisor:
+            raise ValueError(
+                f"image_size must be a multiple of {divisor} for backbone {backbone!r}, but got {image_size}"
+            )
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: list[Target] | None = None,
+    ) -> dict[str, Tensor] | list[InstancePrediction]:
+        """Training: already weighted losses by name, whose sum is the objective.
+
+        `images` are RGB [3, H, W] (uint8, or float in 0..1) of one size, `image_size` or smaller crops, with
+        boxes and masks in the same pixels: nothing is resized. Only boxes with `has_mask` that are no crowd
+        enter the mask head.
+
+        Raises:
+            ValueError: in eval mode, since without a detector there are no boxes to predict
+                (use `encode` and `masks_from_boxes`); targets that break their contract.
+        """
+        if not self.training:
+            raise ValueError("this model has no detector: give it boxes through encode() and masks_from_boxes()")
+        if targets is None:
+            raise ValueError("in training the model needs targets, one per image")
+        check_targets(images, targets, len(self.categories) or None)
+        self._check_training_size(images)
+        stacks = self.network.stack_maps(self.image_batch.stack(images))
+        return self.mask_losses(stacks, targets)
+
+    def mask_losses(self, stacks: Sequence[Maps], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Losses of the mask head on ground-truth boxes, averaged over the stacks, then per image.
+
+        Source: `_compute_masks_loss`; departures: see `DeepMACNetwork`.
+        """
+        rows = [self._rows_with_mask(target) for target in targets]
+        size = (stacks[0][2].shape[-2], stacks[0][2].shape[-1])
+        boxes = [target["boxes"][row] for target, row in zip(targets, rows, strict=True)]
+        boxes = [jitter_boxes(b, size, self.box_jitter, self.box_jitter_ratio) for b in boxes]
+        counts = torch.tensor([len(row) for row in rows])
+        image_index = torch.repeat_interleave(torch.arange(len(targets)), counts).to(stacks[0][0].device)
+        all_boxes = torch.cat(boxes).to(image_index.device)
+        mask_targets = self._mask_targets(targets, rows, boxes).to(image_index.device)
+        losses = {name: stacks[0][0].new_zeros(()) for name, weight in self.loss_weights.items() if weight}
+        functions = {"mask_cross_entropy": mask_cross_entropy, "mask_dice": mask_dice}
+        for maps in stacks:
+            logits = self.network.mask_logits(maps, all_boxes, image_index).float()
+            for name in losses:
+                per_instance = functions[name](logits, mask_targets)
+                losses[name] = losses[name] + mean_per_image(per_instance, image_index, len(targets))
+        return {name: self.loss_weights[name] * loss / len(stacks) for name, loss in losses.items()}
+
+    def encode(self, images: list[Tensor]) -> ImageFeatures:
+        """Run the backbone once; the result can be prompted with boxes any number of times.
+
+        `images`: RGB [3, H, W] of any size, uint8 or float in 0..1.
+        """
+        batch, geometry = self.image_batch(images)
+        return ImageFeatures(dict(zip(_MAP_NAMES, self.network.maps(batch), strict=True)), geometry)
+
+    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+        """Masks of given boxes, one prediction per image, instances in the order of the boxes.
+
+        Args:
+            features: of `encode`.
+            boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+        """
+        if len(boxes) != len(features):
+            raise ValueError(f"expected boxes for {len(features)} images, but got {len(boxes)}")
+        pixel_embedding, instance_embedding, image = (features.maps[name] for name in _MAP_NAMES)
+        maps = (pixel_embedding, instance_embedding, image)
+        counts = [len(b) for b in boxes]
+        scaled = [boxes_to_input(b.float(), lies) for b, lies in zip(boxes, features.geometry, strict=True)]
+        image_index = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor(counts))
+        probabilities = self._mask_probabilities(maps, torch.cat(scaled), image_index)
+        return [
+            self._prediction(b.float().cpu(), p, lies.original_size)
+            for b, p, lies in zip(boxes, probabilities.split(counts), features.geometry, strict=True)
+        ]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """`backbone` (its trunk, without the pyramid) and `heads`, each with weight decay and, for norms, without."""
+        groups: list[ParameterGroup] = []
+        trunk = {id(parameter) for parameter in self.network.backbone.trunk_parameters()}
+        for name in ("backbone", "heads"):
+            members = [p for p in self.parameters() if p.requires_grad and (id(p) in trunk) == (name == "backbone")]
+            for decay in (1.0, 0.0):
+                parameters = [p for p in members if (p.ndim > 1) == bool(decay)]
+                groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
+        return groups
+
+    def _check_training_size(self, images: Sequence[Tensor]) -> None:
+        for index, image in enumerate(images):
+            if image.shape != images[0].shape:
+                first, other = list(images[0].shape), list(image.shape)
+                raise ValueError(
+                    f"in training all images must have one size, but image 0 is {first} and {index} {other}"
+                )
+
+    def _rows_with_mask(self, target: Target) -> Int64[Tensor, " k"]:
+        """Rows whose mask may be learnt; where there are too many, a random choice of them."""
+        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten()
+        if len(rows) <= self.max_masks_per_image:
+            return rows
+        return rows[torch.randperm(len(rows))[: self.max_masks_per_image]]
+
+    def _mask_targets(
+        self, targets: Sequence[Target], rows: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> Float[Tensor, "n m m"]:
+        size = self.network.mask_size * self.network.mask_upsample
+        crops = [
+            crop_masks(target["masks"][row], expand_boxes(b, self.network.box_margin), size, self.network.box_frame)
+            for target, row, b in zip(targets, rows, boxes, strict=True)
+        ]
+        return torch.cat(crops)
+
+    def _mask_probabilities(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n m m"]:
+        boxes, image_index = boxes.to(maps[0].device), image_index.to(maps[0].device)
+        chunks = zip(boxes.split(self.mask_chunk_size), image_index.split(self.mask_chunk_size), strict=True)
+        logits = torch.cat([self.network.mask_logits(maps, b, index).float() for b, index in chunks])
+        return self._without_margin(logits).sigmoid().cpu()
+
+    def _without_margin(self, logits: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
+        """Logits on the widened box -> logits on the box itself, on a grid of the same size."""
+        if not self.network.box_margin:
+            return logits
+        matrix = margin_crop_matrix(logits.shape[-1], self.network.box_margin, self.network.box_frame).to(logits)
+        return matrix @ logits @ matrix.T
+
+    def _prediction(self, boxes: Tensor, probabilities: Tensor, image_size: tuple[int, int]) -> InstancePrediction:
+        inside = probabilities > 0.5
+        certainty = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        return InstancePrediction(
+            boxes=boxes,
+            labels=torch.full((len(boxes),), -1),
+            scores=torch.ones(len(boxes)),
+            mask_scores=certainty,
+            mask_probabilities=probabilities,
+            image_size=image_size,
+            frame=self.network.box_frame,
+            categories=tuple(self.categories),
+        )

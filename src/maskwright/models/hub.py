@@ -1,0 +1,166 @@
+"""Weights folders: `config.json` + `model.safetensors` + model card, on disk, in the package or on the Hub."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import maskwright
+from maskwright.errors import UserError
+from maskwright.structures import SegmentationModel
+
+BUNDLED = Path(maskwright.__file__).parent / "weights"
+FAMILIES = {"deep_mac": ("maskwright.models.deep_mac", "DeepMAC")}
+
+
+def family_class(family: str) -> type[nn.Module]:
+    """The model class of a family's name.
+
+    Raises:
+        UserError: no family has that name.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
+    module, name = FAMILIES[family]
+    return getattr(importlib.import_module(module), name)
+
+
+def bundled_names() -> list[str]:
+    """Names of the weights folders that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
+
+
+def save_pretrained(
+    model: SegmentationModel,
+    folder: str | Path,
+    *,
+    state: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    card: str | None = None,
+) -> None:
+    """Write a weights folder; it appears whole or not at all, and replaces one of the same name.
+
+    Args:
+        model: any family.
+        folder: where to.
+        state: tensors to write instead of the model's own (its moving average, say).
+        dtype: of the stored floating-point tensors.
+        card: text of the model card (`README.md`).
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tensors = model.state_dict() if state is None else state  # pyright: ignore[reportAttributeAccessIssue]
+    stored = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in tensors.items()}
+    config = {"family": model.family, "model": _plain(model)}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        whole = Path(scratch) / "new"
+        whole.mkdir()
+        (whole / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(stored, whole / "model.safetensors", metadata={"format": "pt", "family": model.family})
+        if card is not None:
+            (whole / "README.md").write_text(card)
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        whole.rename(folder)
+
+
+def _plain(model: SegmentationModel) -> dict[str, Any]:
+    values = dict(model.config)
+    # The stored tensors hold the backbone, so loading must not fetch ImageNet weights again.
+    values.update(categories=model.categories, mask_classes=model.mask_classes, pretrained_backbone=False)
+    return values
+
+
+def from_pretrained(name_or_path: str | Path) -> nn.Module:
+    """The model of a bundled name, a weights folder, or a Hub repository (`owner/name`), in eval mode.
+
+    Raises:
+        UserError: nothing is found there, a file is damaged, the configuration does not fit this version, or
+            a tensor is missing, left over or of the wrong shape (each named).
+    """
+    folder = _find(name_or_path)
+    config = _read_config(folder / "config.json")
+    try:
+        model = family_class(config["family"])(**config["model"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot build the model: {error}") from error
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights}: no such file; a weights folder holds config.json and model.safetensors")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not a whole safetensors file ({error})") from error
+    load_state(model, tensors, str(weights))
+    return model.eval()
+
+
+def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copy `tensors` into `model`; every name and shape must fit, and the model's dtypes stay.
+
+    Raises:
+        UserError: names that are missing, left over or of the wrong shape, with `source`.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    left_over = sorted(tensors.keys() - expected.keys())
+    misfits = [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
+    for names, what in ((missing, "is missing"), (left_over, "is not in the model"), (misfits, "has another shape")):
+        if names:
+            raise UserError(f"{source}: tensor {names[0]!r} {what} ({len(names)} such); the file is of another model")
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+
+
+def push_to_hub(folder: str | Path, repository: str) -> None:
+    """Upload a weights folder to the Hub as `owner/name` (needs a token of `huggingface_hub`)."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder)
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if (BUNDLED / path / "config.json").is_file():
+        return BUNDLED / path
+    is_repository = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
+    if not is_repository:
+        names = ", ".join(bundled_names()) or "none"
+        raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names})")
+    return _download(str(name_or_path))
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{repository}: neither a folder here nor a repository that the Hub gives ({reason})"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a weights folder holds config.json and model.safetensors")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict) or not {"family", "model"} <= config.keys():
+        raise UserError(f"{path}: expected the keys 'family' and 'model'")
+    return config

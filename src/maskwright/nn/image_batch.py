@@ -1,0 +1,125 @@
+"""Images of any size -> one normalised batch of the network's input size, and the way back for boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskwright.structures import ImageGeometry
+
+ResizeMethod = Literal["antialias", "half_pixel", "tf1", "align_corners"]
+ChannelOrder = Literal["rgb", "bgr"]
+
+
+class ImageBatch(nn.Module):
+    """Resizes, pads and normalises images into one square batch.
+
+    The long side is fitted to `image_size` (small images are enlarged), the rest is padded with black
+    at the right and at the bottom *before* the normalisation, as the originals do.
+
+    Args:
+        image_size: side of the square network input, in pixels.
+        resize: how pixels are interpolated. `antialias` and `half_pixel` are torch's bilinear with and
+            without low-pass filter; `align_corners` puts the corner pixels on each other; `tf1` samples at
+            `i * in / out` without a half-pixel shift, the Deep-MAC original's convention.
+        mean: per channel, in 0..1, in RGB order.
+        std: per channel, in 0..1, in RGB order.
+        channel_order: the order in which the network takes the channels.
+
+    Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_size: int,
+        resize: ResizeMethod,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channel_order: ChannelOrder = "rgb",
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.resize: ResizeMethod = resize
+        self.channel_order: ChannelOrder = channel_order
+        # Constants of the configuration, not weights: they stay out of the state dict.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]]
+    ) -> tuple[Float[Tensor, "b 3 s s"], tuple[ImageGeometry, ...]]:
+        """RGB images (uint8, or float in 0..1) -> network input, and how each image lies in it."""
+        geometry = tuple(self.geometry(image) for image in images)
+        size = self.image_size
+        batch = self.mean.new_zeros(len(images), 3, size, size)
+        for row, image, lies in zip(batch, images, geometry, strict=True):
+            height, width = lies.resized_size
+            row[:, :height, :width] = resize_image(self._as_float(image), lies.resized_size, self.resize)
+        return self._normalize(batch), geometry
+
+    def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
+        """Training crops of one size, only normalised: boxes and masks stay where they are."""
+        return self._normalize(torch.stack([self._as_float(image) for image in images]))
+
+    def geometry(self, image: Tensor) -> ImageGeometry:
+        """Sizes of one image [3, H, W] before and after resizing; halves round to even, as in numpy."""
+        height, width = image.shape[-2:]
+        scale = min(self.image_size / height, self.image_size / width)
+        resized = (max(1, round(scale * height)), max(1, round(scale * width)))
+        return ImageGeometry((height, width), resized, (self.image_size, self.image_size))
+
+    def _normalize(self, batch: Tensor) -> Tensor:
+        batch = (batch - self.mean) / self.std
+        return batch.flip(1) if self.channel_order == "bgr" else batch
+
+    def _as_float(self, image: Tensor) -> Tensor:
+        image = image.to(self.mean.device)
+        return image.to(self.mean.dtype) / 255 if image.dtype == torch.uint8 else image.to(self.mean.dtype)
+
+
+def resize_image(image: Float[Tensor, "c h w"], size: tuple[int, int], method: ResizeMethod) -> Float[Tensor, "c _ _"]:
+    """Bilinear resize to `size` = (height, width) in one of the four conventions of `ImageBatch`."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if method == "tf1":
+        return _lerp_tf1(_lerp_tf1(image, size[0], dim=1), size[1], dim=2)
+    return functional.interpolate(
+        image[None],
+        size=size,
+        mode="bilinear",
+        align_corners=method == "align_corners",
+        antialias=method == "antialias",
+    )[0]
+
+
+def _lerp_tf1(image: Tensor, new_size: int, dim: int) -> Tensor:
+    """Linear interpolation along one axis at `i * in / out`, the neighbour clamped to the last sample."""
+    old_size = image.shape[dim]
+    position = torch.arange(new_size, device=image.device, dtype=torch.float32) * (old_size / new_size)
+    lower = position.floor().long()
+    upper = (lower + 1).clamp(max=old_size - 1)
+    shape = [1, 1, 1]
+    shape[dim] = new_size
+    weight = (position - lower).to(image.dtype).view(shape)
+    low, high = image.index_select(dim, lower), image.index_select(dim, upper)
+    return low + (high - low) * weight
+
+
+def boxes_to_input(boxes: Float[Tensor, "n 4"], geometry: ImageGeometry) -> Float[Tensor, "n 4"]:
+    """xyxy boxes, original image pixels -> input pixels (padding lies right and below, so only a scaling)."""
+    x, y = geometry.scale
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def boxes_to_original(boxes: Float[Tensor, "n 4"], geometry: ImageGeometry) -> Float[Tensor, "n 4"]:
+    """xyxy boxes, input pixels -> original image pixels; the inverse of `boxes_to_input`."""
+    x, y = geometry.scale
+    return boxes / boxes.new_tensor([x, y, x, y])
