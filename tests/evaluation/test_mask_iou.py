@@ -94,13 +94,14 @@ def test_means_over_instances_and_over_classes_seen_and_unseen():
 
 
 def test_class_mean_weighs_classes_not_instances():
-    metric = MaskIoU(CATEGORIES, seen=[])
+    metric = MaskIoU(CATEGORIES, seen=["cat", "dog"])
     truth = rectangle((10, 10), 0, 0, 10, 10).repeat(3, 1, 1)
     predicted = torch.cat([rectangle((10, 10), 0, 0, 10, rows) for rows in (10, 10, 4)])
     metric.update([predicted], [target_of(truth, [0, 0, 1])])
     result = metric.compute()
     assert result["mask_iou"] == pytest.approx(0.8)
-    assert result["class_mask_iou"] == pytest.approx(0.7)
+    assert result["class_mask_iou"] == result["class_mask_iou_seen"] == pytest.approx(0.7)
+    assert math.isnan(result["class_mask_iou_unseen"])
 
 
 def test_crowds_and_rows_without_a_mask_do_not_count():

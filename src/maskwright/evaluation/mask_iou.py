@@ -153,9 +153,9 @@ def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: 
         region = probabilities > MASK_THRESHOLD
     region = region.to(truth.device)
     height, width = region.shape
-    area = int(truth.sum())
-    intersection = int((region & truth[top : top + height, left : left + width]).sum())
-    union = int(region.sum()) + area - intersection
+    area = int(truth.count_nonzero())
+    intersection = int((region & truth[top : top + height, left : left + width]).count_nonzero())
+    union = int(region.count_nonzero()) + area - intersection
     return (intersection / union if union else 0.0), area
 
 
