@@ -1,0 +1,340 @@
+"""The mask branch as a whole, through `DeepMAC`: preprocessing, embeddings, masks, losses, gradients, statistics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from cases_deep_mac_networks import HOURGLASS_MOMENTUM, INFERENCE, TRAINING, check_statistics, record_counts
+from cases_deep_mac_ops import Arrays, assert_near, channels_first, check_paste, pixel_boxes
+from parity_data import ParityData, below
+from torch import Tensor
+
+from maskwright.convert.deep_mac import (
+    Table,
+    embedding_head_table,
+    hourglass_table,
+    load_variables,
+    mask_head_table,
+)
+from maskwright.models.deep_mac import DeepMAC, Maps
+from maskwright.nn.backbones import Backbone
+from maskwright.nn.hourglass import Hourglass
+from maskwright.nn.image_batch import ImageBatch, resize_image
+from maskwright.nn.layers import prediction_head
+from maskwright.ops.crop import crop_masks
+from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
+from maskwright.structures import Target
+
+GRADIENT = 1e-3
+TRAINING_GRADIENTS_TOGETHER = 0.1
+EMBEDDINGS = {"PIXEL_EMBEDDING": "pixel_embedding", "INSTANCE_EMBEDDING": "instance_embedding"}
+# Per channel of 0..255, in RGB order here; the originals list them for BGR.
+MEAN = (119.9165958 / 255, 114.03422265 / 255, 104.01362025 / 255)
+STD = (70.9150767 / 255, 69.89082075 / 255, 73.6027665 / 255)
+
+
+class SmallHourglass(Backbone):
+    """A backbone of the fixture's own depth and widths."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        network = Hourglass(
+            3,
+            config["input_channel_dims"],
+            config["channel_dims_per_stage"],
+            config["blocks_per_stage"],
+            stacks=config["num_hourglasses"],
+            stem_stride=4,
+            norm_momentum=HOURGLASS_MOMENTUM,
+        )
+        super().__init__(network.out_channels, config["num_hourglasses"], network.size_divisor)
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.network(images)
+
+
+def create_model(config: Mapping[str, Any]) -> DeepMAC:
+    """The model of a fixture, its backbone and embedding heads replaced where the fixture's are smaller."""
+    kernel = (3, 3) if config.get("embedding_head_kernel", "3x3") == "3x3" else (1, 3)
+    model = DeepMAC(
+        categories=[{"id": i + 1, "name": str(i)} for i in range(config["num_classes"])],
+        image_size=config.get("size", 128),
+        backbone="hourglass10",
+        mask_head=config["network_type"],
+        mask_head_width=config["num_init_channels"],
+        mask_size=config["mask_size"],
+        pixel_embedding_dim=config["pixel_embedding_dim"],
+        instance_embedding_dim=config["dim"],
+        embedding_kernel=kernel,
+        resize="tf1",
+        image_mean=MEAN,
+        image_std=STD,
+        channel_order="bgr",
+        norm_momentum=HOURGLASS_MOMENTUM,
+    )
+    if "backbone" in config:
+        network = model.network
+        network.backbone = backbone = SmallHourglass(config["backbone"])
+        for name, dim in (("pixel_embedding", "pixel_embedding_dim"), ("instance_embedding", "dim")):
+            heads = [
+                prediction_head(backbone.channels, config["embedding_head_filters"], config[dim], kernel)
+                for _ in range(backbone.num_outputs)
+            ]
+            setattr(network, name, torch.nn.ModuleList(heads))
+    return model
+
+
+def load_model(model: DeepMAC, variables: Mapping[str, np.ndarray]) -> Table:
+    """Load the whole mask branch; the table by full names of our tensors and full paths of the original's."""
+    network = model.network
+    assert isinstance(network.backbone, SmallHourglass)
+    parts = {"model/_feature_extractor/_network": hourglass_table(network.backbone.network, "backbone.network.")}
+    parts["model/_mask_net"] = mask_head_table(network.mask_head, "mask_head.")
+    for theirs, ours in EMBEDDINGS.items():
+        for index, head in enumerate(network.get_submodule(ours).children()):
+            path = f"model/_prediction_head_dict/{theirs}/{index}"
+            assert isinstance(head, torch.nn.Sequential)
+            parts[path] = embedding_head_table(head, f"{ours}.{index}.")
+    whole: Table = {}
+    for prefix, table in parts.items():
+        load_variables(network, table, variables, prefix)
+        whole |= {name: type(row)(f"{prefix}/{row.path}", row.layout) for name, row in table.items()}
+    assert set(whole) == {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    return whole
+
+
+def check_preprocessing(data: ParityData, file: str) -> None:
+    """Sizes, the TF1 resize with padding, and the normalisation."""
+    arrays = data.arrays(file)
+    size = data.files[file]["config"]["S"]
+    images = [name for name in arrays if re.fullmatch(r"image\d+", name)]
+    assert images
+    batch = ImageBatch(size, "tf1", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+    for name in images:
+        index = name.removeprefix("image")
+        image = channels_first(arrays[name])[0]
+        resized, (lies,) = batch([image])
+        assert (*lies.resized_size, 3) == tuple(arrays[f"true_shape{index}"])
+        assert_near(resized, channels_first(arrays[f"resized{index}"]), f"resized{index}", 1e-6)
+    for target in (int(name.rsplit("_", 1)[1]) for name in arrays if name.startswith("size_out_")):
+        batch = ImageBatch(target, "tf1", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        for given, expected in zip(arrays["size_in"], arrays[f"size_out_{target}"], strict=True):
+            assert batch.geometry(torch.empty(3, *given, device="meta")).resized_size == tuple(expected), given
+    image = channels_first(arrays["norm_in"])[0].float() / 255
+    normalise = ImageBatch(max(image.shape[1:]), "tf1", MEAN, STD, "bgr")
+    normalised, _ = normalise([image])
+    expected = channels_first(arrays["norm_out"])
+    assert_near(normalised[:, :, : image.shape[1], : image.shape[2]], expected, "norm_out", 1e-5)
+    assert resize_image(image, (image.shape[1], image.shape[2]), "tf1") is image
+
+
+def check_inference(data: ParityData, file: str) -> None:
+    """A photograph and boxes to masks, every intermediate map on the way, and the pasted masks."""
+    arrays = data.arrays(file)
+    model = create_model(data.files[file]["config"]).eval()
+    load_model(model, below(arrays, "w/"))
+    image = channels_first(arrays["image"])[0]
+    with torch.no_grad():
+        batch, _ = model.image_batch([image])
+        assert_near(batch, channels_first(arrays["preprocessed"]), "preprocessed", 1e-5)
+        for index, (features, maps) in enumerate(
+            zip(model.network.backbone(batch), model.network.stack_maps(batch), strict=True)
+        ):
+            assert_near(features, channels_first(arrays[f"features/{index}"]), f"features/{index}", INFERENCE)
+            for name, values in zip(EMBEDDINGS, maps, strict=False):
+                assert_near(values, channels_first(arrays[f"heads/{name}/{index}"]), f"{name}/{index}", INFERENCE)
+        boxes = pixel_boxes(arrays["provided_boxes"][0], (image.shape[1], image.shape[2])).float()
+        (prediction,) = model.masks_from_boxes(model.encode([image]), [boxes])
+    assert_near(prediction.mask_probabilities, arrays["provided_masks"][0], "provided_masks", INFERENCE)
+    assert (prediction.masks == torch.from_numpy(arrays["pasted_provided"] > 0.5)).float().mean() > 0.999
+    check_paste(arrays)
+
+
+def check_provided_masks(data: ParityData, file: str) -> None:
+    """Masks of given boxes from recorded embeddings, with padding in the image."""
+    arrays = data.arrays(file)
+    config = data.files[file]["config"]
+    model = create_model(config).eval()
+    load_variables(model.network.mask_head, mask_head_table(model.network.mask_head), below(arrays, ""), "w")
+    maps = recorded_maps(arrays, "")
+    for key in ("det/detection_boxes_strided", "provided_boxes_strided"):
+        name = key.replace("det/detection_boxes_strided", "det").replace("provided_boxes_strided", "provided")
+        strided = torch.from_numpy(arrays[key])[..., [1, 0, 3, 2]]
+        for image, boxes in enumerate(strided):
+            index = torch.full((len(boxes),), image)
+            with torch.no_grad():
+                masks = model.network.mask_logits(maps, boxes * config["stride"], index).sigmoid()
+            assert_near(masks, arrays[f"{name}/detection_masks"][image], f"{name}/{image}", INFERENCE)
+
+
+def check_mask_losses_of_stacks(data: ParityData, file: str) -> None:
+    """The weighted mask loss of every case that concerns it alone, in both modes, and the logits of one stack."""
+    arrays = data.arrays(file)
+    config = data.files[file]["config"]
+    count = sum(name.startswith("pred/PIXEL_EMBEDDING/") for name in arrays)
+    stacks = [recorded_maps(arrays, f"/{stack}") for stack in range(count)]
+    size = (config["H"], config["W"])
+    for case, options in config["cases"].items():
+        if options.get("full_res"):
+            continue
+        for mode in ("eval", "train"):
+            model = create_model(config).train(mode == "train")
+            head = model.network.mask_head
+            load_variables(head, mask_head_table(head), below(arrays, ""), "w")
+            loss = mask_dice if options.get("dice") else mask_cross_entropy
+            with torch.no_grad():
+                value = mask_loss(model, stacks, arrays, size, options.get("allowed"), loss, clip=mode == "train")
+            expected = arrays[f"loss/{case}/{mode}/deep_mask_estimation"]
+            assert_near(config["task_loss_weight"] * value, expected, f"{case}/{mode}", TRAINING)
+
+
+def check_training_step(data: ParityData, file: str) -> None:
+    """One training step: the mask loss in both modes, gradients of what only it reaches, and statistics.
+
+    The box-consistency loss is another issue's; where the reference has it on, the gradients hold it, too.
+    """
+    entry, arrays = data.files[file], data.arrays(file)
+    config = entry["config"]
+    weights = below(data.arrays(file.replace("h_train_step", "g_e2e_infer")), "w/")
+    for mode in ("eval", "train"):
+        model = create_model(config).train(mode == "train")
+        network = model.network
+        table = load_model(model, weights)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        counts = record_counts(network)
+        stacks = network.stack_maps(channels_first(arrays["images"]))
+        size = (config["size"], config["size"])
+        allowed = config["allowed_masked_classes_ids"]
+        if mode == "eval":
+            value = model.mask_losses(stacks, targets(arrays, size, allowed))["mask_cross_entropy"]
+        else:
+            value = config["task_loss_weight"] * mask_loss(
+                model, stacks, arrays, size, allowed, mask_cross_entropy, clip=True
+            )
+        assert_near(value.detach(), arrays[f"{mode}/loss/deep_mask_estimation"], f"{mode}/loss", TRAINING)
+        if config["box_consistency_loss_weight"] == 0:
+            value.backward()
+            check_gradients(network, table, arrays, mode)
+        if mode == "train":
+            check_step_statistics(network, table, before, counts, arrays)
+
+
+def check_gradients(network: torch.nn.Module, table: Table, arrays: Arrays, mode: str) -> None:
+    """Gradients of the mask head and of the embedding heads; those of the backbone hold the detector's, too.
+
+    In training mode they are ill-conditioned: a relative change of 1e-5 of the input moves them by 4 % (in
+    float64, too), and the reference's variances carry a noise of 1e-5 from its first layer on, where ours in
+    float32 agrees with float64 to 1e-7. So there they are compared all together, and loosely.
+    """
+    ours, theirs = [], []
+    for name, parameter in network.named_parameters():
+        if name.startswith("backbone."):
+            continue
+        gradient = parameter.grad
+        assert gradient is not None, name
+        path = table[name].path
+        norm = torch.from_numpy(arrays[f"{mode}/gradnorm/{path}"])
+        assert_near(gradient.norm(), norm, f"{mode}/gradnorm/{path}", GRADIENT if mode == "eval" else 0.2)
+        if f"{mode}/grad/{path}" in arrays:
+            if gradient.ndim == 4:
+                gradient = gradient.permute(2, 3, 1, 0)
+            expected = torch.from_numpy(arrays[f"{mode}/grad/{path}"])
+            if mode == "eval":
+                assert_near(gradient, expected, f"{mode}/grad/{path}", GRADIENT)
+            ours.append(gradient.flatten())
+            theirs.append(expected.flatten())
+    error = float((torch.cat(ours) - torch.cat(theirs)).norm() / torch.cat(theirs).norm())
+    assert error < (GRADIENT if mode == "eval" else TRAINING_GRADIENTS_TOGETHER), f"{mode}: gradients differ by {error}"
+
+
+def check_step_statistics(
+    network: torch.nn.Module, table: Table, before: Mapping[str, Tensor], counts: Mapping[str, int], arrays: Arrays
+) -> None:
+    """The backbone's statistics after its one pass.
+
+    The head's after four passes (two images, two stacks) mix unbiased variances of each: they are compared on
+    single passes, in the cases of the heads.
+    """
+    part = {name: row for name, row in table.items() if name.startswith("backbone.")}
+    expected = below(arrays, "after/")
+    expected = {path: value for path, value in expected.items() if "_feature_extractor" in path}
+    check_statistics(network, part, before, counts, expected, TRAINING)
+
+
+def mask_loss(
+    model: DeepMAC,
+    stacks: list[Maps],
+    arrays: Arrays,
+    size: tuple[int, int],
+    allowed: list[int] | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    clip: bool,
+) -> Tensor:
+    """The unweighted mask loss with the original's order of passes: per stack, per image, all rows of each.
+
+    Its batch norms see one image's rows at a time, padding and disallowed classes included, which `DeepMAC`
+    does not (stated there); the original clips the boxes in training only.
+    """
+    total = torch.zeros(())
+    for maps in stacks:
+        for image in range(len(maps[0])):
+            boxes = pixel_boxes(arrays[f"gt_boxes{image}"], size)
+            if clip:
+                boxes = clipped(boxes, size)
+            masks = torch.from_numpy(arrays[f"gt_masks{image}"]) > 0
+            network = model.network
+            logits = network.mask_logits(maps, boxes.float(), torch.full((len(boxes),), image))
+            target = crop_masks(masks, boxes.float(), network.mask_size, "corner")
+            rows = torch.from_numpy(allowed_rows(arrays, image, allowed))
+            index = torch.zeros(int(rows.sum()), dtype=torch.int64)
+            total = total + mean_per_image(loss(logits, target)[rows], index, 1) / (len(stacks) * len(maps[0]))
+    return total
+
+
+def recorded_maps(arrays: Arrays, suffix: str) -> Maps:
+    """Embedding maps of the fixture, with an empty image of the size they belong to."""
+    pixel, instance = (channels_first(arrays[f"pred/{name}{suffix}"]) for name in EMBEDDINGS)
+    count, _, height, width = pixel.shape
+    return pixel, instance, torch.zeros(count, 3, 4 * height, 4 * width)
+
+
+def allowed_rows(arrays: Arrays, image: int, allowed: list[int] | None) -> np.ndarray:
+    """Rows that have a weight and a class whose masks may be used (ids from 1; none given: all)."""
+    ids = arrays[f"gt_classes{image}"].argmax(axis=1) + 1
+    weights = arrays[f"gt_weights{image}"]
+    assert set(np.unique(weights)) <= {0.0, 1.0}
+    return (weights > 0) & (np.isin(ids, allowed) if allowed else True)
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes at least 1e-6 of the frame wide, then inside it."""
+    frame = torch.tensor([size[1], size[0]])
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    half = half.clamp(min=0.5e-6 * frame)
+    return torch.cat([centre - half, centre + half], dim=1).clamp(min=0).minimum(torch.cat([frame, frame]))
+
+
+def targets(arrays: Arrays, size: tuple[int, int], allowed: list[int] | None) -> list[Target]:
+    """The fixture's ground truth without its padding rows."""
+    found: list[Target] = []
+    for image in range(sum(name.startswith("gt_boxes") for name in arrays)):
+        real = arrays[f"gt_weights{image}"] > 0
+        has_mask = torch.from_numpy(allowed_rows(arrays, image, allowed)[real])
+        masks = torch.from_numpy(arrays[f"gt_masks{image}"][real] > 0)
+        found.append(
+            {
+                "boxes": pixel_boxes(arrays[f"gt_boxes{image}"][real], size).float(),
+                "labels": torch.from_numpy(arrays[f"gt_classes{image}"][real].argmax(axis=1)),
+                "masks": masks & has_mask[:, None, None],
+                "has_mask": has_mask,
+                "iscrowd": torch.zeros(len(masks), dtype=torch.bool),
+                "ids": torch.arange(len(masks)),
+                "image_id": image,
+            }
+        )
+    return found
