@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from maskwright.errors import UserError
+from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.models.hub import from_pretrained
+from maskwright.training.batches import open_data_sets
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run import train
+from maskwright.training.run import main, train
 
 
 def lines(path):
@@ -54,6 +57,17 @@ def test_saved_weights_are_the_averaged_ones_and_the_checkpoint_is_plain_data(re
     assert "mask_classes: person" in checkpoint["recipe"]
 
 
+def test_validation_measures_the_weights_that_are_saved(recipe, tmp_path):
+    metrics = train(recipe).metrics
+    model = from_pretrained(tmp_path / "run" / "last")
+    metric = MaskIoU(model.categories, ["person"])
+    dataset = open_data_sets(recipe.data, 64, None).validation
+    for image, target in (dataset[index] for index in range(len(dataset))):
+        with torch.no_grad():
+            metric.update(model.masks_from_boxes(model.encode([image]), [target["boxes"]]), [target])
+    assert metric.compute()["mask_iou"] == pytest.approx(metrics["mask_iou"], abs=1e-4)
+
+
 def test_seen_and_unseen_classes_are_told_apart_and_box_only_classes_do_not_count(recipe, tmp_path):
     metrics = train(recipe).metrics
     assert metrics["instances_seen"] == metrics["instances_unseen"] > 0
@@ -97,3 +111,79 @@ def _stop_after(monkeypatch, step):
     monkeypatch.undo()
     original = TrainingTask.training_step
     monkeypatch.setattr(TrainingTask, "training_step", training_step)
+
+
+def test_what_is_trained_on_is_said_first(recipe, capsys):
+    train(changed(recipe, accumulate=2))
+    said = capsys.readouterr()
+    # 12 images with 3 instances each but one; persons alone have masks to learn, kites have none at all.
+    assert "training: 8 images, 7 instances with masks, 14 with boxes only; masks of 1 of 3 classes" in said.err
+    assert "validation: 4 images, 8 instances with masks, 4 with boxes only; masks of 3 of 3 classes" in said.err
+    assert "batch: 4 images (2 per device x 1 device(s) x 2 accumulated)" in said.err
+    assert "6/6" in said.err
+    assert "loss=" in said.err
+    assert said.out == ""
+
+
+def refused(arguments, *parts):
+    with pytest.raises(UserError) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert str(part) in str(caught.value)
+
+
+def test_a_run_is_never_overwritten_nor_continued_as_another(arguments, tmp_path, capsys):
+    assert main([*arguments, "--trainer.steps=2"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'best'}\n"
+    before = (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns
+
+    refused(arguments, tmp_path / "run", "already holds a run", "--resume last", "--trainer.output")
+    refused([*arguments, "--trainer.steps=2", "--resume=last"], "has taken its 2 steps", "--trainer.steps")
+    refused([*arguments, "--resume", "last", "--trainer.seed=1"], "trainer.seed", "0", "1", "--trainer.output")
+    refused([*arguments, "--resume", "last", "--model.mask_head=fcn"], "model.mask_head", "resnet4", "fcn")
+    refused([*arguments, "--resume", "best"], "--resume", "last")
+    assert (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_other_files_are_not_written_among(arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    refused(arguments, tmp_path / "run", "not an empty folder", "--trainer.output")
+    refused([*arguments, "--resume", "last"], tmp_path / "run", "no run to resume")
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        (["--data.annotations=null"], ["--data.annotations"]),
+        (["--data.images=nowhere"], ["nowhere"]),
+        (["--data.mask_classes=horse"], ["horse", "person, dog, kite"]),
+        (["--data.mask_classes=kite"], ["no image to train on", "mask", "kite", "data.mask_classes"]),
+        (["--model.mask_head=resnet5"], ["model", "resnet5"]),
+        (["--model.image_size=70"], ["model", "image_size", "70"]),
+        (["--optimizer.learning_rate_factors={tail: 2}"], ["learning_rate_factors", "tail"]),
+        (["--trainer.strategy=ddb"], ["trainer", "ddb"]),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(arguments, tmp_path, extra, parts):
+    refused([*arguments, *extra], *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_recipe_the_known_ones_are_named():
+    refused([], "recipe", "deep_mac/tiny")
+    refused(["--trainer.steps=3"], "recipe", "deep_mac/tiny")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(recipe):
+    with pytest.raises(UserError, match=r"no longer a finite number at step \d: lower optimizer.learning_rate"):
+        train(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, gradient_clip=None)))
+
+
+def test_mixed_precision_and_channels_last_save_plain_float32_weights(recipe, tmp_path):
+    train(changed(recipe, precision="bf16-mixed", channels_last=True, ema_decay=None))
+    weights = from_pretrained(tmp_path / "run" / "last").state_dict()
+    assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
+    assert all(torch.isfinite(weight).all() for weight in weights.values())

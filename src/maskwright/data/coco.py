@@ -17,6 +17,7 @@ from torch import Tensor
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import match_name, resolve_mask_classes
 from maskwright.data.images import read_image
+from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
 from maskwright.structures import Category, Target
 
@@ -111,6 +112,18 @@ class CocoInstances:
         part = copy.copy(self)
         part._rows = self._rows[np.asarray(indices, dtype=np.int64)]
         return part
+
+    def count_instances(self) -> tuple[int, int]:
+        """How many instances of these images have a segmentation that is used, and how many only a box.
+
+        Crowds are left out. Nothing is decoded: a segmentation that covers no pixel still counts as one.
+        """
+        chosen = np.zeros(len(self._index.image_ids), dtype=bool)
+        chosen[self._rows] = True
+        instances = np.repeat(chosen, np.diff(self._index.offsets)) & ~self._index.iscrowd
+        labels = self._labels[self._index.category_rows]
+        with_mask = instances & self._label_has_mask[labels] & (self._index.segmentations.kinds != NONE)
+        return int(with_mask.sum()), int((instances & ~with_mask).sum())
 
     @property
     def file_names(self) -> list[str]:

@@ -52,7 +52,20 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
     training.transforms = training_transforms(
         options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
     )
+    _require_masks(training, f"{annotations}: no image to train on", "data.mask_classes")
+    _require_masks(
+        validation, f"{options.validation_annotations or annotations}: no image to validate on", "data.validation_share"
+    )
     return DataSets(training, validation)
+
+
+def _require_masks(dataset: CocoInstances, what: str, key: str) -> None:
+    masks, boxes = dataset.count_instances()
+    if masks == 0:
+        raise UserError(
+            f"{what} has an instance with a usable mask ({len(dataset)} images, {boxes} instances with a box only, "
+            f"mask classes: {', '.join(dataset.mask_classes)}); see {key}, and `maskwright data check` for the file"
+        )
 
 
 class TrainingData(LightningDataModule):

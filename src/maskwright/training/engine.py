@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
@@ -53,13 +55,15 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
     data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
     task = TrainingTask(build_model(recipe, data_sets), recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
-    if is_first_process():  # from here on the folder is this run's
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(recipe_yaml(recipe))
     with StopRequest(announce=is_first_process()) as stop_request:
         checkpoints = _create_checkpoints(recipe, folder, stop_request)
-        trainer = _create_trainer(recipe, folder, checkpoints, start)
-        if trainer.is_global_zero:
+        try:
+            trainer = _create_trainer(recipe, folder, checkpoints, start)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if is_first_process():  # from here on the folder is this run's
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECIPE).write_text(recipe_yaml(recipe))
             _announce(recipe, folder, task.model, data_sets, trainer, start)
         _run(trainer, task, TrainingData(data_sets, recipe.data, recipe.trainer.seed), checkpoint, stop_request)
     return {
@@ -152,21 +156,28 @@ def _announce(
     """What is about to happen, on stderr."""
     options, batch_size = recipe.trainer, recipe.data.batch_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    training, classes = data_sets.training, len(data_sets.training.categories)
     effective = batch_size * trainer.world_size * options.accumulate
     lines = [
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
-        f"training: {len(training)} images, masks of {len(training.mask_classes)} of {classes} classes",
-        f"validation: {len(data_sets.validation)} images",
+        "training: " + _contents(data_sets.training),
+        "validation: " + _contents(data_sets.validation),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    if training.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in training.skipped.items())
-        lines.append(f"skipped annotations: {counts} (`maskwright data check` names each)")
+    if skipped := data_sets.training.skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+        lines.append(f"skipped in the training file: {counts} (`maskwright data check` names each)")
     print("\n".join(lines), file=sys.stderr)
+
+
+def _contents(dataset: CocoInstances) -> str:
+    masks, boxes = dataset.count_instances()
+    return (
+        f"{len(dataset)} images, {masks} instances with masks, {boxes} with boxes only; "
+        f"masks of {len(dataset.mask_classes)} of {len(dataset.categories)} classes"
+    )
 
 
 def _quieten_lightning() -> None:

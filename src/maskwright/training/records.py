@@ -95,12 +95,14 @@ class RunRecords(Callback):
             _append(self._folder / LOSSES, lines)
             if self._bar is not None:
                 self._bar.set_postfix(loss=f"{lines[-1]['loss']:.4f}", refresh=False)
-        for line in lines:
-            if not math.isfinite(line["loss"]):
-                raise UserError(
-                    f"the loss became {line['loss']} at step {line['step']}: lower optimizer.learning_rate, "
-                    f"lengthen optimizer.warmup_steps or lower optimizer.gradient_clip, then start again"
-                )
+        broken = [line for line in lines if not math.isfinite(line["loss"])]
+        # Asked of all ranks, since one that stops alone leaves the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+            step = (broken or lines)[0]["step"]
+            raise UserError(
+                f"the loss is no longer a finite number at step {step}: lower optimizer.learning_rate, lengthen "
+                f"optimizer.warmup_steps or lower optimizer.gradient_clip, and start a new run"
+            )
 
 
 def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
