@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import maskwright
 from maskwright.errors import UserError
 from maskwright.structures import SegmentationModel
 
-BUNDLED = Path(maskwright.__file__).parent / "weights"
+BUNDLED = Path(__file__).parents[1] / "weights"
 FAMILIES = {"deep_mac": ("maskwright.models.deep_mac", "DeepMAC")}
 
 
