@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from maskwright.errors import UserError
@@ -63,7 +63,8 @@ def save_pretrained(
         whole = Path(scratch) / "new"
         whole.mkdir()
         (whole / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(stored, whole / "model.safetensors", metadata={"format": "pt", "family": model.family})
+        # `save_file` would give the file to its owner alone; written this way it has the folder's permissions.
+        (whole / "model.safetensors").write_bytes(save(stored, metadata={"format": "pt", "family": model.family}))
         if card is not None:
             (whole / "README.md").write_text(card)
         if folder.exists():
