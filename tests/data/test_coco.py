@@ -157,6 +157,13 @@ def test_subset_keeps_seeds_weights_and_its_own_transforms(coco):
         dataset.subset([])
 
 
+def test_many_annotations_keep_the_order_of_the_file_within_an_image(coco):
+    coco.write([annotation(number, image_id=1 + number % 2) for number in range(200)], images=2)
+    dataset = open_folder(coco)
+    assert dataset[0][1]["ids"].tolist() == list(range(0, 200, 2))
+    assert dataset[1][1]["ids"].tolist() == list(range(1, 200, 2))
+
+
 def test_no_sampling_weights(coco):
     assert open_folder(coco.write([annotation(1)])).sampling_weights is None
 
