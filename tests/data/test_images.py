@@ -64,11 +64,11 @@ def test_transparent_pixels_are_laid_on_white():
 
 
 def test_sixteen_bit_grey_uses_the_full_range(tmp_path: Path):
-    values = np.array([[0, 257, 65535, 32896]], dtype=np.uint16)
+    values = np.array([[0, 257, 65535, 32896, 200, 128]], dtype=np.uint16)
     for name in ("deep.png", "deep.tiff"):
         Image.fromarray(values).save(tmp_path / name)
-        assert read_image(tmp_path / name)[0].tolist() == [[0, 1, 255, 128]]
-    assert read_image(values)[2].tolist() == [[0, 1, 255, 128]]
+        assert read_image(tmp_path / name)[0].tolist() == [[0, 1, 255, 128, 1, 0]]
+    assert read_image(values)[2].tolist() == [[0, 1, 255, 128, 1, 0]]
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path):
