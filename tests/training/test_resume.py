@@ -47,24 +47,15 @@ def losses(directory):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(arguments, tmp_path):
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"
-    arguments = [*arguments, "--trainer.steps=24", "--trainer.validate_every_steps=10"]
+    arguments = [*arguments, "--trainer.steps=16", "--trainer.validate_every_steps=7"]
     assert main([*arguments, f"--trainer.output={unbroken}"]) == 0
 
     arguments += ["--data.num_workers=1", "--trainer.checkpoint_every_seconds=0.1"]
     killed = start(arguments)
-    wait_for(lambda: count_lines(run / "losses.jsonl") >= 8 and (run / "last.ckpt").is_file(), killed)
+    wait_for(lambda: count_lines(run / "losses.jsonl") >= 5 and (run / "last.ckpt").is_file(), killed)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert count_lines(run / "losses.jsonl") < 24
-
-    done = count_lines(run / "losses.jsonl")
-    stopped = start([*arguments, "--resume", "last", "--trainer.checkpoint_every_seconds=30"])
-    wait_for(lambda: count_lines(run / "losses.jsonl") >= done + 3, stopped)
-    os.killpg(stopped.pid, signal.SIGINT)
-    _, said = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, said
-    assert said.rstrip().endswith("--resume last"), said
-    assert "Traceback" not in said
+    assert count_lines(run / "losses.jsonl") < 16
 
     assert main([*arguments, "--resume", "last"]) == 0
     assert losses(run) == losses(unbroken)

@@ -99,6 +99,18 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
     assert lines(tmp_path / "run" / "validation.jsonl") == lines(tmp_path / "unbroken" / "validation.jsonl")
 
 
+def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_goes_on(arguments, tmp_path, monkeypatch, capsys):
+    _stop_after(monkeypatch, 2)
+    assert main(arguments) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == (
+        f"stopped with a checkpoint of step 2; go on with: maskwright train {' '.join(arguments)} --resume last"
+    )
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def _stop_after(monkeypatch, step):
     """Press Ctrl-C while the losses of optimizer step `step` are computed."""
     from maskwright.training.task import TrainingTask
