@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskwright.convert.wire import decompress_snappy, read_message, read_varint
+from maskwright.convert.wire import decompress_snappy, masked_checksum, read_message, read_varint
 from maskwright.errors import UserError
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -126,8 +126,11 @@ class Variables(Mapping[str, np.ndarray]):
         self._checkpoint = Checkpoint(path)
         if _OBJECT_GRAPH not in self._checkpoint:
             raise UserError(f"checkpoint {self._checkpoint.prefix} holds no object graph: it is not of TensorFlow 2")
-        nodes = _read_object_graph(bytes(self._checkpoint.read(_OBJECT_GRAPH).item()))
-        self._keys = dict(_attribute_paths(nodes))
+        try:
+            nodes = _read_object_graph(bytes(self._checkpoint.read(_OBJECT_GRAPH).item()))
+            self._keys = dict(_attribute_paths(nodes))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"checkpoint {self._checkpoint.prefix}: its object graph is damaged") from error
         if not self._keys:
             raise UserError(f"checkpoint {self._checkpoint.prefix} holds no variables of a model")
 
@@ -170,8 +173,9 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    if offset + size >= len(data):
-        raise ValueError("a block lies outside of the file")
+    checksum = data[offset + size + 1 : offset + size + 5]
+    if masked_checksum(data[offset : offset + size + 1]) != int.from_bytes(checksum, "little"):
+        raise ValueError("a block is damaged")
     block, compression = data[offset : offset + size], data[offset + size]
     if compression == 1:
         block = decompress_snappy(block)

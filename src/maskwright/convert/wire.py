@@ -1,4 +1,4 @@
-"""Protocol-buffer messages and snappy blocks, as far as checkpoints use them."""
+"""Protocol-buffer messages, snappy blocks and their checksum, as far as checkpoints use them."""
 
 from __future__ import annotations
 
@@ -109,6 +109,27 @@ def decompress_snappy(data: bytes) -> bytes:
     if len(out) != length:
         raise ValueError(f"expected {length} bytes, but got {len(out)}")
     return bytes(out)
+
+
+def masked_checksum(data: bytes) -> int:
+    """LevelDB's checksum of a block: CRC-32C, rotated right by 15 bits, plus a constant."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ _CRC32C[(value ^ byte) & 0xFF]
+    value ^= 0xFFFFFFFF
+    return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC32C = _crc32c_table()
 
 
 def _snappy_copy(data: bytes, tag: int, position: int) -> tuple[int, int, int]:
