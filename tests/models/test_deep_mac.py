@@ -173,7 +173,7 @@ def test_training_crops_may_be_smaller_than_the_input():
 
 
 def test_frozen_levels_keep_weights_and_statistics():
-    model = build(backbone="resnet18_fpn", frozen_levels=2).train()
+    model = build(backbone="resnet18_fpn", frozen_levels=2)  # new models are in training mode
     before = {k: v.clone() for k, v in model.network.backbone.trunk.state_dict().items()}
     optimizer = torch.optim.SGD([p for g in model.parameter_groups() for p in g["params"]], lr=1.0)
     sum(model(images(1), [make_target(BOXES)]).values()).backward()

@@ -107,7 +107,7 @@ class PyramidBackbone(Backbone):
         self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, norm_layer=norm)
         self.frozen = [part for level in trunk.levels()[:frozen_levels] for part in level]
         for part in self.frozen:
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
 
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """See `Backbone.trunk_parameters`."""
