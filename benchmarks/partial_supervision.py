@@ -1,0 +1,90 @@
+"""The paper's experiment in small: masks of some classes, boxes of all; how good are masks of unseen classes?
+
+    python benchmarks/partial_supervision.py --images DIR --annotations FILE --out RUNS
+
+For every mask head and seed it runs
+
+    maskwright train deep_mac/tiny --data.mask_classes voc --model.mask_head HEAD --trainer.seed SEED ...
+
+and reads the last validation: mask IoU from ground-truth boxes on images that were set aside by the hash of
+their file names, over seen (VOC) and unseen classes. A run that RUNS already holds is continued or only read.
+Everything but head and seed is the same. The backbone starts from ImageNet labels (no masks, no boxes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+COLUMNS = ("mask_iou_seen", "mask_iou_unseen", "class_mask_iou_seen", "class_mask_iou_unseen")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--annotations", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--heads", nargs="+", default=["resnet4", "hourglass20"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--crop-size", type=int, default=320)
+    parser.add_argument("--mask-classes", default="voc")
+    parser.add_argument("--validation-share", type=float, default=0.25)
+    parser.add_argument("--precision", default="32", help="bf16-mixed is faster on processors that have it")
+    arguments = parser.parse_args()
+    results = {(head, seed): run(head, seed, arguments) for head in arguments.heads for seed in arguments.seeds}
+    print_table(results, arguments)
+
+
+def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train one head with one seed, unless that is done already, and return the last validation."""
+    folder = arguments.out / f"{head}_{seed}"
+    validations = folder / "validation.jsonl"
+    done = validations.is_file() and f'"step": {arguments.steps},' in validations.read_text()
+    if not done:
+        values = {
+            "data.images": arguments.images,
+            "data.annotations": arguments.annotations,
+            "data.mask_classes": arguments.mask_classes,
+            "data.validation_share": arguments.validation_share,
+            "data.batch_size": arguments.batch_size,
+            "data.crop_size": arguments.crop_size,
+            "model.mask_head": head,
+            "trainer.seed": seed,
+            "trainer.steps": arguments.steps,
+            "trainer.validate_every_steps": arguments.steps,
+            "trainer.precision": arguments.precision,
+            "trainer.output": folder,
+        }
+        options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        resume = ["--resume", "last"] if (folder / "recipe.yaml").is_file() else []
+        command = [sys.executable, "-m", "maskwright", "train", "deep_mac/tiny", *options, *resume]
+        subprocess.run(command, check=True)
+    return json.loads(validations.read_text().splitlines()[-1])
+
+
+def print_table(results: dict[tuple[str, int], dict[str, float]], arguments: argparse.Namespace) -> None:
+    """One row per run, and the mean over the seeds of each head."""
+    some = next(iter(results.values()))
+    print(
+        f"\n{arguments.steps} steps of {arguments.batch_size} crops of {arguments.crop_size} px, masks of "
+        f"{arguments.mask_classes}; {some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen "
+        f"instances on images set aside; {platform.processor() or platform.machine()}\n"
+    )
+    print("| mask head | seed | " + " | ".join(COLUMNS) + " |")
+    print("|---|---|" + "---|" * len(COLUMNS))
+    for (head, seed), values in results.items():
+        print(f"| {head} | {seed} | " + " | ".join(f"{values[name]:.4f}" for name in COLUMNS) + " |")
+    for head in arguments.heads:
+        means = [statistics.mean(results[head, seed][name] for seed in arguments.seeds) for name in COLUMNS]
+        print(f"| {head} | mean | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
+
+
+if __name__ == "__main__":
+    main()
