@@ -137,3 +137,17 @@ def test_prediction_head_sees_rows_above_only_with_a_square_kernel(kernel, neigh
     (gradient,) = torch.autograd.grad(y[0, :, 3, 3].sum(), x)
     assert bool(gradient[0, :, 2, 3].any()) is neighbour
     assert bool(gradient[0, :, 3, 2].any())
+
+
+@pytest.mark.parametrize(
+    ("here", "elsewhere", "synchronised"), [(0, 0, False), (1, 0, False), (0, 1, False), (1, 1, True)]
+)
+def test_processes_decide_together_under_a_synchronised_norm(monkeypatch, here, elsewhere, synchronised):
+    """A process that left the norm's collective calls out on its own would leave the others waiting."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total, group: total.add_(elsewhere))
+    norm = used_norm(nn.SyncBatchNorm)
+    calls = []
+    monkeypatch.setattr(norm, "forward", lambda x: calls.append(x) or x)
+    normalize(norm, torch.zeros(here, 2, 1, 1))
+    assert bool(calls) is synchronised
