@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from maskwright.errors import UserError
+from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.evaluation.report import format_table, mask_iou_summary, mask_iou_tables, write_json
-from maskwright.structures import Target
+from maskwright.evaluation.report import (
+    coco_ap_summary,
+    coco_ap_tables,
+    format_table,
+    mask_iou_summary,
+    mask_iou_tables,
+    write_json,
+)
+from maskwright.structures import InstancePrediction, Target
 
 
 def metric_of_two_classes() -> MaskIoU:
@@ -87,3 +95,54 @@ def test_a_folder_that_is_not_there_is_a_users_mistake(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot write .*: Is a directory"):
         write_json(tmp_path, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def detections_of_two_classes() -> CocoAP:
+    """cat, seen: found; dog, unseen: not found, and one without a mask; owl: only one without a mask."""
+    metric = CocoAP([{"id": index, "name": name} for index, name in enumerate(("cat", "dog", "owl"))], seen=["cat"])
+    box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    guess = InstancePrediction(
+        box, torch.tensor([0]), torch.ones(1), torch.ones(1), torch.ones(1, 4, 4), (8, 8), frame="pixel"
+    )
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[:2, :4, :4] = True
+    target: Target = {
+        "boxes": box.repeat(4, 1),
+        "labels": torch.tensor([0, 1, 1, 2]),
+        "masks": masks,
+        "has_mask": torch.tensor([True, True, False, False]),
+        "iscrowd": torch.zeros(4, dtype=torch.bool),
+        "ids": torch.arange(4),
+        "image_id": 1,
+    }
+    metric.update([guess], [target])
+    return metric
+
+
+def test_detections_are_summed_up_without_nan_and_with_whole_counts():
+    content = json.loads(json.dumps(coco_ap_summary(detections_of_two_classes()), allow_nan=False))
+    assert content["mask_ap"] == pytest.approx(0.5)
+    assert content["mask_ap_seen"] == 1
+    assert content["mask_ap_large"] is None
+    assert (content["images"], content["instances"], content["instances_without_mask"]) == (1, 4, 2)
+    assert isinstance(content["instances"], int)
+    assert [list(row.values()) for row in content["classes"]] == [
+        ["cat", True, 1, 0, pytest.approx(1), pytest.approx(1)],
+        ["dog", False, 2, 1, 0, 0],
+        ["owl", False, 1, 1, 0, None],
+    ]
+
+
+def test_tables_of_detections_show_groups_then_classes_and_how_many_were_ignored():
+    precision, recall, classes, ignored = coco_ap_tables(coco_ap_summary(detections_of_two_classes())).split("\n\n")
+    lines = [line.split() for line in precision.split("\n")]
+    assert lines[0] == ["AP", "AP50", "AP75", "small", "medium", "large"]
+    assert ["masks,", "all", "classes", "0.500", "0.500", "0.500", "0.500", "-", "-"] in lines
+    assert ["boxes,", "all", "classes", "0.333", "0.333", "0.333", "0.333", "-", "-"] in lines
+    assert recall.split("\n")[0].split()[:3] == ["AR1", "AR10", "AR100"]
+    assert [line.split() for line in classes.split("\n")[2:]] == [
+        ["dog", "0.000", "0.000", "2", "unseen"],
+        ["cat", "1.000", "1.000", "1", "seen"],
+        ["owl", "-", "0.000", "1", "unseen"],
+    ]
+    assert ignored.startswith("1 images, 4 instances; 2 of them have no mask")

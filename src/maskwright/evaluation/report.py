@@ -10,13 +10,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from maskwright.errors import UserError
+from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
 
 Cell = str | int | float | None
+
+SIZES = ("small", "medium", "large")
 
 
 def mask_iou_summary(metric: MaskIoU) -> dict[str, Any]:
@@ -26,16 +30,12 @@ def mask_iou_summary(metric: MaskIoU) -> dict[str, Any]:
         The keys of `MaskIoU.compute` (means in 0..1 or None, counts whole), and `classes`: for each class that
         has instances `{name, seen, instances, mask_iou}`, in label order.
     """
-    values = {
-        key: int(value) if key.startswith("instances") else None if math.isnan(value) else value
-        for key, value in metric.compute().items()
-    }
     classes = [
         {"name": row.name, "seen": row.seen, "instances": row.instances, "mask_iou": row.mask_iou}
         for row in metric.per_class()
         if row.instances
     ]
-    return {**values, "classes": classes}
+    return {**_plain(metric.compute()), "classes": classes}
 
 
 def mask_iou_tables(summary: Mapping[str, Any]) -> str:
@@ -44,7 +44,7 @@ def mask_iou_tables(summary: Mapping[str, Any]) -> str:
         [name, summary[f"mask_iou{key}"], summary[f"class_mask_iou{key}"], summary[f"instances{key}"]]
         for name, key in (("all classes", ""), ("seen classes", "_seen"), ("unseen classes", "_unseen"))
     ]
-    groups += [[f"{size} objects", summary[f"mask_iou_{size}"], "", ""] for size in ("small", "medium", "large")]
+    groups += [[f"{size} objects", summary[f"mask_iou_{size}"], "", ""] for size in SIZES]
     per_class: list[list[Cell]] = [
         [row["name"], row["mask_iou"], row["instances"], "seen" if row["seen"] else "unseen"]
         for row in sorted(summary["classes"], key=lambda row: row["mask_iou"])
@@ -54,6 +54,42 @@ def mask_iou_tables(summary: Mapping[str, Any]) -> str:
         + "\n\n"
         + format_table(["class", "mask IoU", "instances", "its masks"], per_class)
     )
+
+
+def coco_ap_summary(metric: CocoAP) -> dict[str, Any]:
+    """All numbers of a metric, ready for JSON.
+
+    Returns:
+        The keys of `CocoAP.compute` (AP and AR in 0..1 or None, counts whole), and `classes`: for each class that
+        has instances `{name, seen, instances, instances_without_mask, box_ap, mask_ap}`, in label order.
+    """
+    classes = [_plain(asdict(row)) for row in metric.per_class() if row.instances]
+    return {**_plain(metric.compute()), "classes": classes}
+
+
+def coco_ap_tables(summary: Mapping[str, Any]) -> str:
+    """A `coco_ap_summary` as text: precision, recall, the classes with the worst first, what was ignored."""
+    parts = []
+    for measure, names in (("ap", ("", "50", "75")), ("ar", ("1", "10", "100"))):
+        keys = [*(f"{measure}{name}" for name in names), *(f"{measure}_{size}" for size in SIZES)]
+        header = ["", *(key.upper() for key in keys[:3]), *SIZES]
+        rows: list[list[Cell]] = [
+            [f"{things}, {group} classes", *(summary[f"{prefix}_{key}{suffix}"] for key in keys)]
+            for things, prefix in (("boxes", "box"), ("masks", "mask"))
+            for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
+        ]
+        parts.append(format_table(header, rows))
+    worst = sorted(summary["classes"], key=lambda row: math.inf if row["mask_ap"] is None else row["mask_ap"])
+    per_class: list[list[Cell]] = [
+        [row["name"], row["mask_ap"], row["box_ap"], row["instances"], "seen" if row["seen"] else "unseen"]
+        for row in worst
+    ]
+    parts.append(format_table(["class", "mask AP", "box AP", "instances", "its masks"], per_class))
+    parts.append(
+        f"{summary['images']} images, {summary['instances']} instances; {summary['instances_without_mask']} of them "
+        "have no mask: for masks, their boxes are regions to be ignored"
+    )
+    return "\n\n".join(parts)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -91,6 +127,12 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts as whole numbers (metrics give them as floats) and NaN as None."""
+    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+    return plain | {key: int(value) for key, value in values.items() if key.startswith(("images", "instances"))}
 
 
 def _text(cell: Cell) -> str:

@@ -1,0 +1,389 @@
+"""Average precision and recall of detected boxes and masks, as the COCO challenge measures them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maskwright.structures import Category, InstancePrediction, Target
+
+Overlap = Literal["bbox", "segm"]
+
+_OVERLAPS: dict[str, Overlap] = {"box": "bbox", "mask": "segm"}
+
+# Of each statistic: COCO's table, IoU threshold (None: the mean over 0.50, 0.55, ..., 0.95), size class, and how
+# many detections per image and class count.
+_STATISTICS: dict[str, tuple[Literal["precision", "recall"], float | None, str, int]] = {
+    "ap": ("precision", None, "all", 100),
+    "ap50": ("precision", 0.5, "all", 100),
+    "ap75": ("precision", 0.75, "all", 100),
+    "ap_small": ("precision", None, "small", 100),
+    "ap_medium": ("precision", None, "medium", 100),
+    "ap_large": ("precision", None, "large", 100),
+    "ar1": ("recall", None, "all", 1),
+    "ar10": ("recall", None, "all", 10),
+    "ar100": ("recall", None, "all", 100),
+    "ar_small": ("recall", None, "small", 100),
+    "ar_medium": ("recall", None, "medium", 100),
+    "ar_large": ("recall", None, "large", 100),
+}
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What COCO's evaluation gives, and what its axes mean; -1 where there is nothing to count.
+
+    precision: [threshold, recall, class, area, detections]; recall: [threshold, class, area, detections].
+    class_positions: the place of each label on the class axis.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    thresholds: np.ndarray
+    areas: list[str]
+    detections: list[int]
+    class_positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What `CocoAP` keeps of one image; masks only as run lengths or polygons.
+
+    results: COCO result entries, each with `bbox` (xywh) and `segmentation`.
+    annotations: COCO annotation entries; one without a mask has no, or an empty, `segmentation`.
+    """
+
+    image_id: int | str
+    image_size: tuple[int, int]
+    results: list[dict[str, Any]]
+    annotations: list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ClassAP:
+    """One class of `CocoAP.per_class`.
+
+    instances: how many there are, crowds left out; instances_without_mask: those of them that mask AP ignores.
+    box_ap, mask_ap: NaN where nothing counts.
+    """
+
+    name: str
+    seen: bool
+    instances: int
+    instances_without_mask: int
+    box_ap: float
+    mask_ap: float
+
+
+class CocoAP:
+    """COCO's box AP and mask AP of detections, over all, seen and unseen classes.
+
+    Every number is, to 1e-14, what pycocotools gives for `box_results()` and `mask_results()` (a box's score is the
+    score of its mask, too), with these rules where an annotation lacks what pycocotools needs:
+
+    - An instance without a mask is, for masks, a region to be ignored: its filled box, as a crowd. Detections that
+      lie in it are neither right nor wrong.
+    - An annotation without `area`, which decides the size class, has that of its mask, or of its box.
+    - Annotations are counted from 1 here, whatever their ids: pycocotools holds a match with annotation 0 for none.
+
+    With `annotations`, the entries of the annotation file, the truth of an image is what the file says of its
+    `image_id`; then the numbers are those of the file, whose boxes and areas a `Target` does not hold exactly
+    (float32, cut off at the image; no area of the polygons). Without it the truth is the targets themselves.
+    Only images that were given to `update` count, each once.
+
+    In a distributed evaluation each process updates its own metric and one of them merges the states:
+    `for state in states_of_the_others: metric.merge(state)`.
+
+    Source: pycocotools' COCOeval, by way of faster-coco-eval; the ignored regions are ours.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        seen: Sequence[str],
+        annotations: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Start with no images.
+
+        Args:
+            categories: the label space of the predictions (and of the targets), in label order.
+            seen: names of categories.
+            annotations: COCO annotation entries as pycocotools takes them, but that `segmentation`, `area` and
+                `iscrowd` may be missing; entries of categories that are not in `categories` do not count.
+
+        Raises:
+            ValueError: `seen` has names that are not in `categories`.
+        """
+        names = {category["name"] for category in categories}
+        if unknown := sorted(set(seen) - names):
+            raise ValueError(f"seen classes must be names of the categories, but these are not: {', '.join(unknown)}")
+        self.categories = list(categories)
+        self.seen = [category["name"] in set(seen) for category in categories]
+        self._file: dict[Any, list[Mapping[str, Any]]] | None = None
+        if annotations is not None:
+            known = {category["id"] for category in categories}
+            self._file = {}
+            for entry in annotations:
+                if entry["category_id"] in known:
+                    self._file.setdefault(entry["image_id"], []).append(entry)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._records: dict[int | str, ImageRecord] = {}
+        self._tables: dict[Overlap, _Tables] = {}
+
+    def update(self, predictions: Sequence[InstancePrediction], targets: Sequence[Target]) -> None:
+        """Add a batch of images.
+
+        Args:
+            predictions: per image, in the frame of the original image; labels are positions in `categories`.
+            targets: in the frame of the original image; with `annotations`, only ids and sizes are read.
+
+        Raises:
+            ValueError: the numbers of images differ, an image has another size, came before, or has a prediction
+                whose label is not in the label space.
+        """
+        if len(predictions) != len(targets):
+            raise ValueError(f"expected one prediction per target, but got {len(predictions)} and {len(targets)}")
+        for prediction, target in zip(predictions, targets, strict=True):
+            self._check_pair(prediction, target)
+            image_id = target["image_id"]
+            truth = self._annotations_of(target) if self._file is None else self._file.get(image_id, [])
+            self._add(ImageRecord(image_id, prediction.image_size, self._results_of(prediction, image_id), truth))
+
+    def state(self) -> list[ImageRecord]:
+        """All images so far; what `merge` takes."""
+        return list(self._records.values())
+
+    def merge(self, state: Sequence[ImageRecord]) -> None:
+        """Add the images of another process's `state()`.
+
+        Raises:
+            ValueError: an image is here already.
+        """
+        for record in state:
+            self._add(record)
+
+    def box_results(self) -> list[dict[str, Any]]:
+        """The detected boxes in COCO's results format: `image_id, category_id, bbox` (xywh), `score`."""
+        keys = ("image_id", "category_id", "bbox", "score")
+        return [{key: entry[key] for key in keys} for record in self._sorted() for entry in record.results]
+
+    def mask_results(self) -> list[dict[str, Any]]:
+        """The masks in COCO's results format: `image_id, category_id, segmentation` (compressed RLE), `score`.
+
+        Without `bbox`: with it, pycocotools would take the sizes of objects from boxes instead of masks.
+        """
+        keys = ("image_id", "category_id", "segmentation", "score")
+        return [{key: entry[key] for key in keys} for record in self._sorted() for entry in record.results]
+
+    def compute(self) -> dict[str, float]:
+        """COCO's statistics over all images so far, in 0..1; NaN (COCO: -1) where a group has no instance.
+
+        Returns:
+            For each group of classes, with the suffix ``, `_seen` or `_unseen`, and for each prefix `box_` and
+            `mask_`: `ap, ap50, ap75, ap_small, ap_medium, ap_large, ar1, ar10, ar100, ar_small, ar_medium,
+            ar_large` (`mask_ap_small_unseen`, say). Then `images`, `instances` (crowds left out) and
+            `instances_without_mask` (those of them that mask AP ignores).
+        """
+        labels = range(len(self.categories))
+        groups = {
+            "": list(labels),
+            "_seen": [label for label in labels if self.seen[label]],
+            "_unseen": [label for label in labels if not self.seen[label]],
+        }
+        values = {
+            f"{prefix}_{name}{suffix}": self._statistic(overlap, name, members)
+            for prefix, overlap in _OVERLAPS.items()
+            for suffix, members in groups.items()
+            for name in _STATISTICS
+        }
+        counts = self._counts()
+        instances, without_mask = counts.sum(axis=0) if len(counts) else (0, 0)
+        return {
+            **values,
+            "images": float(len(self._records)),
+            "instances": float(instances),
+            "instances_without_mask": float(without_mask),
+        }
+
+    def per_class(self) -> list[ClassAP]:
+        """AP of each class, in label order, classes without instances included."""
+        return [
+            ClassAP(
+                name=category["name"],
+                seen=self.seen[label],
+                instances=instances,
+                instances_without_mask=without_mask,
+                box_ap=self._statistic("bbox", "ap", [label]),
+                mask_ap=self._statistic("segm", "ap", [label]),
+            )
+            for label, (category, (instances, without_mask)) in enumerate(
+                zip(self.categories, self._counts().tolist(), strict=True)
+            )
+        ]
+
+    def _add(self, record: ImageRecord) -> None:
+        if record.image_id in self._records:
+            raise ValueError(f"image {record.image_id}: it was counted already")
+        self._records[record.image_id] = record
+        self._tables = {}
+
+    def _sorted(self) -> list[ImageRecord]:
+        """By image id: among equal scores COCO ranks the detections of the lower id first."""
+        return [self._records[key] for key in sorted(self._records, key=lambda key: (isinstance(key, str), key))]
+
+    def _check_pair(self, prediction: InstancePrediction, target: Target) -> None:
+        name, plane = f"image {target['image_id']}", tuple(target["masks"].shape[1:])
+        if tuple(prediction.image_size) != plane:
+            raise ValueError(
+                f"{name}: predictions are for an image of {tuple(prediction.image_size)} (height, width), "
+                f"targets of {plane}"
+            )
+        labels = prediction.labels
+        if ((labels < 0) | (labels >= len(self.categories))).any():
+            raise ValueError(
+                f"{name}: labels must lie in 0..{len(self.categories) - 1}, but got {labels.unique().tolist()}"
+            )
+
+    def _results_of(self, prediction: InstancePrediction, image_id: int | str) -> list[dict[str, Any]]:
+        category_ids = [self.categories[label]["id"] for label in prediction.labels.tolist()]
+        entries = prediction.to_coco(image_id, category_ids)
+        boxes, scores = _xywh(prediction.boxes), prediction.scores.double().cpu().tolist()
+        # The score is the detection's alone, as the originals evaluate masks; `to_coco` weighs in the mask's.
+        return [
+            {**entry, "bbox": box, "score": score} for entry, box, score in zip(entries, boxes, scores, strict=True)
+        ]
+
+    def _annotations_of(self, target: Target) -> list[Mapping[str, Any]]:
+        entries: list[Mapping[str, Any]] = []
+        for row, (label, box) in enumerate(zip(target["labels"].tolist(), _xywh(target["boxes"]), strict=True)):
+            entry = {
+                "category_id": self.categories[label]["id"],
+                "bbox": box,
+                "iscrowd": int(target["iscrowd"][row]),
+                "segmentation": _encode(target["masks"][row]) if target["has_mask"][row] else None,
+            }
+            entries.append(entry)
+        return entries
+
+    def _counts(self) -> np.ndarray:
+        """int64 [C, 2]: of each class the instances, and those of them that have no mask."""
+        label_of = {category["id"]: label for label, category in enumerate(self.categories)}
+        counts = np.zeros((len(self.categories), 2), dtype=np.int64)
+        for record in self._records.values():
+            for entry in record.annotations:
+                if not entry.get("iscrowd"):
+                    counts[label_of[entry["category_id"]]] += (1, not entry.get("segmentation"))
+        return counts
+
+    def _statistic(self, overlap: Overlap, name: str, labels: Sequence[int]) -> float:
+        """One of `_STATISTICS` over some classes: the mean of COCO's table where it has values."""
+        table, threshold, area, detections = _STATISTICS[name]
+        if not self._records or not labels:
+            return math.nan
+        if overlap not in self._tables:
+            self._tables[overlap] = self._evaluate(overlap)
+        tables = self._tables[overlap]
+        values = tables.precision if table == "precision" else tables.recall
+        if threshold is not None:
+            values = values[np.isclose(tables.thresholds, threshold)]
+        values = values[..., tables.areas.index(area), tables.detections.index(detections)]
+        # In the order of the axis: another order of summands would give another last digit.
+        values = values[..., np.sort(tables.class_positions[list(labels)])]
+        values = values[values > -1]
+        return float(values.mean()) if len(values) else math.nan
+
+    def _evaluate(self, overlap: Overlap) -> _Tables:
+        """COCO's tables over all images."""
+        records = self._sorted()
+        truth = COCO(
+            {
+                "images": [
+                    {"id": number, "height": record.image_size[0], "width": record.image_size[1]}
+                    for number, record in enumerate(records, 1)
+                ],
+                "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
+                "annotations": _numbered(
+                    {**_complete(entry, record.image_size, overlap), "image_id": number}
+                    for number, record in enumerate(records, 1)
+                    for entry in record.annotations
+                ),
+            }
+        )
+        keys = ("category_id", "bbox" if overlap == "bbox" else "segmentation", "score")
+        # New dictionaries: faster-coco-eval writes into those that it is given.
+        results = [
+            {"image_id": number, **{key: entry[key] for key in keys}}
+            for number, record in enumerate(records, 1)
+            for entry in record.results
+        ]
+        evaluation = COCOeval_faster(truth, truth.loadRes(results), overlap)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        parameters = evaluation.params
+        return _Tables(
+            precision=evaluation.eval["precision"],
+            recall=evaluation.eval["recall"],
+            thresholds=np.asarray(parameters.iouThrs),
+            areas=list(parameters.areaRngLbl),
+            detections=list(parameters.maxDets),
+            class_positions=np.searchsorted(parameters.catIds, [category["id"] for category in self.categories]),
+        )
+
+
+def _complete(entry: Mapping[str, Any], image_size: tuple[int, int], overlap: Overlap) -> dict[str, Any]:
+    """An annotation with all that COCO's evaluation reads, but for its own and its image's number."""
+    mask, iscrowd = entry.get("segmentation"), int(bool(entry.get("iscrowd")))
+    completed = {
+        "category_id": entry["category_id"],
+        "bbox": list(entry["bbox"]),
+        "area": _area(entry, image_size),
+        "iscrowd": iscrowd,
+    }
+    if overlap == "segm":
+        completed["segmentation"] = mask or _filled(entry, image_size)
+        completed["iscrowd"] = iscrowd if mask else 1
+    return completed
+
+
+def _area(entry: Mapping[str, Any], image_size: tuple[int, int]) -> float:
+    """In pixels: the entry's own, else that of its mask, else of its box."""
+    height, width = image_size
+    if isinstance(entry.get("area"), int | float):
+        return float(entry["area"])
+    if entry.get("segmentation"):
+        return float(coco_mask.area(coco_mask.segmToRle(entry["segmentation"], width, height)))
+    return float(entry["bbox"][2] * entry["bbox"][3])
+
+
+def _filled(entry: Mapping[str, Any], image_size: tuple[int, int]) -> list[list[float]]:
+    """The part of an annotation's box that lies inside the image, as a polygon."""
+    x, y, width, height = entry["bbox"]
+    x1, x2 = (float(min(max(value, 0), image_size[1])) for value in (x, x + width))
+    y1, y2 = (float(min(max(value, 0), image_size[0])) for value in (y, y + height))
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def _numbered(entries: Any) -> list[dict[str, Any]]:
+    return [{**entry, "id": number} for number, entry in enumerate(entries, 1)]
+
+
+def _xywh(boxes: Float[Tensor, "n 4"]) -> list[list[float]]:
+    """xyxy [N, 4] to COCO's x, y, width, height; float64, so that nothing is rounded again."""
+    low, high = boxes.double().cpu().split(2, dim=1)
+    return torch.cat([low, high - low], dim=1).tolist()
+
+
+def _encode(mask: Bool[Tensor, "h w"]) -> dict[str, Any]:
+    return coco_mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
