@@ -123,14 +123,19 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("model", type=str, help=DEFAULT_MODEL_HELP)
     parser.add_argument("--images", type=str, required=True, metavar="DIR", help="folder of the images")
     parser.add_argument("--annotations", type=str, required=True, metavar="FILE", help="COCO instances")
-    parser.add_argument("--boxes", type=str, default="ground-truth", help="whose boxes are turned into masks")
+    parser.add_argument(
+        "--boxes",
+        type=str,
+        default="ground-truth",
+        help="ground-truth: mask IoU with the file's boxes; predicted: AP of what the model finds",
+    )
     parser.add_argument(
         "--seen",
         type=str,
         help="classes whose masks were trained on: all, voc, non_voc, or names with commas (default: the model's own)",
     )
     parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
-    parser.add_argument("--save-results", type=str, metavar="OUT", help="write the masks as COCO results, too")
+    parser.add_argument("--save-results", type=str, metavar="OUT", help="write the predictions as COCO results, too")
     _add_device(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
@@ -167,7 +172,7 @@ def _models(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
     "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
-    "evaluate": ("mask IoU on a COCO file, seen and unseen classes apart", _evaluate),
+    "evaluate": ("mask IoU or COCO AP on a COCO file, seen and unseen classes apart", _evaluate),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
     "models": ("list the bundled models and the recipes", _models),
 }

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
 
 from maskwright.apps.evaluate import evaluate, evaluate_and_report
 from maskwright.cli import main
@@ -18,6 +21,7 @@ from maskwright.errors import UserError
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import save_pretrained
 from maskwright.predictor import Predictor
+from maskwright.structures import InstancePrediction
 
 ELLIPSE_IN_BOX = math.pi / 4
 
@@ -146,7 +150,8 @@ def test_command_line_prints_tables_and_writes_json(weights: Path, data: Path, c
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--boxes", "predicted"], "boxes must be one of ground-truth, but got 'predicted'"),
+        (["--boxes", "drawn"], "boxes must be one of ground-truth, predicted, but got 'drawn'"),
+        (["--boxes", "predicted"], "this model has no detector"),
         (["--seen", "airplane,spoon"], "unknown class names: spoon; known are: airplane, fork"),
         (["--json", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
         (["--save-results", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
@@ -176,9 +181,98 @@ def test_no_results_are_left_by_a_run_that_fails_halfway(predictor: Predictor, d
 
 
 def test_a_model_without_boxes_is_refused(predictor: Predictor, data: Path, tmp_path: Path):
-    from torch import nn
-
     with pytest.raises(UserError, match="cannot be prompted with boxes"):
         evaluate(Predictor(nn.Identity(), "cpu"), data, data / "instances.json")
     with pytest.raises(UserError, match="nothing-here"):
         evaluate_and_report(tmp_path / "nothing-here", data, data / "instances.json")
+
+
+class KnownDetections(nn.Module):
+    """A detector that finds filled boxes in the images of `data`, told by their height; its classes are in another
+    order than the file's, under other names and ids, and there is one more."""
+
+    detector = "fake"
+    mask_classes = ("aeroplane",)
+    categories = ({"id": 1, "name": "unicorn"}, {"id": 2, "name": "Fork"}, {"id": 3, "name": "aeroplane"})
+
+    FOUND = (
+        (120, (20, 10, 120, 110), 2, 0.9),
+        (120, (20, 10, 120, 110), 0, 0.95),
+        (120, (0, 0, 30, 30), 1, 0.85),
+        (120, (130, 40, 150, 60), 1, 0.8),
+        (64, (4, 20, 44, 40), 1, 0.7),
+    )
+
+    def forward(self, images: list[Tensor], *, score_threshold: float, max_detections: int) -> list[InstancePrediction]:
+        assert score_threshold == 0
+        assert max_detections == 100
+        predictions = []
+        for image in images:
+            rows = [row[1:] for row in self.FOUND if row[0] == image.shape[1]]
+            predictions.append(
+                InstancePrediction(
+                    boxes=torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4),
+                    labels=torch.tensor([row[1] for row in rows], dtype=torch.int64),
+                    scores=torch.tensor([row[2] for row in rows]),
+                    mask_scores=torch.full((len(rows),), 0.5),
+                    mask_probabilities=torch.ones(len(rows), 8, 8),
+                    image_size=(image.shape[1], image.shape[2]),
+                    frame="pixel",
+                )
+            )
+        return predictions
+
+
+@pytest.fixture
+def detector() -> Predictor:
+    return Predictor(KnownDetections(), "cpu")
+
+
+def test_detections_are_scored_in_the_classes_of_the_file(detector: Predictor, data: Path):
+    summary = evaluate(detector, data, data / "instances.json", boxes="predicted", batch_size=2)
+    # Of the forks with masks one is found, the other at IoU 0.5; the box without a mask is ignored for masks.
+    forks = (1 + 9 * 51 / 101) / 10
+    assert summary["box_ap"] == summary["mask_ap_seen"] == 1
+    assert summary["mask_ap_unseen"] == pytest.approx(forks)
+    assert summary["mask_ap"] == pytest.approx((1 + forks) / 2)
+    assert (summary["images"], summary["instances"], summary["instances_without_mask"]) == (3, 4, 1)
+    assert [(row["name"], row["seen"]) for row in summary["classes"]] == [("airplane", True), ("fork", False)]
+    other = evaluate(detector, data, data / "instances.json", boxes="predicted", seen=["fork"], num_workers=1)
+    assert other["mask_ap_seen"] == pytest.approx(forks)
+
+
+def test_saved_detections_score_the_same_elsewhere(
+    detector: Predictor, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = json.loads((data / "instances.json").read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["id"] != 13]  # has no mask
+    (data / "instances.json").write_text(json.dumps(content))
+    file = tmp_path / "found.json"
+    summary = evaluate(detector, data, data / "instances.json", boxes="predicted", save_results=file)
+    truth = COCO(data / "instances.json")
+    files: list[tuple[str, Any, Path]] = [("mask", "segm", file), ("box", "bbox", tmp_path / "found.bbox.json")]
+    for prefix, overlap, results in files:
+        assert [entry["category_id"] for entry in json.loads(results.read_text())] == [5, 48, 48, 48]
+        evaluation = COCOeval(truth, truth.loadRes(str(results)), overlap)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        expected = [summary[f"{prefix}_{name}"] for name in ("ap", "ap50", "ap75", "ap_small")]
+        assert evaluation.stats[:4] == pytest.approx(expected)
+    capsys.readouterr()
+
+
+def test_tables_of_detections_are_printed(detector: Predictor, data: Path, capsys: pytest.CaptureFixture[str]):
+    file = data / "instances.json"
+    evaluate_and_report(detector, data, file, boxes="predicted", json=data / "numbers.json")
+    printed = capsys.readouterr().out
+    numbers = json.loads((data / "numbers.json").read_text())
+    assert f"{numbers['mask_ap_unseen']:.3f}" in printed
+    assert "3 images, 4 instances; 1 of them have no mask" in printed
+
+
+def test_a_class_that_the_detector_does_not_know_is_refused(detector: Predictor, data: Path):
+    text = (data / "instances.json").read_text().replace('"fork"', '"ladle"')
+    (data / "instances.json").write_text(text)
+    with pytest.raises(UserError, match="classes that the model does not know: ladle"):
+        evaluate(detector, data, data / "instances.json", boxes="predicted")

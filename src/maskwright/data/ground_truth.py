@@ -1,0 +1,54 @@
+"""The annotations of a COCO file as its own entries, for evaluation that must give COCO's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faster_coco_eval.core.mask as coco_mask
+
+from maskwright.data.annotations import read_annotations
+from maskwright.data.json_file import read_json_object
+from maskwright.data.segmentations import SegmentationPacker
+
+
+def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
+    """The file's annotation entries, all that COCO's tools can take, in file order and as they stand.
+
+    An entry whose `segmentation` is missing, empty or malformed comes without that key. Left out are entries
+    of an image or category that the file does not list, and those without a `bbox` of four numbers. Unlike
+    `CocoInstances` this keeps boxes that have no extent inside their image and masks without a pixel: COCO's tools
+    count them as instances that nothing finds.
+
+    Raises:
+        UserError: the file is unusable.
+    """
+    index = read_annotations(path)
+    index.refuse_unusable()
+    dropped = {
+        problem.id
+        for problem in index.problems
+        if problem.effect == "dropped" and problem.kind != "bbox without extent in the image"
+    }
+    sizes = dict(zip(index.image_ids.tolist(), index.image_sizes.tolist(), strict=True))
+    entries = []
+    for entry in read_json_object(path, ("annotations",))["annotations"]:
+        if entry["id"] in dropped:
+            continue
+        has_mask = _has_mask(entry.get("segmentation"), sizes[entry["image_id"]])
+        entries.append({key: value for key, value in entry.items() if has_mask or key != "segmentation"})
+    return entries
+
+
+def _has_mask(segmentation: Any, image_size: Sequence[int]) -> bool:
+    """Whether COCO's tools can read a segmentation of an image of `image_size` (height, width)."""
+    height, width = image_size
+    if not segmentation or SegmentationPacker().add(segmentation, (height, width)):
+        return False
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
+        try:
+            coco_mask.decode(segmentation)
+        except (RuntimeError, ValueError):  # the counts are malformed or do not fill the plane exactly
+            return False
+    return True
