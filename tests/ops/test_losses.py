@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
+from maskwright.ops.losses import gathered_l1, mask_cross_entropy, mask_dice, mean_per_image, penalty_reduced_focal
 
 
 def test_cross_entropy_is_the_mean_over_cells_with_soft_targets():
@@ -44,3 +44,46 @@ def test_no_instance_at_all_is_zero_and_keeps_the_graph(loss):
     assert result.item() == 0
     assert weight.grad is not None
     assert weight.grad.item() == 0
+
+
+def test_focal_loss_by_hand():
+    logits = torch.tensor([0.0, math.log(3), 0.0, 9.0]).reshape(1, 1, 2, 2)
+    targets = torch.tensor([1.0, 0.5, 0.0, 0.0]).reshape(1, 1, 2, 2)
+    valid = torch.tensor([[[True, True], [True, False]]])
+    positive = 0.5**2 * math.log(2)
+    near = 0.5**4 * 0.75**2 * math.log(4)
+    far = 0.5**2 * math.log(2)
+    assert penalty_reduced_focal(logits, targets, valid).item() == pytest.approx(positive + near + far)
+
+
+def test_focal_loss_takes_only_a_target_of_exactly_one_as_a_centre():
+    logits = torch.full((1, 1, 1, 1), 2.0)
+    valid = torch.ones(1, 1, 1, dtype=torch.bool)
+    almost = penalty_reduced_focal(logits, torch.full((1, 1, 1, 1), 1 - 1e-6), valid)
+    assert almost.item() == pytest.approx(0, abs=1e-12)
+    assert penalty_reduced_focal(logits, torch.ones(1, 1, 1, 1), valid).item() > 1e-3
+
+
+def test_focal_loss_is_finite_without_a_gradient_where_it_is_clipped():
+    logits = torch.tensor([-200.0, 200.0, -1.0]).reshape(1, 1, 1, 3).requires_grad_()
+    targets = torch.tensor([1.0, 0.0, 1.0]).reshape(1, 1, 1, 3)
+    loss = penalty_reduced_focal(logits, targets, torch.ones(1, 1, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == pytest.approx(-2 * math.log(1e-4) + (1 - 0.26894) ** 2 * -math.log(0.26894), rel=1e-3)
+    assert logits.grad is not None
+    assert (logits.grad.flatten() == 0).tolist() == [True, True, False]
+
+
+def test_gathered_l1_sums_over_cells_and_channels():
+    maps = torch.arange(2 * 2 * 2 * 3.0).reshape(2, 2, 2, 3)
+    targets = torch.tensor([[5.5, 11.0], [14.0, 18.0]])
+    loss = gathered_l1(maps, targets, torch.tensor([0, 1]), torch.tensor([[1, 2], [0, 1]]))
+    assert loss.item() == abs(5 - 5.5) + abs(11 - 11) + abs(13 - 14) + abs(19 - 18)
+
+
+def test_gathered_l1_of_no_cell_is_zero_and_keeps_the_graph():
+    maps = torch.ones(1, 2, 3, 3, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    gathered_l1(maps, torch.zeros(0, 2), none, none.reshape(0, 2)).backward()
+    assert maps.grad is not None
+    assert maps.grad.abs().sum() == 0

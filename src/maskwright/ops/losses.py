@@ -1,9 +1,9 @@
-"""Mask losses with the originals' normalisation: one value per instance, then a mean per image."""
+"""Losses with the originals' normalisation: of masks (per instance, then a mean per image) and of CenterNet's maps."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -40,3 +40,38 @@ def mean_per_image(
     """
     counts = torch.bincount(image_index, minlength=num_images).to(loss_per_instance.dtype)
     return (loss_per_instance / counts[image_index]).sum() / num_images
+
+
+def penalty_reduced_focal(
+    logits: Float[Tensor, "b c h w"], targets: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
+) -> Float[Tensor, ""]:
+    """CenterNet's focal loss of centre maps, summed over all valid cells: to be divided by the number of boxes.
+
+    targets: 1 in the centre cells, a Gaussian around them; a target below 1 reduces the penalty by `(1 - t)^4`.
+    valid: the cells that show the image rather than padding.
+
+    Probabilities are clipped to 1e-4 from either end, where the gradient is 0.
+
+    Source: PenaltyReducedLogisticFocalLoss of the originals (alpha 2, beta 4); arXiv 1904.07850, equation 1.
+    """
+    probabilities = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+    positive = (1 - probabilities) ** 2 * probabilities.log()
+    negative = (1 - targets) ** 4 * probabilities**2 * (1 - probabilities).log()
+    return -(torch.where(targets == 1, positive, negative) * valid[:, None]).sum()
+
+
+def gathered_l1(
+    maps: Float[Tensor, "b c h w"],
+    targets: Float[Tensor, "n c"],
+    image_index: Int64[Tensor, " n"],
+    cells: Int64[Tensor, "n 2"],
+) -> Float[Tensor, ""]:
+    """The absolute difference of maps and targets in the given cells, summed over all: to be divided by their number.
+
+    image_index: the row of `maps` that each cell belongs to.
+    cells: (y, x). N may be 0; the result is then 0 and still depends on the maps.
+
+    Source: L1LocalizationLoss on get_batch_predictions_from_indices of the originals.
+    """
+    found = maps[image_index, :, cells[:, 0], cells[:, 1]]
+    return (found - targets).abs().sum()
