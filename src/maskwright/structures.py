@@ -166,7 +166,7 @@ class SegmentationModel(Protocol):
 
     `forward(images, targets)`: images are RGB [3, H, W], uint8 or float in [0, 1]. In training it
     returns already weighted losses whose sum is the objective; in eval one prediction per image, in
-    that image's own frame.
+    that image's own frame, of at most `max_detections` instances with a score of `score_threshold` or more.
     """
 
     family: str
@@ -179,6 +179,9 @@ class SegmentationModel(Protocol):
         self,
         images: list[Tensor],
         targets: list[Target] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int = 100,
     ) -> dict[str, Tensor] | list[InstancePrediction]: ...
 
     def parameter_groups(self) -> list[ParameterGroup]: ...

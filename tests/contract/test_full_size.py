@@ -5,6 +5,7 @@ import torch
 
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.nn.mask_heads import create_mask_head
+from maskwright.structures import Category
 
 # Object Detection API, counted there: backbone, embedding heads of both stacks, and the mask head.
 HOURGLASS_104 = 187_700_352
@@ -24,6 +25,20 @@ def test_deep_mac_has_the_published_number_of_parameters(image_size, mask_head):
     assert count(model.network.pixel_embedding) + count(model.network.instance_embedding) == EMBEDDING_HEADS
     assert count(model.network.mask_head) == HEADS[mask_head]
     assert count(model) == HOURGLASS_104 + EMBEDDING_HEADS + HEADS[mask_head]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "mask_head", "expected"),
+    [(512, "hourglass52", 217_128_733), (1024, "hourglass100", 240_895_261)],
+)
+def test_deep_mac_with_its_detector_has_the_published_number_of_parameters(image_size, mask_head, expected):
+    with torch.device("meta"):
+        categories: list[Category] = [{"id": label + 1, "name": str(label)} for label in range(90)]
+        model = DeepMAC(image_size=image_size, mask_head=mask_head, detector="centernet", categories=categories)
+    assert model.network.detector is not None
+    for heads in model.network.detector:
+        assert [count(head) for head in heads.children()] == [613_210, 590_594, 590_594]
+    assert count(model) == expected
 
 
 # The formula of each network: convolutions, norms and biases added up by hand from the paper's tables.

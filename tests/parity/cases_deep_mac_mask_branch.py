@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from maskwright.convert.deep_mac import (
     load_variables,
     mask_head_table,
 )
+from maskwright.models.centernet import CenterNetHeads
 from maskwright.models.deep_mac import DeepMAC, Maps
 from maskwright.nn.backbones import Backbone
 from maskwright.nn.hourglass import Hourglass
@@ -32,6 +33,7 @@ from maskwright.structures import Target
 GRADIENT = 1e-3
 TRAINING_GRADIENTS_TOGETHER = 0.1
 EMBEDDINGS = {"PIXEL_EMBEDDING": "pixel_embedding", "INSTANCE_EMBEDDING": "instance_embedding"}
+OBJECT_HEADS = {"object_center": "center", "box/scale": "size", "box/offset": "offset"}
 # Per channel of 0..255, in RGB order here; the originals list them for BGR.
 MEAN = (119.9165958 / 255, 114.03422265 / 255, 104.01362025 / 255)
 STD = (70.9150767 / 255, 69.89082075 / 255, 73.6027665 / 255)
@@ -57,12 +59,13 @@ class SmallHourglass(Backbone):
         return self.network(images)
 
 
-def create_model(config: Mapping[str, Any]) -> DeepMAC:
-    """The model of a fixture, its backbone and embedding heads replaced where the fixture's are smaller."""
+def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | None = None) -> DeepMAC:
+    """The model of a fixture, its backbone and heads replaced where the fixture's are smaller."""
     kernel = (3, 3) if config.get("embedding_head_kernel", "3x3") == "3x3" else (1, 3)
     model = DeepMAC(
         categories=[{"id": i + 1, "name": str(i)} for i in range(config["num_classes"])],
         image_size=config.get("size", 128),
+        detector=detector,
         backbone="hourglass10",
         mask_head=config["network_type"],
         mask_head_width=config["num_init_channels"],
@@ -85,11 +88,14 @@ def create_model(config: Mapping[str, Any]) -> DeepMAC:
                 for _ in range(backbone.num_outputs)
             ]
             setattr(network, name, torch.nn.ModuleList(heads))
+        if detector:
+            widths = (backbone.channels, config["num_classes"], config["center_and_box_head_filters"])
+            network.detector = torch.nn.ModuleList(CenterNetHeads(*widths) for _ in range(backbone.num_outputs))
     return model
 
 
 def load_model(model: DeepMAC, variables: Mapping[str, np.ndarray]) -> Table:
-    """Load the whole mask branch; the table by full names of our tensors and full paths of the original's."""
+    """Load every tensor; the table by full names of our tensors and full paths of the original's."""
     network = model.network
     assert isinstance(network.backbone, SmallHourglass)
     parts = {"model/_feature_extractor/_network": hourglass_table(network.backbone.network, "backbone.network.")}
@@ -99,6 +105,12 @@ def load_model(model: DeepMAC, variables: Mapping[str, np.ndarray]) -> Table:
             path = f"model/_prediction_head_dict/{theirs}/{index}"
             assert isinstance(head, torch.nn.Sequential)
             parts[path] = embedding_head_table(head, f"{ours}.{index}.")
+    for index, heads in enumerate(network.detector or ()):
+        for theirs, ours in OBJECT_HEADS.items():
+            head = heads.get_submodule(ours)
+            assert isinstance(head, torch.nn.Sequential)
+            path = f"model/_prediction_head_dict/{theirs.replace('/', '.S')}/{index}"
+            parts[path] = embedding_head_table(head, f"detector.{index}.{ours}.")
     whole: Table = {}
     for prefix, table in parts.items():
         load_variables(network, table, variables, prefix)
@@ -142,7 +154,7 @@ def check_inference(data: ParityData, file: str) -> None:
         batch, _ = model.image_batch([image])
         assert_near(batch, channels_first(arrays["preprocessed"]), "preprocessed", 1e-5)
         for index, (features, maps) in enumerate(
-            zip(model.network.backbone(batch), model.network.stack_maps(batch), strict=True)
+            zip(model.network.backbone(batch), model.network.stack_outputs(batch)[0], strict=True)
         ):
             assert_near(features, channels_first(arrays[f"features/{index}"]), f"features/{index}", INFERENCE)
             for name, values in zip(EMBEDDINGS, maps, strict=False):
@@ -206,7 +218,7 @@ def check_training_step(data: ParityData, file: str) -> None:
         table = load_model(model, weights)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         counts = record_counts(network)
-        stacks = network.stack_maps(channels_first(arrays["images"]))
+        stacks = network.stack_outputs(channels_first(arrays["images"]))[0]
         size = (config["size"], config["size"])
         allowed = config["allowed_masked_classes_ids"]
         if mode == "eval":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases_deep_mac_checkpoints as checkpoints
+import cases_deep_mac_detector as detector
 import cases_deep_mac_mask_branch as mask_branch
 import cases_deep_mac_networks as networks
 import cases_deep_mac_ops as ops
@@ -47,11 +48,16 @@ CHECKS: dict[str, list[Check]] = {
     "MaskHeadNetwork": [networks.check_mask_head],
     "CenterNetHourglassFeatureExtractor": [networks.check_full_size],
     CROPS: [_of_arrays(ops.check_roi_crop)],
-    LOSSES: [_of_arrays(ops.check_mask_losses), mask_branch.check_mask_losses_of_stacks],
-    POSTPROCESS: [mask_branch.check_provided_masks],
+    TARGETS: [detector.check_targets],
+    LOSSES: [
+        _of_arrays(ops.check_mask_losses),
+        mask_branch.check_mask_losses_of_stacks,
+        detector.check_detector_losses,
+    ],
+    POSTPROCESS: [mask_branch.check_provided_masks, detector.check_detections],
     PREPROCESS: [mask_branch.check_preprocessing],
-    END_TO_END: [mask_branch.check_inference],
-    TRAINING_STEP: [mask_branch.check_training_step],
+    END_TO_END: [mask_branch.check_inference, detector.check_inference_with_detector],
+    TRAINING_STEP: [mask_branch.check_training_step, detector.check_training_step_with_detector],
 }
 
 # (module, part): the issue that brings it.
@@ -60,17 +66,16 @@ NOT_YET: dict[tuple[str, str], str] = {
         "issue 4: options of the original"
     ),
     (CROPS, "resize_instance_masks"): "issue 4: needed by full-resolution masks only",
-    (TARGETS, "all"): "issue 4: CenterNet's targets",
-    (LOSSES, "detector losses, box consistency, full-resolution masks, gradients of their sum"): "issue 4: detector",
-    (POSTPROCESS, "detections, full-resolution masks"): "issue 4: detector",
-    (END_TO_END, "detections, object heads"): "issue 4: detector",
-    (
-        TRAINING_STEP,
-        "detector losses, gradients of the backbone, box consistency, first Adam step",
-    ): "issue 4: detector",
+    (LOSSES, "box consistency, full-resolution masks"): "issue 4: options of the original",
+    (POSTPROCESS, "full-resolution masks"): "issue 4: options of the original",
+    (TRAINING_STEP, "box consistency and gradients that hold it, first Adam step"): "issue 4: options, recipes",
     (RESNET_FPN, "all"): "issue 4: says where ours is the same function",
 }
 NEVER: dict[tuple[str, str], str] = {
+    (POSTPROCESS, "detection_multiclass_scores"): "our predictions have one class each",
+    (END_TO_END, "detection_multiclass_scores; masks of boxes that exceed the image, as predicted"): (
+        "one class each; we clip a box before its mask is made (the original's order is compared in the network)"
+    ),
     (PREPROCESS, "resized_masks"): "our models never resize masks: targets are gathered from the masks as they are",
     (TRAINING_STEP, "statistics of the mask head after its four passes"): (
         "they mix four unbiased variances; single passes are compared in the cases of the heads"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from maskwright.nn.backbones import create_backbone
-from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input
-from maskwright.nn.layers import prediction_head
-from maskwright.nn.mask_heads import create_mask_head
-from maskwright.ops.boxes import JitterMode, expand_boxes, jitter_boxes
-from maskwright.ops.crop import coordinate_grid, crop_and_resize, crop_masks, gather_at_centers
+from maskwright.models.centernet import CenterNetLoss, decode
+from maskwright.models.deep_mac_network import DeepMACNetwork, Maps
+from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
+from maskwright.ops.boxes import JitterMode, clip_boxes, expand_boxes, jitter_boxes
+from maskwright.ops.crop import crop_masks
 from maskwright.ops.frames import BoxFrame, margin_crop_matrix
 from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
 from maskwright.structures import (
@@ -26,117 +27,21 @@ from maskwright.structures import (
     check_targets,
 )
 
-Maps = tuple[Tensor, Tensor, Tensor]
-"""Pixel embedding [B, P, H/4, W/4] and instance embedding [B, I, H/4, W/4] of one stack, and the image [B, 3, H, W]."""
-
 _MAP_NAMES = ("pixel_embedding", "instance_embedding", "image")
-
-
-class DeepMACNetwork(nn.Module):
-    """Tensors in, tensors out: the mask branch without losses, sizes of images or decoding.
-
-    Source: Deep-MAC original, `deepmac_meta_arch.py` (`_get_mask_head_input`, `MaskHeadNetwork`).
-    Departures: all boxes of all images go through the head in one batch (batch norm groups them so, too);
-    the box margin, the crop of the image itself and the `pixel` box frame are ours, off in the original's recipes.
-    """
-
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        pretrained_backbone: bool,
-        frozen_levels: int,
-        mask_head: str,
-        mask_head_width: int,
-        mask_size: int,
-        mask_upsample: int,
-        pixel_embedding_dim: int,
-        instance_embedding_dim: int,
-        embedding_width: int,
-        embedding_kernel: Sequence[int],
-        use_coordinates: bool,
-        use_instance_embedding: bool,
-        use_image_crop: bool,
-        box_frame: BoxFrame,
-        box_margin: float,
-        norm_momentum: float,
-        width: float,
-    ) -> None:
-        super().__init__()
-        self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
-        channels, stacks = self.backbone.channels, self.backbone.num_outputs
-        embedding = [
-            nn.ModuleList(prediction_head(channels, embedding_width, dim, embedding_kernel) for _ in range(stacks))
-            for dim in (pixel_embedding_dim, instance_embedding_dim)
-        ]
-        self.pixel_embedding, self.instance_embedding = embedding
-        in_channels = pixel_embedding_dim + 2 * use_coordinates + instance_embedding_dim * use_instance_embedding
-        in_channels += 3 * use_image_crop
-        self.mask_head = create_mask_head(
-            mask_head,
-            in_channels,
-            max(1, round(mask_head_width * width)),
-            upsample=mask_upsample,
-            mask_size=mask_size,
-            norm_momentum=norm_momentum,
-        )
-        self.mask_size = mask_size
-        self.mask_upsample = mask_upsample
-        self.use_coordinates = use_coordinates
-        self.use_instance_embedding = use_instance_embedding
-        self.use_image_crop = use_image_crop
-        self.box_frame: BoxFrame = box_frame
-        self.box_margin = box_margin
-
-    def stack_maps(self, batch: Float[Tensor, "b 3 h w"]) -> list[Maps]:
-        """The maps of every stack of the backbone (training supervises them all)."""
-        outputs = self.backbone(batch)
-        heads = zip(outputs, self.pixel_embedding, self.instance_embedding, strict=True)
-        return [(pixel(output), instance(output), batch) for output, pixel, instance in heads]
-
-    def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
-        """The maps of the last stack, the only one used at inference."""
-        output = self.backbone(batch)[-1]
-        return self.pixel_embedding[-1](output), self.instance_embedding[-1](output), batch
-
-    def mask_logits(
-        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n m m"]:
-        """Mask logits on the grid of each box, widened by `box_margin` on every side.
-
-        Args:
-            maps: of `maps` or of one entry of `stack_maps`.
-            boxes: xyxy, pixels of the network input.
-            image_index: the image of the batch to which each box belongs.
-        """
-        pixel_map, instance_map, image = maps
-        frame_size = (image.shape[-2], image.shape[-1])
-        crop_boxes = expand_boxes(boxes, self.box_margin)
-        crops = crop_and_resize(pixel_map, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
-        parts = [crops]
-        if self.use_coordinates:
-            grid = coordinate_grid(self.mask_size).to(crops)
-            parts.insert(0, grid.expand(boxes.shape[0], -1, -1, -1))
-        if self.use_instance_embedding:
-            vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(crops.dtype)
-            parts.append(vectors[:, :, None, None].expand(-1, -1, self.mask_size, self.mask_size))
-        if self.use_image_crop:
-            crop = crop_and_resize(image, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
-            parts.append(crop.to(crops.dtype))
-        return self.mask_head(torch.cat(parts, dim=1)).squeeze(1)
 
 
 class DeepMAC(nn.Module):
     """Masks for boxes of any class, trained with masks of only some classes.
 
-    Without a detector (`detector: null`) it trains and predicts from given boxes alone, as in the paper's
-    section "without a detector".
+    With its detector it finds the boxes, too. Without one (`detector: null`) it trains and predicts from given
+    boxes alone, as in the paper's section "without a detector".
 
     Args:
-        categories: the label space, in label order; empty for a class-agnostic model.
+        categories: the label space, in label order; empty for a class-agnostic model without a detector.
         mask_classes: names of the classes whose masks were used in training.
         image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
-        detector: null; boxes are given.
+        detector: `centernet`, which learns from the boxes of all classes, or null; boxes are then given.
+        detector_width: channels of the hidden layer of the detector's heads.
         backbone: a name of `nn.backbones`.
         pretrained_backbone: start the backbone from ImageNet weights (read when training starts).
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
@@ -155,6 +60,10 @@ class DeepMAC(nn.Module):
         box_margin: widens the crop by this share of the box on every side, so that the head sees context.
         box_jitter: how boxes are disturbed in training (`ops.boxes.jitter_boxes`).
         box_jitter_ratio: by how much; 0 leaves them.
+        object_center_weight: weight of the detector's loss of its centre maps.
+        box_size_weight: weight of its loss of heights and widths.
+        box_offset_weight: weight of its loss of the centres' offsets.
+        min_box_overlap: sets the radius of its Gaussian targets (`ops.heatmap.gaussian_radius`).
         cross_entropy_weight: weight of the per-pixel loss (the original: 5).
         dice_weight: weight of the dice loss.
         max_masks_per_image: at most so many instances of an image enter the mask head in training.
@@ -167,7 +76,8 @@ class DeepMAC(nn.Module):
         width: scales every channel count, for tests.
 
     Raises:
-        ValueError: an unknown name, or an `image_size` that the backbone cannot divide.
+        ValueError: an unknown name, a detector without categories, or an `image_size` that the backbone cannot
+            divide.
 
     Source: arXiv 2104.00613; Object Detection API `deepmac_meta_arch.py`.
     """
@@ -180,7 +90,8 @@ class DeepMAC(nn.Module):
         categories: list[Category] | None = None,
         mask_classes: list[str] | None = None,
         image_size: int = 512,
-        detector: None = None,
+        detector: Literal["centernet"] | None = None,
+        detector_width: int = 256,
         backbone: str = "hourglass104",
         pretrained_backbone: bool = False,
         frozen_levels: int = 0,
@@ -199,6 +110,10 @@ class DeepMAC(nn.Module):
         box_margin: float = 0.0,
         box_jitter: JitterMode = "default",
         box_jitter_ratio: float = 0.0,
+        object_center_weight: float = 1.0,
+        box_size_weight: float = 0.1,
+        box_offset_weight: float = 1.0,
+        min_box_overlap: float = 0.7,
         cross_entropy_weight: float = 5.0,
         dice_weight: float = 0.0,
         max_masks_per_image: int = 100,
@@ -215,61 +130,69 @@ class DeepMAC(nn.Module):
         self.categories: list[Category] = list(categories or [])
         self.mask_classes: list[str] = list(mask_classes or [])
         self.image_size = image_size
+        self.detector = detector
         self.box_jitter: JitterMode = box_jitter
         self.box_jitter_ratio = box_jitter_ratio
         self.loss_weights = {"mask_cross_entropy": cross_entropy_weight, "mask_dice": dice_weight}
         self.max_masks_per_image = max_masks_per_image
         self.mask_chunk_size = mask_chunk_size
         self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
-        self.network = DeepMACNetwork(
-            backbone=backbone,
-            pretrained_backbone=pretrained_backbone,
-            frozen_levels=frozen_levels,
-            mask_head=mask_head,
-            mask_head_width=mask_head_width,
-            mask_size=mask_size,
-            mask_upsample=mask_upsample,
-            pixel_embedding_dim=pixel_embedding_dim,
-            instance_embedding_dim=instance_embedding_dim,
-            embedding_width=max(1, round(embedding_width * width)),
-            embedding_kernel=embedding_kernel,
-            use_coordinates=use_coordinates,
-            use_instance_embedding=use_instance_embedding,
-            use_image_crop=use_image_crop,
-            box_frame=box_frame,
-            box_margin=box_margin,
-            norm_momentum=norm_momentum,
-            width=width,
-        )
-        divisor = self.network.backbone.size_divisor
-        if image_size % divisor:
+        self.centernet_loss = CenterNetLoss(object_center_weight, box_size_weight, box_offset_weight, min_box_overlap)
+        self.network = self._create_network()
+
+    def _create_network(self) -> DeepMACNetwork:
+        if self.detector not in (None, "centernet"):
+            raise ValueError(f"detector must be 'centernet' or null, but got {self.detector!r}")
+        if self.detector and not self.categories:
+            raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
+        names = inspect.signature(DeepMACNetwork.__init__).parameters
+        shared = {name: value for name, value in self.config.items() if name in names}
+        network = DeepMACNetwork(num_classes=len(self.categories) if self.detector else None, **shared)
+        divisor = network.backbone.size_divisor
+        if self.image_size % divisor:
+            name = self.config["backbone"]
             raise ValueError(
-                f"image_size must be a multiple of {divisor} for backbone {backbone!r}, but got {image_size}"
+                f"image_size must be a multiple of {divisor} for backbone {name!r}, but got {self.image_size}"
             )
+        return network
 
     def forward(
         self,
         images: list[Tensor],
         targets: list[Target] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int = 100,
     ) -> dict[str, Tensor] | list[InstancePrediction]:
-        """Training: already weighted losses by name, whose sum is the objective.
+        """Training: already weighted losses by name, whose sum is the objective. In eval: predictions per image.
 
-        `images` are RGB [3, H, W] (uint8, or float in 0..1) of one size, `image_size` or smaller crops, with
-        boxes and masks in the same pixels: nothing is resized. Only boxes with `has_mask` that are no crowd
-        enter the mask head.
+        In training, `images` are RGB [3, H, W] (uint8, or float in 0..1) of one size, `image_size` or smaller crops,
+        with boxes and masks in the same pixels: nothing is resized. Only boxes with `has_mask` that are no crowd
+        enter the mask head; all that are no crowd train the detector.
+
+        In eval, images have any size. A prediction holds at most `max_detections` instances of score
+        `score_threshold` or more, the highest score first; the others cost no mask head.
 
         Raises:
-            ValueError: in eval mode, since without a detector there are no boxes to predict
+            ValueError: in eval mode without a detector, since there are no boxes to predict
                 (use `encode` and `masks_from_boxes`); targets that break their contract.
         """
         if not self.training:
-            raise ValueError("this model has no detector: give it boxes through encode() and masks_from_boxes()")
+            return self._predict(images, score_threshold, max_detections)
         if targets is None:
             raise ValueError("in training the model needs targets, one per image")
         check_targets(images, targets, len(self.categories) or None)
         self._check_training_size(images)
-        stacks = self.network.stack_maps(self.image_batch.stack(images))
-        return self.mask_losses(stacks, targets)
+        stacks, detector_stacks = self.network.stack_outputs(self.image_batch.stack(images))
+        losses = self.mask_losses(stacks, targets)
+        if self.detector is None:
+            return losses
+        found = [~target["iscrowd"] for target in targets]
+        boxes = [target["boxes"][rows] for target, rows in zip(targets, found, strict=True)]
+        labels = [target["labels"][rows] for target, rows in zip(targets, found, strict=True)]
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        stride = self.network.backbone.stride
+        return self.centernet_loss(detector_stacks, boxes, labels, sizes, stride) | losses
 
     def mask_losses(self, stacks: Sequence[Maps], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Losses of the mask head on ground-truth boxes, averaged over the stacks, then per image.
@@ -320,6 +243,29 @@ class DeepMAC(nn.Module):
             self._prediction(b.float().cpu(), p, lies.original_size)
             for b, p, lies in zip(boxes, probabilities.split(counts), features.geometry, strict=True)
         ]
+
+    def _predict(self, images: list[Tensor], score_threshold: float, max_detections: int) -> list[InstancePrediction]:
+        """The detector's boxes with their masks.
+
+        Source: `DeepMACMetaArch.postprocess`. Departures: boxes are clipped to the image before their masks are
+        made rather than after, so that mask and box agree, and boxes without any extent inside it are left out.
+        """
+        if self.detector is None:
+            raise ValueError("this model has no detector: give it boxes through encode() and masks_from_boxes()")
+        batch, geometry = self.image_batch(images)
+        maps, detector_maps = self.network.maps_and_detection(batch)
+        sizes = [lies.resized_size for lies in geometry]
+        found = decode(detector_maps, sizes, self.network.backbone.stride, max_detections)
+        boxes, labels, scores = [], [], []
+        for lies, box, label, score in zip(geometry, *found, strict=True):
+            clipped = clip_boxes(boxes_to_original(box, lies), lies.original_size)
+            kept = (score > 0) & (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+            boxes.append(clipped[kept])
+            labels.append(label[kept].cpu())
+            scores.append(score[kept].cpu())
+        features = ImageFeatures(dict(zip(_MAP_NAMES, maps, strict=True)), geometry)
+        predictions = self.masks_from_boxes(features, boxes)
+        return [replace(p, labels=lab, scores=s) for p, lab, s in zip(predictions, labels, scores, strict=True)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """`backbone` (its trunk, without the pyramid) and `heads`, each with weight decay and, for norms, without."""

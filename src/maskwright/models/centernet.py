@@ -1,0 +1,179 @@
+"""CenterNet's detector: objects as points. Its heads, its losses and its decoding, each on its own.
+
+`DeepMAC` composes them; nothing here knows of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from maskwright.nn.layers import prediction_head
+from maskwright.ops.heatmap import (
+    center_cells,
+    center_heatmap,
+    decode_boxes,
+    keep_peaks,
+    size_and_offset_targets,
+    top_k_cells,
+)
+from maskwright.ops.losses import gathered_l1, penalty_reduced_focal
+
+CENTER_BIAS = -2.19
+"""The first bias of the centre maps: a probability of 0.1 everywhere, so that the focal loss starts small."""
+
+
+class CenterNetMaps(NamedTuple):
+    """What the heads say of a batch, one value per cell of the map.
+
+    center: logits [B, C, Hf, Wf] of an object of each class being centred in the cell.
+    size: [B, 2, Hf, Wf], height and width of that object, in cells.
+    offset: [B, 2, Hf, Wf], y and x from the cell's index to the object's centre.
+    """
+
+    center: Tensor
+    size: Tensor
+    offset: Tensor
+
+
+class CenterNetHeads(nn.Module):
+    """The three heads on one feature map: tensors in, tensors out.
+
+    Args:
+        in_channels: of the feature map.
+        num_classes: C, planes of the centre map.
+        hidden: channels of the hidden layer of each head.
+
+    Source: `object_center`, `box/scale` and `box/offset` of the originals' center_net_meta_arch.py.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.center = prediction_head(in_channels, hidden, num_classes)
+        nn.init.constant_(self.center.get_parameter("2.bias"), CENTER_BIAS)
+        self.size = prediction_head(in_channels, hidden, 2)
+        self.offset = prediction_head(in_channels, hidden, 2)
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> CenterNetMaps:
+        """The maps of one stack."""
+        return CenterNetMaps(self.center(features), self.size(features), self.offset(features))
+
+
+@dataclass(frozen=True)
+class CenterNetLoss:
+    """The weighted losses of the maps of all stacks against boxes.
+
+    center_weight: of the focal loss of the centre maps.
+    size_weight: of the L1 loss of heights and widths, which are in cells.
+    offset_weight: of the L1 loss of the offsets.
+    min_overlap: the IoU that sets the radius of the Gaussians (`ops.heatmap.gaussian_radius`).
+
+    Source: CenterNetMetaArch.loss of the originals; arXiv 1904.07850, section 3.
+    """
+
+    center_weight: float = 1.0
+    size_weight: float = 0.1
+    offset_weight: float = 1.0
+    min_overlap: float = 0.7
+
+    def __call__(
+        self,
+        stacks: Sequence[CenterNetMaps],
+        boxes: Sequence[Float[Tensor, "_ 4"]],
+        labels: Sequence[Int64[Tensor, " _"]],
+        image_sizes: Sequence[tuple[int, int]],
+        stride: int,
+    ) -> dict[str, Tensor]:
+        """`object_center`, `box_size` and `box_offset`, averaged over the stacks and divided by the number of boxes.
+
+        Args:
+            stacks: the maps of each stack of the backbone.
+            boxes: per image, xyxy, pixels of the network input; all of them are to be found.
+            labels: per image, the classes of the boxes.
+            image_sizes: per image (height, width) of what is image in the input; cells of padding count for nothing.
+            stride: pixels per cell.
+
+        The number is that of this batch in this process, at least 1. The originals' is that of one replica: with one
+        image per replica (their 1024 models) images weigh alike there, and here boxes.
+        """
+        device, (_, num_classes, height, width) = stacks[0].center.device, stacks[0].center.shape
+        map_size = (height, width)
+        in_cells = [(b / stride).to(device) for b in boxes]
+        of_class = [label.to(device) for label in labels]
+        heatmap = torch.stack(
+            [
+                center_heatmap(b, label, num_classes, map_size, self.min_overlap)
+                for b, label in zip(in_cells, of_class, strict=True)
+            ]
+        )
+        valid = valid_cells(image_sizes, map_size, stride).to(device)
+        all_boxes = torch.cat(in_cells)
+        image_index = torch.repeat_interleave(torch.tensor([len(b) for b in boxes])).to(device)
+        cells = center_cells(all_boxes, map_size)
+        sizes, offsets = size_and_offset_targets(all_boxes, cells)
+        parts = [
+            (
+                penalty_reduced_focal(maps.center.float(), heatmap, valid),
+                gathered_l1(maps.size.float(), sizes, image_index, cells),
+                gathered_l1(maps.offset.float(), offsets, image_index, cells),
+            )
+            for maps in stacks
+        ]
+        center, size, offset = (torch.stack(part).mean() / max(1, len(all_boxes)) for part in zip(*parts, strict=True))
+        return {
+            "object_center": self.center_weight * center,
+            "box_size": self.size_weight * size,
+            "box_offset": self.offset_weight * offset,
+        }
+
+
+def valid_cells(
+    image_sizes: Sequence[tuple[int, int]], map_size: tuple[int, int], stride: int
+) -> Bool[Tensor, "b {map_size[0]} {map_size[1]}"]:
+    """The cells that show at least some of the image, which lies at the top left of its input.
+
+    Source: get_valid_anchor_weights_in_flattened_image of the originals.
+    """
+    heights, widths = torch.tensor(image_sizes).reshape(-1, 2, 1, 1).unbind(dim=1)
+    rows = torch.arange(map_size[0])[:, None] * stride < heights
+    columns = torch.arange(map_size[1]) * stride < widths
+    return rows & columns
+
+
+class Detections(NamedTuple):
+    """The highest peaks of each image, from the highest score down; a score of 0 is no peak at all.
+
+    boxes: [B, K, 4] xyxy, pixels of the network input, clipped to it; one may have no extent.
+    labels: [B, K].
+    scores: [B, K], in 0..1.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+def decode(maps: CenterNetMaps, image_sizes: Sequence[tuple[int, int]], stride: int, max_detections: int) -> Detections:
+    """Boxes from maps: the peaks of the centre maps, the highest of all classes, each with its size and offset.
+
+    Args:
+        maps: of the last stack.
+        image_sizes: per image (height, width) of what is image in the input.
+        stride: pixels per cell.
+        max_detections: K, at most; fewer where the maps have fewer values.
+
+    Cells whose *index* exceeds the image's size in *pixels* are no peaks. This is the originals' comparison, kept
+    for the same results: it leaves out padding only of images smaller than the map.
+
+    Source: CenterNetMetaArch.postprocess of the originals; there is no suppression of overlapping boxes.
+    """
+    size = (maps.center.shape[2], maps.center.shape[3])
+    inside = valid_cells(image_sizes, size, stride=1).to(maps.center.device)
+    probabilities = maps.center.float().sigmoid() * inside[:, None]
+    scores, labels, cells = top_k_cells(keep_peaks(probabilities), max_detections)
+    return Detections(decode_boxes(cells, maps.size.float(), maps.offset.float()) * stride, labels, scores)

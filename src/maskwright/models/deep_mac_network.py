@@ -1,0 +1,133 @@
+"""Deep-MAC's network: tensors in, tensors out, without losses, sizes of images or decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from maskwright.models.centernet import CenterNetHeads, CenterNetMaps
+from maskwright.nn.backbones import create_backbone
+from maskwright.nn.layers import prediction_head
+from maskwright.nn.mask_heads import create_mask_head
+from maskwright.ops.boxes import expand_boxes
+from maskwright.ops.crop import coordinate_grid, crop_and_resize, gather_at_centers
+from maskwright.ops.frames import BoxFrame
+
+Maps = tuple[Tensor, Tensor, Tensor]
+"""Pixel embedding [B, P, H/4, W/4] and instance embedding [B, I, H/4, W/4] of one stack, and the image [B, 3, H, W]."""
+
+
+class DeepMACNetwork(nn.Module):
+    """The backbone, the embedding heads, the mask head and, with `num_classes`, the heads of CenterNet.
+
+    The arguments are those of `DeepMAC`, and `num_classes`: of the detector; null for a network without one.
+
+    Source: Deep-MAC original, `deepmac_meta_arch.py` (`_get_mask_head_input`, `MaskHeadNetwork`).
+    Departures: all boxes of all images go through the head in one batch (batch norm groups them so, too);
+    the box margin, the crop of the image itself and the `pixel` box frame are ours, off in the original's recipes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None,
+        detector_width: int,
+        backbone: str,
+        pretrained_backbone: bool,
+        frozen_levels: int,
+        mask_head: str,
+        mask_head_width: int,
+        mask_size: int,
+        mask_upsample: int,
+        pixel_embedding_dim: int,
+        instance_embedding_dim: int,
+        embedding_width: int,
+        embedding_kernel: Sequence[int],
+        use_coordinates: bool,
+        use_instance_embedding: bool,
+        use_image_crop: bool,
+        box_frame: BoxFrame,
+        box_margin: float,
+        norm_momentum: float,
+        width: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
+        channels, stacks = self.backbone.channels, self.backbone.num_outputs
+        hidden = max(1, round(embedding_width * width))
+        self.pixel_embedding, self.instance_embedding = (
+            nn.ModuleList(prediction_head(channels, hidden, dim, embedding_kernel) for _ in range(stacks))
+            for dim in (pixel_embedding_dim, instance_embedding_dim)
+        )
+        in_channels = pixel_embedding_dim + 2 * use_coordinates + instance_embedding_dim * use_instance_embedding
+        in_channels += 3 * use_image_crop
+        head_width = max(1, round(mask_head_width * width))
+        self.mask_head = create_mask_head(
+            mask_head, in_channels, head_width, 1, mask_upsample, mask_size, norm_momentum=norm_momentum
+        )
+        self.detector: nn.ModuleList | None = None
+        if num_classes is not None:
+            hidden = max(1, round(detector_width * width))
+            self.detector = nn.ModuleList(CenterNetHeads(channels, num_classes, hidden) for _ in range(stacks))
+        self.mask_size = mask_size
+        self.mask_upsample = mask_upsample
+        self.use_coordinates = use_coordinates
+        self.use_instance_embedding = use_instance_embedding
+        self.use_image_crop = use_image_crop
+        self.box_frame: BoxFrame = box_frame
+        self.box_margin = box_margin
+
+    def stack_outputs(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[list[Maps], list[CenterNetMaps]]:
+        """What training supervises: the maps of every stack, and the detector's (none without a detector)."""
+        features = self.backbone(batch)
+        maps = [self._embed(stack, output, batch) for stack, output in enumerate(features)]
+        if self.detector is None:
+            return maps, []
+        return maps, [heads(output) for heads, output in zip(self.detector, features, strict=True)]
+
+    def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
+        """The maps of the last stack, the only one used at inference."""
+        return self._embed(-1, self.backbone(batch)[-1], batch)
+
+    def maps_and_detection(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[Maps, CenterNetMaps]:
+        """The maps of the last stack and its detector's, from one pass of the backbone.
+
+        Raises:
+            ValueError: the network has no detector.
+        """
+        if self.detector is None:
+            raise ValueError("this network has no detector: build it with num_classes")
+        features = self.backbone(batch)[-1]
+        return self._embed(-1, features, batch), self.detector[-1](features)
+
+    def _embed(self, stack: int, features: Tensor, batch: Tensor) -> Maps:
+        return self.pixel_embedding[stack](features), self.instance_embedding[stack](features), batch
+
+    def mask_logits(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n m m"]:
+        """Mask logits on the grid of each box, widened by `box_margin` on every side.
+
+        Args:
+            maps: of `maps` or of one stack of `stack_outputs`.
+            boxes: xyxy, pixels of the network input.
+            image_index: the image of the batch to which each box belongs.
+        """
+        pixel_map, instance_map, image = maps
+        frame_size = (image.shape[-2], image.shape[-1])
+        crop_boxes = expand_boxes(boxes, self.box_margin)
+        crops = crop_and_resize(pixel_map, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
+        parts = [crops]
+        if self.use_coordinates:
+            grid = coordinate_grid(self.mask_size).to(crops)
+            parts.insert(0, grid.expand(boxes.shape[0], -1, -1, -1))
+        if self.use_instance_embedding:
+            vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(crops.dtype)
+            parts.append(vectors[:, :, None, None].expand(-1, -1, self.mask_size, self.mask_size))
+        if self.use_image_crop:
+            crop = crop_and_resize(image, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
+            parts.append(crop.to(crops.dtype))
+        return self.mask_head(torch.cat(parts, dim=1)).squeeze(1)
