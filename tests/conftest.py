@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from maskwright.structures import ImageFeatures, ImageGeometry, InstancePrediction
 
+# The networks of the tests are small, and threads that wait for each other on a busy machine cost minutes.
+torch.set_num_threads(1)
+
 
 class EllipseModel(nn.Module):
     """Box-prompted, without a detector: the mask of a box is the ellipse inscribed in it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from maskwright.ops.frames import BoxFrame
@@ -182,18 +182,26 @@ class SegmentationModel(Protocol):
         *,
         score_threshold: float = 0.0,
         max_detections: int = 100,
-    ) -> dict[str, Tensor] | list[InstancePrediction]: ...
+    ) -> dict[str, Tensor] | list[InstancePrediction]:
+        """See the class."""
+        ...
 
-    def parameter_groups(self) -> list[ParameterGroup]: ...
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Every trainable parameter, in exactly one group."""
+        ...
 
 
 @runtime_checkable
 class BoxPrompted(Protocol):
     """A model that turns boxes into masks: encode once, prompt many times, no hidden state."""
 
-    def encode(self, images: list[Tensor]) -> ImageFeatures: ...
+    def encode(self, images: list[Tensor]) -> ImageFeatures:
+        """RGB images [3, H, W] of any size, uint8 or float in [0, 1] -> what prompting needs of them."""
+        ...
 
-    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]: ...
+    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+        """Masks of boxes [N, 4] per image (xyxy, original pixels; N may be 0), in the order of the boxes."""
+        ...
 
 
 _TARGET_FIELDS = {
@@ -230,8 +238,9 @@ def _check_fields(name: str, target: Target) -> None:
         if value.dtype != dtype:
             raise TypeError(f"{name}: field {key!r} must be {dtype}, but got {value.dtype}")
         if value.ndim != dimensions or len(value) != count:
+            shape = tuple(value.shape)
             raise ValueError(
-                f"{name}: field {key!r} must have {dimensions} dimensions and {count} rows, but got {tuple(value.shape)}"
+                f"{name}: field {key!r} must have {dimensions} dimensions and {count} rows, but got {shape}"
             )
 
 
@@ -239,9 +248,10 @@ def _check_values(name: str, image: Tensor, target: Target, num_classes: int | N
     boxes, labels = target["boxes"], target["labels"]
     if boxes.shape[1] != 4:
         raise ValueError(f"{name}: field 'boxes' must be [N, 4], but got {tuple(boxes.shape)}")
-    if target["masks"].shape[1:] != image.shape[1:]:
+    height, width = image.shape[1:]
+    if target["masks"].shape[1:] != (height, width):
         raise ValueError(
-            f"{name}: field 'masks' must be [N, {image.shape[1]}, {image.shape[2]}], but got {tuple(target['masks'].shape)}"
+            f"{name}: field 'masks' must be [N, {height}, {width}], but got {tuple(target['masks'].shape)}"
         )
     broken = ~torch.isfinite(boxes).all(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
     if broken.any():
