@@ -77,7 +77,8 @@ def test_the_number_of_boxes_of_the_batch_divides_and_stacks_are_averaged():
 
 
 def test_padding_does_not_count():
-    assert valid_cells([(9, 17), (24, 32)], (6, 8), STRIDE).sum(dim=(1, 2)).tolist() == [3 * 5, 6 * 8]
+    valid = valid_cells([(9, 17), (8, 16), (24, 32)], (6, 8), STRIDE)
+    assert valid.sum(dim=(1, 2)).tolist() == [3 * 5, 2 * 4, 6 * 8]
     maps = zeros()
     maps.center[..., 3:, :] = 5.0
     maps.center[..., 5:] = 5.0
