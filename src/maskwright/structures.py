@@ -230,13 +230,16 @@ def check_targets(images: Sequence[Tensor], targets: Sequence[Target], num_class
 
 
 def _check_fields(name: str, target: Target) -> None:
-    count = len(target["boxes"]) if "boxes" in target else 0
-    for key, (dtype, dimensions) in _TARGET_FIELDS.items():
+    if "image_id" not in target:
+        raise TypeError(f"{name}: field 'image_id' is missing")
+    count = None
+    for key, (dtype, dimensions) in _TARGET_FIELDS.items():  # the boxes come first and count the rows
         value = target.get(key)
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: field {key!r} must be a tensor, but got {type(value).__name__}")
         if value.dtype != dtype:
             raise TypeError(f"{name}: field {key!r} must be {dtype}, but got {value.dtype}")
+        count = len(value) if count is None and value.ndim else count
         if value.ndim != dimensions or len(value) != count:
             shape = tuple(value.shape)
             raise ValueError(
@@ -246,6 +249,8 @@ def _check_fields(name: str, target: Target) -> None:
 
 def _check_values(name: str, image: Tensor, target: Target, num_classes: int | None) -> None:
     boxes, labels = target["boxes"], target["labels"]
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"the image of {name} must be [3, H, W], but got {list(image.shape)}")
     if boxes.shape[1] != 4:
         raise ValueError(f"{name}: field 'boxes' must be [N, 4], but got {tuple(boxes.shape)}")
     height, width = image.shape[1:]

@@ -169,3 +169,53 @@ def test_parameter_groups_cover_every_parameter_once():
     model = build()
     grouped = [id(p) for group in model.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("unused", ["use_coordinates", "use_instance_embedding", "use_image_crop"])
+def test_every_trained_parameter_takes_part_in_every_ablation(unused):
+    model = build(**{"use_image_crop": True, unused: False}).train()
+    sum(model(images(1), [make_target(BOXES)]).values()).backward()
+    assert [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_predictions_are_float32_and_free_of_the_graph():
+    model = build(box_margin=0.25).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (prediction,) = model.masks_from_boxes(model.encode(images(1)), [torch.tensor(BOXES)])
+    assert prediction.mask_probabilities.dtype == prediction.mask_scores.dtype == torch.float32
+    assert not prediction.mask_probabilities.requires_grad
+    detections = prediction.to_supervision()
+    assert detections.mask.shape == (2, SIZE, SIZE)
+    assert len(prediction.to_coco(1)) == 2
+
+
+def test_no_images_give_no_predictions():
+    model = build().eval()
+    assert model.masks_from_boxes(model.encode([]), []) == []
+
+
+def test_frozen_levels_stay_frozen_when_norms_are_synchronised():
+    model = build(backbone="resnet18_fpn", frozen_levels=2)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    trunk = model.network.backbone.trunk
+    assert not trunk.bn1.training
+    assert not trunk.layer2[0].bn1.training
+    assert trunk.layer3[0].bn1.training
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"mask_head": "hourglass52", "mask_size": 16},
+            "mask_size must be a multiple of 32 for mask head 'hourglass52'",
+        ),
+        ({"box_margin": -0.6}, "box_margin must be at least 0"),
+        ({"mask_chunk_size": 0}, "mask_chunk_size must be at least 1"),
+        ({"cross_entropy_weight": 0.0}, "both 0"),
+        ({"image_mean": [0.5]}, "three numbers each"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        build(**values)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from maskwright.errors import UserError
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.hub import from_pretrained, save_pretrained
+from maskwright.models.hub import from_pretrained, push_to_hub, save_pretrained
 
 
 @pytest.fixture
@@ -95,3 +95,19 @@ def test_broken_folders_get_one_sentence(model, tmp_path):
         from_pretrained(folder)
     with pytest.raises(UserError, match="neither a weights folder nor a bundled model"):
         from_pretrained(tmp_path / "nothing" / "here")
+
+
+def test_nothing_but_a_weights_folder_is_ever_replaced(model, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("long work")
+    (tmp_path / "notes.txt").write_text("notes")
+    for name in ("thesis", "notes.txt"):
+        with pytest.raises(UserError, match="not a weights folder"):
+            save_pretrained(model, tmp_path / name)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "long work"
+    assert (tmp_path / "notes.txt").read_text() == "notes"
+
+
+def test_push_refuses_what_is_no_weights_folder(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        push_to_hub(tmp_path, "somebody/something")

@@ -1,5 +1,7 @@
 """Resizing, padding and normalisation: sizes, conventions computed by hand, and the way back of boxes."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given
@@ -72,3 +74,28 @@ def test_boxes_come_back(height, width):
     resized_height, resized_width = geometry.resized_size
     torch.testing.assert_close(there[0], torch.tensor([0.0, 0.0, resized_width, resized_height]))
     torch.testing.assert_close(boxes_to_original(there, geometry), boxes, rtol=1e-5, atol=1e-4)
+
+
+def build_unchecked(*arguments):
+    """Values come from JSON, too, and only tests check types: the constructor without that check."""
+    batcher = ImageBatch.__new__(ImageBatch)
+    inspect.unwrap(ImageBatch.__init__)(batcher, *arguments)
+    return batcher
+
+
+def test_whole_numbers_are_good_means():
+    batch, _ = build_unchecked(4, "half_pixel", [0, 0, 0], [1, 1, 1])([torch.full((3, 4, 4), 0.5)])
+    torch.testing.assert_close(batch, torch.full((1, 3, 4, 4), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((8, "tf-1", *NEUTRAL), "resize must be one of antialias"),
+        ((8, "tf1", *NEUTRAL, "BGR"), "channel_order must be one of rgb, bgr, but got 'BGR'"),
+        ((0, "tf1", *NEUTRAL), "image_size must be at least 1"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_unchecked(*arguments)

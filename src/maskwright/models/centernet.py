@@ -174,6 +174,6 @@ def decode(maps: CenterNetMaps, image_sizes: Sequence[tuple[int, int]], stride: 
     """
     size = (maps.center.shape[2], maps.center.shape[3])
     inside = valid_cells(image_sizes, size, stride=1).to(maps.center.device)
-    probabilities = maps.center.float().sigmoid() * inside[:, None]
+    probabilities = maps.center.float().sigmoid().nan_to_num(0) * inside[:, None]
     scores, labels, cells = top_k_cells(keep_peaks(probabilities), max_detections)
     return Detections(decode_boxes(cells, maps.size.float(), maps.offset.float()) * stride, labels, scores)

@@ -43,7 +43,7 @@ class DeepMAC(nn.Module):
         detector: `centernet`, which learns from the boxes of all classes, or null; boxes are then given.
         detector_width: channels of the hidden layer of the detector's heads.
         backbone: a name of `nn.backbones`.
-        pretrained_backbone: start the backbone from ImageNet weights (read when training starts).
+        pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
         mask_head: a name of `nn.mask_heads`.
         mask_head_width: initial channels of the mask head (`num_init_channels` in the original).
@@ -73,7 +73,7 @@ class DeepMAC(nn.Module):
         image_std: see `ImageBatch`.
         channel_order: see `ImageBatch`.
         norm_momentum: of the batch norms, in torch's sense (the original: 0.9).
-        width: scales every channel count, for tests.
+        width: scales the channels of the backbone and of all hidden layers, for tests.
 
     Raises:
         ValueError: an unknown name, a detector without categories, or an `image_size` that the backbone cannot
@@ -145,6 +145,11 @@ class DeepMAC(nn.Module):
             raise ValueError(f"detector must be 'centernet' or null, but got {self.detector!r}")
         if self.detector and not self.categories:
             raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
+        for name in ("mask_size", "mask_upsample", "max_masks_per_image", "mask_chunk_size"):
+            if self.config[name] < 1:
+                raise ValueError(f"{name} must be at least 1, but got {self.config[name]}")
+        if not any(self.loss_weights.values()):
+            raise ValueError("cross_entropy_weight and dice_weight are both 0: the mask head would learn nothing")
         names = inspect.signature(DeepMACNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         network = DeepMACNetwork(num_classes=len(self.categories) if self.detector else None, **shared)
@@ -233,6 +238,8 @@ class DeepMAC(nn.Module):
         """
         if len(boxes) != len(features):
             raise ValueError(f"expected boxes for {len(features)} images, but got {len(boxes)}")
+        if not boxes:
+            return []
         pixel_embedding, instance_embedding, image = (features.maps[name] for name in _MAP_NAMES)
         maps = (pixel_embedding, instance_embedding, image)
         counts = [len(b) for b in boxes]
@@ -309,14 +316,15 @@ class DeepMAC(nn.Module):
         boxes, image_index = boxes.to(maps[0].device), image_index.to(maps[0].device)
         chunks = zip(boxes.split(self.mask_chunk_size), image_index.split(self.mask_chunk_size), strict=True)
         logits = torch.cat([self.network.mask_logits(maps, b, index).float() for b, index in chunks])
-        return self._without_margin(logits).sigmoid().cpu()
+        return self._without_margin(logits).sigmoid().detach().cpu()
 
     def _without_margin(self, logits: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
         """Logits on the widened box -> logits on the box itself, on a grid of the same size."""
         if not self.network.box_margin:
             return logits
         matrix = margin_crop_matrix(logits.shape[-1], self.network.box_margin, self.network.box_frame).to(logits)
-        return matrix @ logits @ matrix.T
+        with torch.autocast(logits.device.type, enabled=False):  # it would bring the masks down to 8 bits
+            return matrix @ logits @ matrix.T
 
     def _prediction(self, boxes: Tensor, probabilities: Tensor, image_size: tuple[int, int]) -> InstancePrediction:
         inside = probabilities > 0.5

@@ -14,7 +14,7 @@ from maskwright.nn.layers import prediction_head
 from maskwright.nn.mask_heads import create_mask_head
 from maskwright.ops.boxes import expand_boxes
 from maskwright.ops.crop import coordinate_grid, crop_and_resize, gather_at_centers
-from maskwright.ops.frames import BoxFrame
+from maskwright.ops.frames import BoxFrame, check_frame
 
 Maps = tuple[Tensor, Tensor, Tensor]
 """Pixel embedding [B, P, H/4, W/4] and instance embedding [B, I, H/4, W/4] of one stack, and the image [B, 3, H, W]."""
@@ -64,10 +64,20 @@ class DeepMACNetwork(nn.Module):
         )
         in_channels = pixel_embedding_dim + 2 * use_coordinates + instance_embedding_dim * use_instance_embedding
         in_channels += 3 * use_image_crop
+        if not use_instance_embedding:  # kept for the originals' checkpoints; DDP must not wait for its gradients
+            self.instance_embedding.requires_grad_(False)
         head_width = max(1, round(mask_head_width * width))
         self.mask_head = create_mask_head(
             mask_head, in_channels, head_width, 1, mask_upsample, mask_size, norm_momentum=norm_momentum
         )
+        check_frame(box_frame)
+        divisor = self.mask_head.size_divisor
+        if mask_size % divisor:
+            raise ValueError(
+                f"mask_size must be a multiple of {divisor} for mask head {mask_head!r}, but got {mask_size}"
+            )
+        if box_margin < 0:
+            raise ValueError(f"box_margin must be at least 0, but got {box_margin}")
         self.detector: nn.ModuleList | None = None
         if num_classes is not None:
             hidden = max(1, round(detector_width * width))

@@ -53,8 +53,17 @@ def save_pretrained(
         state: tensors to write instead of the model's own (its moving average, say).
         dtype: of the stored floating-point tensors.
         card: text of the model card (`README.md`).
+
+    Raises:
+        UserError: `folder` is a file, or a folder that holds something else.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    if (
+        folder.exists()
+        and not (folder / "config.json").is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise UserError(f"{folder} is not a weights folder and would be replaced; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() if state is None else state  # pyright: ignore[reportAttributeAccessIssue]
     stored = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in tensors.items()}
@@ -74,8 +83,9 @@ def save_pretrained(
 
 def _plain(model: SegmentationModel) -> dict[str, Any]:
     values = dict(model.config)
-    # The stored tensors hold the backbone, so loading must not fetch ImageNet weights again.
-    values.update(categories=model.categories, mask_classes=model.mask_classes, pretrained_backbone=False)
+    values.update(categories=model.categories, mask_classes=model.mask_classes)
+    if "pretrained_backbone" in values:
+        values["pretrained_backbone"] = False  # the stored tensors hold the backbone
     return values
 
 
@@ -120,8 +130,16 @@ def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) 
 
 
 def push_to_hub(folder: str | Path, repository: str) -> None:
-    """Upload a weights folder to the Hub as `owner/name` (needs a token of `huggingface_hub`)."""
+    """Upload a weights folder to the Hub as `owner/name` (needs a token of `huggingface_hub`).
+
+    Raises:
+        UserError: the folder is no weights folder.
+    """
     from huggingface_hub import HfApi
+
+    for name in ("config.json", "model.safetensors"):
+        if not (Path(folder) / name).is_file():
+            raise UserError(f"{folder}: no {name} in it; expected a weights folder")
 
     api = HfApi()
     api.create_repo(repository, exist_ok=True)

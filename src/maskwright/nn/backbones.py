@@ -105,8 +105,8 @@ class PyramidBackbone(Backbone):
         self.trunk = trunk
         norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
         self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, norm_layer=norm)
-        self.frozen = [part for level in trunk.levels()[:frozen_levels] for part in level]
-        for part in self.frozen:
+        self.frozen_levels = frozen_levels
+        for part in self._frozen_parts():
             part.requires_grad_(False).eval()
 
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
@@ -116,9 +116,13 @@ class PyramidBackbone(Backbone):
     def train(self, mode: bool = True) -> PyramidBackbone:
         """Set the training mode; frozen levels stay in inference mode and keep their norms' statistics."""
         super().train(mode)
-        for part in self.frozen:
+        for part in self._frozen_parts():
             part.eval()
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        # Asked anew each time: a conversion to synchronised norms replaces modules.
+        return [part for level in self.trunk.levels()[: self.frozen_levels] for part in level]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """See `Backbone.forward`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,6 +31,9 @@ class ImageBatch(nn.Module):
         std: per channel, in 0..1, in RGB order.
         channel_order: the order in which the network takes the channels.
 
+    Raises:
+        ValueError: an unknown `resize` or `channel_order`, not three means and stds, or an `image_size` below 1.
+
     Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`.
     """
 
@@ -46,12 +49,19 @@ class ImageBatch(nn.Module):
         channel_order: ChannelOrder = "rgb",
     ) -> None:
         super().__init__()
+        for name, value, known in (("resize", resize, ResizeMethod), ("channel_order", channel_order, ChannelOrder)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {value!r}")
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"mean and std must be three numbers each, but got {list(mean)} and {list(std)}")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, but got {image_size}")
         self.image_size = image_size
         self.resize: ResizeMethod = resize
         self.channel_order: ChannelOrder = channel_order
         # Constants of the configuration, not weights: they stay out of the state dict.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(
         self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]]

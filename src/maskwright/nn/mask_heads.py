@@ -188,7 +188,7 @@ class FullyConnectedHead(nn.Module):
         return self.output(x).unflatten(1, self.output_shape)
 
 
-MASK_HEADS: dict[str, Callable[[MaskHeadSettings], nn.Module]] = {
+MASK_HEADS: dict[str, Callable[[MaskHeadSettings], MaskHead | FullyConnectedHead]] = {
     "hourglass10": partial(_hourglass_head, size="hourglass10"),
     "hourglass20": partial(_hourglass_head, size="hourglass20"),
     "hourglass32": partial(_hourglass_head, size="hourglass32"),
@@ -217,7 +217,7 @@ def create_mask_head(
     upsample: int = 1,
     mask_size: int | None = None,
     norm_momentum: float = 0.1,
-) -> nn.Module:
+) -> MaskHead | FullyConnectedHead:
     """Build the mask head `name`, a module from crops `[N, C, S, S]` to logits `[N, K, uS, uS]`.
 
     Args:

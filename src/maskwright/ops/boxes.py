@@ -12,10 +12,8 @@ JitterMode = Literal[
     "default",
     "expand",
     "shrink",
-    "default_symmetric",
     "expand_symmetric",
     "shrink_symmetric",
-    "default_symmetric_xy",
     "expand_symmetric_xy",
     "shrink_symmetric_xy",
 ]
@@ -45,7 +43,7 @@ def jitter_boxes(
 
     boxes: xyxy, pixels of an image of `image_size` = (height, width).
     mode: each half extent of a box, from its centre, is multiplied by 1 + U, where U is uniform in
-        [-ratio, ratio] (`default*`), [0, ratio] (`expand*`) or [-ratio, 0] (`shrink*`); one factor per edge,
+        [-ratio, ratio] (`default`), [0, ratio] (`expand*`) or [-ratio, 0] (`shrink*`); one factor per edge,
         or per axis (`*_symmetric`), or per box (`*_symmetric_xy`). The symmetric modes limit the factor so
         that the box stays inside the image with its centre unmoved.
     ratio: at least 0; with 0, only the smallest extent and the clipping are left.
@@ -53,7 +51,7 @@ def jitter_boxes(
     Raises:
         ValueError: an unknown `mode`, or a negative `ratio`.
 
-    Source: random_jitter_boxes of the originals' preprocessor.py, which has no symmetric `default`.
+    Source: random_jitter_boxes of the originals' preprocessor.py.
     """
     if mode not in get_args(JitterMode):
         raise ValueError(f"jitter mode must be one of {', '.join(get_args(JitterMode))}, but got {mode!r}")
