@@ -108,9 +108,10 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_file():
+    # os.path answers False to a text that is too long for a path, where Path raises.
+    if os.path.isfile(pattern):  # noqa: PTH113
         return [path]
-    if path.is_dir():
+    if os.path.isdir(pattern):  # noqa: PTH112
         images = _only_images(path.iterdir())
         if not images:
             raise UserError(f"{pattern}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
