@@ -252,12 +252,20 @@ class TestPredict:
 
 class TestDataCheck:
     def test_a_good_file(self, capsys):
-        coco_file(Path("boxes.json"))
+        square = {"category_id": 9, "bbox": [4, 2, 9, 9], "segmentation": [[4, 2, 13, 2, 13, 11, 4, 11]]}
+        coco_file(
+            Path("boxes.json"), annotations=[{**square, "id": 1, "image_id": 70}, {**square, "id": 2, "image_id": 71}]
+        )
         assert main(["data", "check", "boxes.json", "--images", "."]) == 0
         assert "kite" in capsys.readouterr().out
 
     def test_a_file_that_training_would_refuse(self, capsys):
         coco_file(Path("boxes.json"), images=[])
+        assert main(["data", "check", "boxes.json"]) == 2
+        assert "usable for training: no" in capsys.readouterr().out
+
+    def test_a_file_with_boxes_only(self, capsys):
+        coco_file(Path("boxes.json"))
         assert main(["data", "check", "boxes.json"]) == 2
         assert "usable for training: no" in capsys.readouterr().out
 

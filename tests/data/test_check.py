@@ -6,6 +6,8 @@ from coco_folder import HEIGHT, WIDTH, annotation
 from maskwright.data.check import check_annotations
 from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
+from maskwright.training.batches import open_data_sets
+from maskwright.training.options import DataOptions
 
 RUN_LENGTHS = {"size": [HEIGHT, WIDTH], "counts": [12, 5, HEIGHT * WIDTH - 17]}
 
@@ -18,15 +20,16 @@ def test_counts_of_everything(coco):
             annotation(3, segmentation=...),
             annotation(4, category_id=90, segmentation=[[300, 300, 310, 300, 310, 310]]),
             annotation(5, bbox=...),
+            annotation(6, image_id=2),
         ],
         images=3,
     )
     report = check_annotations(coco.annotations, coco.images)
-    assert (report.images, report.images_without_annotations) == (3, 2)
-    assert (report.annotations, report.masks, report.boxes_without_masks) == (4, 2, 2)
+    assert (report.images, report.images_without_annotations) == (3, 1)
+    assert (report.annotations, report.masks, report.boxes_without_masks) == (5, 3, 2)
     assert (report.crowds, report.dropped) == (1, 1)
     rows = {row.name: (row.boxes, row.masks, row.boxes_without_masks, row.crowds) for row in report.classes}
-    assert rows == {"person": (3, 2, 1, 1), "traffic light": (0, 0, 0, 0), "window": (1, 0, 1, 0)}
+    assert rows == {"person": (4, 3, 1, 1), "traffic light": (0, 0, 0, 0), "window": (1, 0, 1, 0)}
     assert report.usable
     assert [(problem.subject, problem.id) for problem in report.problems] == [("annotation", 5), ("annotation", 4)]
     text = str(report)
@@ -35,8 +38,8 @@ def test_counts_of_everything(coco):
     assert "usable for training: yes" in text
     assert next(line.split() for line in text.splitlines() if line.startswith("person")) == [
         "person",
+        "4",
         "3",
-        "2",
         "1",
         "1",
     ]
@@ -73,7 +76,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("broken", "reason", "effect"), BROKEN)
 def test_each_broken_annotation_is_named_and_treated_alike_by_the_data_set(coco, broken, reason, effect):
-    coco.write([annotation(8), broken])
+    coco.write([annotation(8), broken, annotation(10, image_id=2)], images=2)
     report = check_annotations(coco.annotations)
     assert len(report.problems) == 1
     assert reason in report.problems[0].reason
@@ -84,7 +87,7 @@ def test_each_broken_annotation_is_named_and_treated_alike_by_the_data_set(coco,
     if effect != "refused":
         target = CocoInstances(coco.images, coco.annotations)[0][1]
         assert target["ids"].tolist() == ([8] if effect == "dropped" else [8, 9])
-        assert int(target["has_mask"].sum()) == report.masks == 1
+        assert int(target["has_mask"].sum()) == report.masks - 1 == 1
 
 
 def agrees_with_data_set(coco, report) -> None:
@@ -148,7 +151,7 @@ def test_file_that_nothing_can_be_learned_from(coco, annotations, images, reason
 
 
 def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
-    coco.write([annotation(1)], images=3)
+    coco.write([annotation(1), annotation(2, image_id=2)], images=3)
     assert check_annotations(coco.annotations, coco.images).problems == []
     (coco.images / "2.png").write_bytes(b"no picture")
     coco.picture("3.png", 3, (5, 5))
@@ -160,6 +163,29 @@ def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
     assert "does not exist" in check_annotations(coco.annotations, coco.images).problems[0].reason
     with pytest.raises(UserError, match="image folder"):
         check_annotations(coco.annotations, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "words"),
+    [
+        ([], 2, "none of its images (2) has"),
+        ([annotation(1, segmentation=[]), annotation(2, image_id=2, segmentation=[[1, 1, 2, 2]])], 2, "none of its"),
+        ([annotation(1, iscrowd=1), annotation(2, image_id=2, iscrowd=1)], 2, "none of its images (2) has"),
+        ([annotation(1), annotation(2)], 1, "only 1 of its images (1) has"),
+        ([annotation(1), annotation(2, image_id=2, segmentation=[])], 2, "only 1 of its images (2)"),
+    ],
+)
+def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, annotations, images, words):
+    coco.write(annotations, images=images)
+    report = check_annotations(coco.annotations)
+    (problem,) = (problem for problem in report.problems if problem.subject == "file")
+    assert words in problem.reason
+    assert problem.effect == "not for training"
+    assert not report.usable
+    assert "usable for training: no" in str(report)
+    read_to_the_end(CocoInstances(coco.images, coco.annotations))
+    with pytest.raises(UserError):
+        open_data_sets(DataOptions(images=str(coco.images), annotations=str(coco.annotations)), 64, None)
 
 
 @pytest.mark.parametrize("content", [[], {}, 5, {"images": [], "annotations": []}])

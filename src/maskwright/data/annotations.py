@@ -18,7 +18,7 @@ from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.structures import Category
 
-Effect = Literal["refused", "dropped", "box only"]
+Effect = Literal["refused", "not for training", "dropped", "box only"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Problem:
     subject: what `id` counts: `annotation` or `image` (`file` where no entry is to blame).
     id: the entry's own id, or its position in the list as `#3` where it has none.
     kind: the reason in general words, the same for all entries of a kind; `reason` adds the values.
-    effect: `refused` (the file cannot be used), `dropped` (the annotation is left out), `box only` (it is kept
-        without its mask).
+    effect: `refused` (the file cannot be used), `not for training` (only for prediction and evaluation), `dropped`
+        (the annotation is left out), `box only` (it is kept without its mask).
     """
 
     subject: Literal["annotation", "image", "file"]

@@ -50,8 +50,10 @@ class AnnotationReport:
 
     @property
     def usable(self) -> bool:
-        """Whether `CocoInstances` can be built from the file, and read to its end if the images were checked."""
-        return not any(problem.effect == "refused" for problem in self.problems)
+        """Whether `maskwright train` takes the file: `CocoInstances` can be built from it (and read to its end, if the
+        images were checked), and masks are left to learn from when some images are set aside for validation.
+        """
+        return not any(problem.effect in ("refused", "not for training") for problem in self.problems)
 
     def __str__(self) -> str:
         """The report as lines of text: counts, a table of classes, all problems, the verdict."""
@@ -93,6 +95,8 @@ def check_annotations(annotations: str | Path, images: str | Path | None = None)
     dropped = sum(problem.effect == "dropped" for problem in problems)
     has_mask, mask_problems = _check_masks(index)
     problems += mask_problems
+    if not any(problem.effect == "refused" for problem in problems):
+        problems += _check_training(index, has_mask)
     if images is not None:
         problems += _check_images(index, Path(images))
     return AnnotationReport(
@@ -124,6 +128,20 @@ def _check_masks(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
                 reason = "segmentation is malformed or covers no pixel of the image"
                 problems.append(Problem("annotation", identity, "unusable segmentation", reason, "box only"))
     return has_mask, problems
+
+
+def _check_training(index: AnnotationIndex, has_mask: np.ndarray) -> list[Problem]:
+    """Training needs an image with a mask to learn from, and another one to validate on."""
+    rows = np.repeat(np.arange(len(index.image_ids)), np.diff(index.offsets))
+    with_mask = len(np.unique(rows[has_mask & ~index.iscrowd]))
+    if with_mask >= 2:
+        return []
+    images = len(index.image_ids)
+    reason = (
+        f"{'only 1' if with_mask else 'none'} of its images ({images}) has an instance, crowds apart, with a usable "
+        "mask; training needs at least 2: one to learn from and one set aside for validation"
+    )
+    return [Problem("file", "as a whole", "too few images with masks", reason, "not for training")]
 
 
 def _check_images(index: AnnotationIndex, folder: Path) -> list[Problem]:
