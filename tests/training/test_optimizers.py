@@ -23,6 +23,11 @@ def test_constant_stays_after_warmup():
     assert factors(4, warmup_steps=1, schedule="constant") == [0.5, 1, 1, 1, 1]
 
 
+def test_warmup_starts_at_its_first_factor():
+    expected = [0.25, 0.4375, 0.625, 0.8125, 1, 1]
+    assert factors(5, warmup_steps=4, warmup_start_factor=0.25, schedule="constant") == pytest.approx(expected)
+
+
 def test_warmup_as_long_as_the_run_is_allowed():
     assert factors(2, warmup_steps=5, schedule="cosine") == pytest.approx([1 / 6, 2 / 6, 3 / 6])
 

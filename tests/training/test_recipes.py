@@ -1,4 +1,6 @@
 import dataclasses
+from importlib.resources import files
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from torch import nn
 
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
-from maskwright.structures import SegmentationModel
+from maskwright.structures import Category, SegmentationModel
+from maskwright.training.optimizers import learning_rate_factor
 from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
 
 
@@ -47,6 +50,7 @@ def test_a_resolved_recipe_is_read_back_to_the_same_values(tmp_path):
         (["--model.image_size=3.5"], ["model.image_size", "expected int", "3.5"]),
         (["--model.mask_classes=[dog]"], ["--model.mask_classes"]),
         (["--data.scale=[1.2, 0.8]"], ["data.scale", "smallest", "1.2"]),
+        (["--optimizer.warmup_start_factor=2"], ["optimizer.warmup_start_factor", "0..1", "2"]),
         (["--data.flip=2"], ["data.flip", "0..1", "2"]),
         (["--trainer.ema_decay=1"], ["trainer.ema_decay", "1"]),
         (["--family=deep_marc"], ["family", "deep_mac"]),
@@ -108,26 +112,34 @@ def shipped(request):
 
 
 def test_shipped_recipes_say_what_they_are_for(shipped):
-    from importlib.resources import files
-
     text = files("maskwright.training").joinpath("recipes", f"{shipped.name}.yaml").read_text()
     assert text.startswith("# ")
     assert shipped.name.startswith(f"{shipped.family}/")
 
 
+def _create(recipe, **values):
+    """The recipe's model for 90 classes, as the originals count them, without a look for ImageNet weights."""
+    categories: list[Category] = [{"id": label + 1, "name": str(label)} for label in range(90)]
+    return family_class(recipe.family)(
+        **{**recipe.model, "categories": categories, "pretrained_backbone": False, **values}
+    )
+
+
 def test_shipped_recipes_build_at_full_size(shipped):
     with torch.device("meta"):
-        model = family_class(shipped.family)(**{**shipped.model, "pretrained_backbone": False})
+        model = _create(shipped)
     assert isinstance(model, SegmentationModel)
     grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in trainable}
     assert len(grouped) == len(trainable)
+    if shipped.name in PUBLISHED:
+        assert sum(parameter.numel() for parameter in trainable) == PUBLISHED[shipped.name].parameters
 
 
 def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
     torch.manual_seed(0)
-    model = family_class(shipped.family)(**{**shipped.model, "pretrained_backbone": False, "width": 0.0625})
+    model = _create(shipped, width=0.0625, image_size=min(256, shipped.model["image_size"]))
     _open_zero_gates(model)
     losses = model.train()(*_batch(model.image_size))
     total = torch.stack(list(losses.values())).sum()
@@ -135,6 +147,50 @@ def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
     assert torch.isfinite(total)
     silent = [name for name, p in model.named_parameters() if p.requires_grad and not _has_gradient(p)]
     assert silent == []
+
+
+class Published(NamedTuple):
+    """What the originals' configuration of a recipe says, where it differs from that of the others."""
+
+    image_size: int
+    mask_head: str
+    mask_classes: str
+    parameters: int  # trainable ones, counted in the Object Detection API
+    mask_ap: str
+
+
+PUBLISHED = {
+    "deep_mac/512_voc_only": Published(512, "hourglass52", "voc", 217_128_733, "32.5"),
+    "deep_mac/1024_voc_only": Published(1024, "hourglass100", "voc", 240_895_261, "35.5"),
+    "deep_mac/1024_non_voc_only": Published(1024, "hourglass100", "non_voc", 240_895_261, "39.1"),
+    "deep_mac/1024_coco": Published(1024, "hourglass100", "all", 240_895_261, "39.4"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_have_the_originals_values(name):
+    recipe, published = resolve_recipe(name), PUBLISHED[name]
+    model, data, optimizer, trainer = recipe.model, recipe.data, recipe.optimizer, recipe.trainer
+    assert (model["image_size"], model["mask_head"], data.mask_classes) == published[:3]
+    assert (model["detector"], model["backbone"], model["resize"]) == ("centernet", "hourglass104", "tf1")
+    weights = ("object_center_weight", "box_offset_weight", "box_size_weight", "cross_entropy_weight", "dice_weight")
+    assert [model[key] for key in weights] == [1, 1, 0.1, 5, 0]
+    assert (model["norm_momentum"], model["max_masks_per_image"], model["channel_order"]) == (0.9, 100, "bgr")
+    # The original's, in the order blue, green, red.
+    assert [255 * value for value in model["image_mean"][::-1]] == pytest.approx([104.01362, 114.034223, 119.916596])
+    assert [255 * value for value in model["image_std"][::-1]] == pytest.approx([73.6027665, 69.8908208, 70.9150767])
+    assert (data.scale, data.flip, data.colour) == ((0.6, 1.3), 0.5, 0.25)
+    assert data.batch_size * trainer.devices * trainer.num_nodes * trainer.accumulate == 128
+    assert (optimizer.name, optimizer.betas, optimizer.epsilon) == ("adam", (0.9, 0.999), 1e-7)
+    assert (optimizer.weight_decay, optimizer.gradient_clip, trainer.ema_decay) == (0, None, None)
+    rates = [
+        optimizer.learning_rate * learning_rate_factor(step, options=optimizer, steps=trainer.steps)
+        for step in (0, 2500, 5000, 27500, 50000)
+    ]
+    assert rates == pytest.approx([2.5e-4, 6.25e-4, 1e-3, 5e-4, 0])
+    header = files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text().split("family:")[0]
+    for part in (f"mask AP {published.mask_ap}", "TPU v3-", "random weights", "one process's batch"):
+        assert part in header
 
 
 def _has_gradient(parameter):

@@ -8,7 +8,10 @@ import torch
 
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import from_pretrained
+from maskwright.ops.crop import crop_masks
+from maskwright.structures import InstancePrediction
 from maskwright.training.batches import open_data_sets
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main, train
@@ -71,6 +74,39 @@ def test_validation_measures_the_weights_that_are_saved(recipe, tmp_path):
 def test_seen_and_unseen_classes_are_told_apart_and_box_only_classes_do_not_count(recipe, tmp_path):
     metrics = train(recipe).metrics
     assert metrics["instances_seen"] == metrics["instances_unseen"] > 0
+
+
+def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_path, monkeypatch):
+    recipe = resolve_recipe(arguments[0], [*arguments[1:], "--model.detector=centernet"])
+    dataset = open_data_sets(recipe.data, 64, None).validation
+    truth = {int(image.sum()): target for image, target in (dataset[index] for index in range(len(dataset)))}
+
+    def find_all_but_kites(self, images, score_threshold, max_detections):
+        assert (score_threshold, max_detections) == (0.0, 100)
+        return [_found(truth[int(image.sum())], image) for image in images]
+
+    monkeypatch.setattr(DeepMAC, "_predict", find_all_but_kites)
+    train(recipe)
+    for line in lines(tmp_path / "run" / "validation.jsonl"):
+        # Kites have boxes only: missing them costs box AP alone.
+        assert [line[f"box_ap{group}"] for group in ("", "_seen", "_unseen")] == pytest.approx([2 / 3, 1, 1 / 2])
+        assert line["mask_ap50_seen"] == line["mask_ap50_unseen"] == 1
+        assert line["mask_ap"] > 0.8
+
+
+def _found(target, image):
+    rows = target["labels"] != 2
+    boxes, masks = target["boxes"][rows], target["masks"][rows]
+    certain = torch.ones(len(boxes))
+    size = (image.shape[1], image.shape[2])
+    crops = crop_masks(masks, boxes, 16, "corner")
+    return InstancePrediction(boxes, target["labels"][rows], certain, certain, crops, size, "corner")
+
+
+def test_a_model_without_a_detector_is_validated_by_its_masks_alone(recipe):
+    metrics = train(changed(recipe, steps=2)).metrics
+    assert "mask_iou" in metrics
+    assert not any(name.startswith(("box_", "mask_ap")) for name in metrics)
 
 
 def test_best_is_the_validation_with_the_highest_mask_iou(recipe, tmp_path):

@@ -129,6 +129,7 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=options.strategy,
+        sync_batchnorm=options.sync_batchnorm and options.accelerator != "cpu" and torch.cuda.is_available(),
         precision=options.precision,
         max_steps=options.steps,
         accumulate_grad_batches=options.accumulate,

@@ -56,7 +56,9 @@ def learning_rate_factor(step: int, *, options: OptimizerOptions, steps: int) ->
     Linear warm-up ends with the full rate at step `warmup_steps`; the cosine reaches 0 after the last step.
     """
     if step < options.warmup_steps:
-        return (step + 1) / (options.warmup_steps + 1)
+        first = options.warmup_start_factor
+        first = 1 / (options.warmup_steps + 1) if first is None else first
+        return first + (1 - first) * step / options.warmup_steps
     if options.schedule == "constant":
         return 1.0
     progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)

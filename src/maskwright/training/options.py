@@ -81,6 +81,8 @@ class OptimizerOptions:
         momentum: of sgd.
         schedule: `cosine` falls to zero at the last step, `constant` stays.
         warmup_steps: steps of linear warm-up.
+        warmup_start_factor: share of `learning_rate` that the first step of the warm-up takes; left out, the
+            warm-up rises from zero, and the first step takes the first rise.
         gradient_clip: largest norm of the gradient; left out, gradients are not clipped.
     """
 
@@ -93,6 +95,7 @@ class OptimizerOptions:
     momentum: float = 0.9
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
+    warmup_start_factor: float | None = None
     gradient_clip: float | None = 10.0
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class OptimizerOptions:
         _require("optimizer", self, ">= 0", "weight_decay", "momentum", "warmup_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas must lie in 0..1 (1 left out), but got {list(self.betas)}")
+        if self.warmup_start_factor is not None and not 0 <= self.warmup_start_factor <= 1:
+            raise UserError(f"optimizer.warmup_start_factor must lie in 0..1, but got {self.warmup_start_factor}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class TrainerOptions:
         devices: `auto` or the number of devices (processes on a CPU) per machine.
         num_nodes: machines.
         strategy: Lightning's name of the parallel strategy, `auto` or `ddp` for instance.
+        sync_batchnorm: batch norms take the statistics of all devices together (on GPUs; on a CPU torch has no
+            such norms, and each process takes its own).
         channels_last: keep images and weights in channels-last memory order (faster on most GPUs).
     """
 
@@ -137,6 +144,7 @@ class TrainerOptions:
     devices: int | Literal["auto"] = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
+    sync_batchnorm: bool = False
     channels_last: bool = False
 
     def __post_init__(self) -> None:

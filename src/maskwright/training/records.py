@@ -110,8 +110,8 @@ def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:
-    names = ("mask_iou", "mask_iou_seen", "mask_iou_unseen")
-    return [f"{name} {metrics[name]:.4f}" for name in names if not math.isnan(metrics[name])]
+    names = ("mask_iou", "mask_iou_seen", "mask_iou_unseen", "box_ap", "mask_ap")
+    return [f"{name} {metrics[name]:.4f}" for name in names if not math.isnan(metrics.get(name, math.nan))]
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

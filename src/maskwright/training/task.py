@@ -1,4 +1,4 @@
-"""The one LightningModule: any family's losses, and mask IoU from ground-truth boxes as validation."""
+"""The one LightningModule: any family's losses; mask IoU from ground-truth boxes and detections' AP as validation."""
 
 # ruff: noqa: ARG002  (Lightning gives its hooks more than each of them needs)
 
@@ -12,6 +12,7 @@ import torch.distributed
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.structures import BoxPrompted, SegmentationModel, Target
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
@@ -19,16 +20,28 @@ from maskwright.training.options import OptimizerOptions
 
 Batch = tuple[list[Tensor], list[Target]]
 
+# What a validation reports of `CocoAP.compute`.
+_DETECTION_METRICS = [
+    f"{kind}_{statistic}{group}"
+    for kind in ("box", "mask")
+    for statistic in ("ap", "ap50", "ap75")
+    for group in ("", "_seen", "_unseen")
+]
+
 
 class TrainingTask(LightningModule):
     """Trains a model on the sum of its own losses and validates its masks; no family is special.
+
+    Validation measures masks from ground-truth boxes (`MaskIoU`); of a model with a detector it also measures
+    what the model finds by itself (`CocoAP`, with the data set's targets as the truth).
 
     The random state is set anew for every batch from (seed, batch, rank), so that a resumed run draws
     exactly what the unbroken one would have drawn.
 
     Attributes:
         model: the model.
-        validation_metrics: what the last validation gave (`MaskIoU.compute`), the same on every rank.
+        validation_metrics: what the last validation gave, the same on every rank: `MaskIoU.compute`, and for a
+            model with a detector `box_` and `mask_` `ap`, `ap50` and `ap75` of all, seen and unseen classes.
     """
 
     def __init__(self, model: nn.Module, optimizer: OptimizerOptions, steps: int, seed: int) -> None:
@@ -50,6 +63,9 @@ class TrainingTask(LightningModule):
         self._seed = seed
         family = cast(SegmentationModel, model)
         self._metric = MaskIoU(family.categories, family.mask_classes)
+        # A model that finds objects names its detector; one without takes boxes only.
+        has_detector = getattr(model, "detector", None) is not None
+        self._detection_metric = CocoAP(family.categories, family.mask_classes) if has_detector else None
         create_optimizer(family.parameter_groups(), optimizer)  # refuses now what would else fail when a run has begun
 
     def configure_optimizers(self) -> Any:
@@ -80,31 +96,41 @@ class TrainingTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's instances."""
-        self._metric.reset()
+        for metric in self._metrics():
+            metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Masks from the ground-truth boxes of the instances whose mask is known."""
+        """Masks from the ground-truth boxes of the instances whose mask is known, and detections of all instances."""
         images, targets = batch
         known = [_with_known_masks(target) for target in targets]
         model = cast(BoxPrompted, self.model)
         predictions = model.masks_from_boxes(model.encode(images), [target["boxes"] for target in known])
         self._metric.update(predictions, known)
+        if self._detection_metric is not None:
+            self._detection_metric.update(self.model(images, score_threshold=0.0, max_detections=100), targets)
 
     def on_validation_epoch_end(self) -> None:
         """Put the instances of all ranks together and log their means."""
         if self.trainer.world_size > 1:
-            states: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, self._metric.state())
-            self._metric.reset()
-            for state in states:
-                self._metric.merge(state)
+            for metric in self._metrics():
+                states: list[Any] = [None] * self.trainer.world_size
+                torch.distributed.all_gather_object(states, metric.state())
+                metric.reset()
+                for state in states:
+                    metric.merge(state)
         if self.trainer.sanity_checking:
             return
         self.validation_metrics = self._metric.compute()
+        if self._detection_metric is not None:
+            values = self._detection_metric.compute()
+            self.validation_metrics |= {name: values[name] for name in _DETECTION_METRICS}
         logged = {
             f"validation/{name}": float(value) for name, value in self.validation_metrics.items() if value == value
         }
         self.log_dict(logged, sync_dist=True)
+
+    def _metrics(self) -> list[MaskIoU | CocoAP]:
+        return [self._metric] if self._detection_metric is None else [self._metric, self._detection_metric]
 
 
 def _with_known_masks(target: Target) -> Target:
