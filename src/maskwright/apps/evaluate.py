@@ -68,17 +68,20 @@ def evaluate(
         save_results: file for the predicted masks in COCO's results format; with boxes `predicted` the boxes come
             beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the masks).
 
+    Broken annotations that are left out are counted on standard error.
+
     Returns:
         What `evaluation.report.mask_iou_summary` says; with boxes `predicted`, `coco_ap_summary`.
 
     Raises:
-        UserError: something of the above does not exist or does not fit; nothing is written then.
+        UserError: something of the above does not exist or does not fit, or the file has no instance to measure;
+            nothing is written then.
     """
     if boxes not in BOXES:
         raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {boxes!r}")
     if batch_size < 1 or num_workers < 0:
         raise UserError(f"expected batch_size >= 1 and num_workers >= 0, but got {batch_size} and {num_workers}")
-    check_folder_of(save_results)
+    check_outputs(_results_files(save_results, boxes), annotations)
     if boxes == "predicted":
         predictor = model if isinstance(model, Predictor) else load(model, device=device)
         if predictor.needs_boxes:
@@ -87,16 +90,19 @@ def evaluate(
             )
         return _evaluate_detections(predictor, images, annotations, seen, batch_size, num_workers, save_results)
     dataset = CocoInstances(images, annotations)
+    _tell_skipped(dataset, annotations)
+    _require_instances(dataset.count_instances()[0], "mask of an instance", annotations)
     predictor = model if isinstance(model, Predictor) else load(model, device=device)
     if not isinstance(predictor.model, BoxPrompted):
         raise UserError(f"{model}: this model cannot be prompted with boxes")
-    return _evaluate_masks(predictor, dataset, seen, batch_size, num_workers, save_results)
+    return _evaluate_masks(predictor, dataset, annotations, seen, batch_size, num_workers, save_results)
 
 
 @torch.inference_mode()
 def _evaluate_masks(
     predictor: Predictor,
     dataset: CocoInstances,
+    annotations: str | Path,
     seen: str | Sequence[str] | None,
     batch_size: int,
     num_workers: int,
@@ -115,9 +121,12 @@ def _evaluate_masks(
             for prediction, target in zip(predictions, targets, strict=True):
                 category_ids = [dataset.categories[label]["id"] for label in target["labels"].tolist()]
                 results += prediction.to_coco(target["image_id"], category_ids)
+    summary = mask_iou_summary(metric)
+    # Compressed run lengths that cover no pixel are known only now.
+    _require_instances(summary["instances"], "mask of an instance", annotations)
     if save_results is not None:
         write_json(save_results, results, indent=None)
-    return mask_iou_summary(metric)
+    return summary
 
 
 @torch.inference_mode()
@@ -135,6 +144,8 @@ def _evaluate_detections(
     known = cast(SegmentationModel, model).categories
     # No mask of the data set is decoded: the metric takes the truth from the file.
     dataset = CocoInstances(images, annotations, categories=known, mask_classes=[])
+    _tell_skipped(dataset, annotations)
+    _require_instances(sum(dataset.count_instances()), "instance", annotations)
     categories = read_categories(annotations)
     metric = CocoAP(categories, seen_classes(seen, model, categories), read_ground_truth(annotations))
     names = [category["name"] for category in categories]
@@ -145,8 +156,9 @@ def _evaluate_detections(
         predictions = model(pixels, score_threshold=0.0, max_detections=MAX_DETECTIONS)
         metric.update([_relabelled(prediction, label_of) for prediction in predictions], targets)
     if save_results is not None:
-        write_json(save_results, metric.mask_results(), indent=None)
-        write_json(Path(save_results).with_suffix(f".bbox{Path(save_results).suffix}"), metric.box_results(), None)
+        masks_file, boxes_file = _results_files(save_results, "predicted")
+        write_json(masks_file, metric.mask_results(), indent=None)
+        write_json(boxes_file, metric.box_results(), indent=None)
     return coco_ap_summary(metric)
 
 
@@ -161,7 +173,7 @@ def _relabelled(prediction: InstancePrediction, label_of: Int64[Tensor, " c"]) -
 def _batches(dataset: CocoInstances, batch_size: int, num_workers: int) -> Iterator[Batch]:
     """The images of the data set in order, once each, with progress on standard error."""
     loader = evaluation_loader(dataset, batch_size=batch_size, rank=0, world_size=1, num_workers=num_workers)
-    with tqdm(total=len(dataset), unit="image", file=sys.stderr, desc="evaluate") as progress:
+    with tqdm(total=len(dataset), unit="image", file=sys.stderr, desc="evaluate", disable=None) as progress:
         for batch in loader:
             yield batch
             progress.update(len(batch[0]))
@@ -182,7 +194,8 @@ def evaluate_and_report(
     Raises:
         UserError: as `evaluate`, or `json` cannot be written.
     """
-    check_folder_of(json)
+    results = _results_files(options.get("save_results"), options.get("boxes", "ground-truth"))
+    check_outputs([*results, *([] if json is None else [Path(json)])], annotations)
     summary = evaluate(model, images, annotations, **options)
     print(coco_ap_tables(summary) if options.get("boxes") == "predicted" else mask_iou_tables(summary))
     if json is not None:
@@ -205,11 +218,40 @@ def without_crowds(target: Target) -> Target:
     return Target(**fields)
 
 
-def check_folder_of(file: str | Path | None) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done.
+def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:
+    """Refuse output files that cannot be written, or would overwrite the annotations or one another; before any work.
 
     Raises:
         UserError: so.
     """
-    if file is not None and not Path(file).parent.is_dir():
-        raise UserError(f"cannot write {file}: the folder {Path(file).parent} does not exist")
+    taken = {Path(annotations).resolve()}
+    for file in files:
+        if not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: the folder {file.parent} does not exist")
+        if file.is_dir():
+            raise UserError(f"cannot write {file}: it is a folder; expected the name of a file")
+        if file.resolve() in taken:
+            raise UserError(f"cannot write {file}: it is the annotation file or another output; give another name")
+        taken.add(file.resolve())
+
+
+def _results_files(save_results: str | Path | None, boxes: str) -> list[Path]:
+    """The files that `save_results` stands for: of the masks and, where boxes are predicted, of the boxes."""
+    if save_results is None:
+        return []
+    path = Path(save_results)
+    return [path, path.parent / f"{path.stem}.bbox{path.suffix}"] if boxes == "predicted" else [path]
+
+
+def _tell_skipped(dataset: CocoInstances, annotations: str | Path) -> None:
+    if dataset.skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
+        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
+
+
+def _require_instances(count: int, what: str, annotations: str | Path) -> None:
+    if count == 0:
+        raise UserError(
+            f"{annotations}: nothing to measure, it has no usable {what} (crowds do not count); "
+            "`maskwright data check` says what it holds"
+        )
