@@ -147,6 +147,28 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _convert(arguments: list[str]) -> int:
+    parser = _parser("convert")
+    parser.add_argument(
+        "checkpoint", type=str, help="a TensorFlow 2 checkpoint (its prefix DIR/ckpt-0), or a SavedModel's variables"
+    )
+    parser.add_argument("--family", type=str, required=True, help="the model's family: deep_mac")
+    parser.add_argument(
+        "--recipe",
+        type=str,
+        required=True,
+        metavar="NAME|FILE",
+        help="whose model section describes the checkpoint; without model.categories it has COCO's 90 classes",
+    )
+    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the weights folder to write")
+    values = _parse(parser, arguments)
+
+    from maskwright.apps.convert import convert_checkpoint
+
+    convert_checkpoint(**values)
+    return 0
+
+
 def _check_data(arguments: list[str]) -> int:
     parser = _parser("data check")
     parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances")
@@ -173,6 +195,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
     "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
     "evaluate": ("mask IoU or COCO AP on a COCO file, seen and unseen classes apart", _evaluate),
+    "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
     "models": ("list the bundled models and the recipes", _models),
 }

@@ -19,6 +19,8 @@ from maskwright.errors import UserError
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MODEL_ATTRIBUTES = ("model", "_model")  # of a checkpoint, and of an exported SavedModel
+_BOOKKEEPING = ("optimizer", "step", "save_counter")  # what hangs beside the model, or on it where it is the root
+_OPTIMIZER_SLOT = "/.OPTIMIZER_SLOT/"
 _KERAS_COLLECTIONS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api", "signatures"}
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES = 48
@@ -110,6 +112,19 @@ class Checkpoint:
         return values
 
 
+class OtherTensors(NamedTuple):
+    """The keys of a file that are no variables of its model.
+
+    optimizer_slots: the moments that an optimizer keeps of each variable.
+    bookkeeping: the optimizer's own values, the step, the number of saves.
+    unknown: anything else.
+    """
+
+    optimizer_slots: list[str]
+    bookkeeping: list[str]
+    unknown: list[str]
+
+
 class Variables(Mapping[str, np.ndarray]):
     """The variables of a checkpoint of any kind, by attribute path (`model/_mask_net/project_out/kernel`).
 
@@ -128,9 +143,10 @@ class Variables(Mapping[str, np.ndarray]):
             raise UserError(f"checkpoint {self._checkpoint.prefix} holds no object graph: it is not of TensorFlow 2")
         try:
             nodes = _read_object_graph(bytes(self._checkpoint.read(_OBJECT_GRAPH).item()))
-            self._keys = dict(_attribute_paths(nodes))
+            paths = dict(_attribute_paths(nodes))
         except (ValueError, IndexError) as error:
             raise UserError(f"checkpoint {self._checkpoint.prefix}: its object graph is damaged") from error
+        self._keys = {path: key for path, key in paths.items() if key in self._checkpoint}
         if not self._keys:
             raise UserError(f"checkpoint {self._checkpoint.prefix} holds no variables of a model")
 
@@ -143,13 +159,24 @@ class Variables(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def others(self) -> OtherTensors:
+        """What else the file holds: neither a variable of the model nor the object graph itself."""
+        variables = {*self._keys.values(), _OBJECT_GRAPH}
+        rest = [key for key in self._checkpoint.keys() if key not in variables]  # noqa: SIM118
+        slots = [key for key in rest if _OPTIMIZER_SLOT in key]
+        bookkeeping = [key for key in rest if key not in slots and key.partition("/")[0] in _BOOKKEEPING]
+        return OtherTensors(slots, bookkeeping, [key for key in rest if key not in {*slots, *bookkeeping}])
+
 
 def _find_prefix(path: Path) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.index"))
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
-            raise UserError(f"expected one checkpoint (*.index) in the folder {path}, but found {names}")
+            raise UserError(
+                f"expected one checkpoint (*.index) in the folder {path}, but found {names}; "
+                "name its prefix, and of a SavedModel the folder 'variables'"
+            )
         return found[0].with_suffix("")
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if not Path(f"{prefix}.index").is_file():
@@ -237,7 +264,8 @@ def _attribute_paths(nodes: list[_Node]) -> Iterator[tuple[str, str]]:
         node = nodes[number]
         if node.key is not None:
             yield path, node.key
+        passed_over = _KERAS_COLLECTIONS if number else _KERAS_COLLECTIONS.union(_BOOKKEEPING)
         for name, child in node.children.items():
-            if name not in _KERAS_COLLECTIONS and child not in seen:
+            if name not in passed_over and child not in seen:
                 seen.add(child)
                 queue.append((f"{path}/{name.replace('.', '..').replace('/', '.S')}", child))

@@ -1,4 +1,4 @@
-"""Where each tensor of a Deep-MAC network lies in the TensorFlow original's object graph, as tables.
+"""Where each tensor of a Deep-MAC network lies in the TensorFlow original's object graph, as tables; the conversion.
 
 A table maps the name of a tensor in our state dict to a `Variable`. The tables are made from the module, so
 that they fit every depth and width, by rules that are data.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from maskwright.convert.coco_labels import coco_categories
 from maskwright.errors import UserError
+from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.deep_mac_network import DeepMACNetwork
+from maskwright.nn.backbones import HourglassBackbone
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.mask_heads import FullyConnectedHead, MaskHead, ResNetTrunk
 
@@ -55,6 +59,16 @@ _HOURGLASS_RULES = (
     (r"\binner\.(?=\d)", "inner_block/"),
     (r"\.", "/"),
 )
+
+# The original's dictionary of prediction heads (a slash in a name is written `.S`), and our modules of each stack.
+_HEADS = "_prediction_head_dict"
+_PREDICTION_HEADS = {
+    "PIXEL_EMBEDDING": "pixel_embedding.{stack}",
+    "INSTANCE_EMBEDDING": "instance_embedding.{stack}",
+    "object_center": "detector.{stack}.center",
+    "box.Sscale": "detector.{stack}.size",
+    "box.Soffset": "detector.{stack}.offset",
+}
 
 # The weighted layers of a pre-activation block in Keras' topological order, first block of a stack and others.
 _FIRST_BLOCK = ("norm0", "conv1", "norm1", "conv2", "norm2", "skip")
@@ -110,6 +124,54 @@ def embedding_head_table(head: nn.Sequential, prefix: str = "") -> Table:
     for number, (name, layer) in enumerate(_weighted_layers(head)):
         table |= _layer_rows(layer, f"{prefix}{name}", f"layer_with_weights-{number}")
     return table
+
+
+def network_table(network: DeepMACNetwork) -> Table:
+    """The table of a whole network: `model` of the original, with all stacks.
+
+    Raises:
+        ValueError: the backbone or the mask head is none of the original's.
+    """
+    if not isinstance(network.backbone, HourglassBackbone):
+        raise ValueError("there is no table for this backbone: only the hourglasses are the original Deep-MAC's")
+    parts = {
+        "_feature_extractor/_network": hourglass_table(network.backbone.network, "backbone.network."),
+        "_mask_net": mask_head_table(network.mask_head, "mask_head."),
+    }
+    heads = {name: module for name, module in network.named_modules() if isinstance(module, nn.Sequential)}
+    for theirs, ours in _PREDICTION_HEADS.items():
+        for stack in range(network.backbone.num_outputs):
+            name = ours.format(stack=stack)
+            if name in heads:
+                parts[f"{_HEADS}/{theirs}/{stack}"] = embedding_head_table(heads[name], f"{name}.")
+    return {
+        name: Variable(f"{path}/{row.path}", row.layout) for path, table in parts.items() for name, row in table.items()
+    }
+
+
+def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> DeepMAC:
+    """The model of an original checkpoint, in eval mode; every variable of its `model` is used.
+
+    The kernel of the embedding heads (3 x 3 until April 2021, then 1 x 3) is what the checkpoint has, whatever
+    `values` say. A detector without `categories` has COCO's 90 classes.
+
+    Args:
+        variables: by attribute path, such as `convert.checkpoint.Variables`.
+        values: of the constructor.
+
+    Raises:
+        UserError: a variable is missing, left over, or of another shape than `values` make it.
+        ValueError: `values` make no model, or none of the original's.
+    """
+    chosen = {**values, "pretrained_backbone": False}
+    kernel = f"model/{_HEADS}/PIXEL_EMBEDDING/0/layer_with_weights-0/kernel"
+    if kernel in variables and variables[kernel].ndim == 4:
+        chosen["embedding_kernel"] = [int(size) for size in variables[kernel].shape[:2]]
+    if chosen.get("detector") and not chosen.get("categories"):
+        chosen["categories"] = coco_categories()
+    model = DeepMAC(**chosen)
+    load_variables(model.network, network_table(model.network), variables, "model")
+    return model.eval()
 
 
 def load_variables(module: nn.Module, table: Table, variables: Mapping[str, np.ndarray], prefix: str) -> set[str]:

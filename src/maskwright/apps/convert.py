@@ -1,0 +1,87 @@
+"""`maskwright convert`: a TensorFlow original's checkpoint to a weights folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwright.convert.checkpoint import OtherTensors, Variables
+from maskwright.convert.deep_mac import convert_deep_mac
+from maskwright.data.categories import resolve_mask_classes
+from maskwright.errors import UserError
+from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.hub import save_pretrained
+from maskwright.training.options import Recipe
+from maskwright.training.recipes import resolve_recipe
+
+CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], DeepMAC]] = {"deep_mac": convert_deep_mac}
+
+
+def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> None:
+    """Convert a checkpoint and print what was used and what was passed over.
+
+    Every variable of the checkpoint's model must have its tensor in the recipe's model and the other way round.
+    Passed over, and counted, are only the optimizer's slots and values, the step and the number of saves.
+
+    Args:
+        checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
+        family: a key of `CONVERTERS`.
+        recipe: a recipe's name, or a YAML file; only `family`, `model` and `data.mask_classes` matter. A detector
+            without `model.categories` gets COCO's 90 classes. `data.mask_classes` (all, where it is left out)
+            become the model's `mask_classes`.
+        out: the weights folder; it appears whole or not at all.
+
+    Raises:
+        UserError: the checkpoint or the recipe cannot be read, or they do not fit each other.
+    """
+    if family not in CONVERTERS:
+        raise UserError(f"--family: expected one of {', '.join(CONVERTERS)}, but got {family!r}")
+    resolved = resolve_recipe(recipe)
+    if resolved.family != family:
+        raise UserError(f"recipe {recipe} is of the family {resolved.family!r}, but --family is {family!r}")
+    variables = Variables(checkpoint)
+    model = _convert(variables, checkpoint, resolved, recipe)
+    others = variables.others()
+    if others.unknown:
+        raise UserError(
+            f"{checkpoint}: tensor {others.unknown[0]!r} is left over ({len(others.unknown)} such): "
+            "it belongs neither to the model nor to its optimizer"
+        )
+    model.mask_classes = resolve_mask_classes(resolved.data.mask_classes, model.categories)
+    save_pretrained(model, out, card=_card(model, checkpoint, resolved))
+    print(_report(variables, others, model))
+    print(out)
+
+
+def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> DeepMAC:
+    try:
+        return CONVERTERS[recipe.family](variables, recipe.model)
+    except UserError as error:
+        raise UserError(f"{checkpoint} does not fit recipe {source}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"recipe {source}: {error}") from error
+
+
+def _report(variables: Variables, others: OtherTensors, model: DeepMAC) -> str:
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+    kernel = " x ".join(str(size) for size in model.config["embedding_kernel"])
+    lines = [
+        f"variables converted: {len(variables)} ({numbers:,} numbers)",
+        f"optimizer slots skipped: {len(others.optimizer_slots)}",
+        f"other bookkeeping skipped: {len(others.bookkeeping)}",
+        f"embedding heads: {kernel}",
+        f"classes: {len(model.categories)}, {len(model.mask_classes)} of them with masks",
+    ]
+    return "\n".join(lines)
+
+
+def _card(model: DeepMAC, checkpoint: str, recipe: Recipe) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"# {Path(checkpoint).name}\n\n"
+        f"Converted by `maskwright convert` from a TensorFlow checkpoint of the original ({model.family}, recipe "
+        f"`{recipe.name}`), {parameters:,} parameters. The licence and the terms of use are those of that checkpoint.\n"
+    )
