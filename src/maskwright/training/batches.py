@@ -53,9 +53,8 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
         options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
     )
     _require_masks(training, f"{annotations}: no image to train on", "data.mask_classes")
-    _require_masks(
-        validation, f"{options.validation_annotations or annotations}: no image to validate on", "data.validation_share"
-    )
+    key = "data.validation_share" if options.validation_annotations is None else "data.validation_annotations"
+    _require_masks(validation, f"{options.validation_annotations or annotations}: no image to validate on", key)
     return DataSets(training, validation)
 
 

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from maskwright.errors import UserError
 from maskwright.models.hub import save_pretrained
 from maskwright.structures import SegmentationModel
 from maskwright.training.interruption import StopRequest
-from maskwright.training.run_folder import BEST_SCORE, BEST_WEIGHTS, LAST_CHECKPOINT, LAST_WEIGHTS
+from maskwright.training.run_folder import BEST_SCORE, BEST_WEIGHTS, LAST_CHECKPOINT, LAST_WEIGHTS, write_text
 from maskwright.training.task import TrainingTask
 
 
@@ -87,7 +91,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero and score > read_best_score(self._folder):
             self._save_weights(pl_module, BEST_WEIGHTS)
             best = {"step": trainer.global_step, "mask_iou": score}
-            _write_text(self._folder / BEST_SCORE, json.dumps(best, indent=2) + "\n")
+            write_text(self._folder / BEST_SCORE, json.dumps(best, indent=2) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the recipe in; keep the weights, which are the averaged ones when there is an average.
@@ -123,7 +127,21 @@ def read_best_score(folder: Path) -> float:
     return float(json.loads(path.read_text())["mask_iou"]) if path.is_file() else -float("inf")
 
 
-def _write_text(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text)
-    scratch.replace(path)
+def read_step(checkpoint: Path) -> int:
+    """The optimizer step at which a run's checkpoint was taken.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()  # reads everything: torch itself does not compare the check sums
+        if broken is not None:
+            raise ValueError(f"{broken} in it has changed")
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint} is damaged and cannot be resumed from ({reason}); put a copy of it back, "
+            f"or start a new run with --trainer.output"
+        ) from error

@@ -21,18 +21,18 @@ from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
 from maskwright.training.batches import DataSets, TrainingData, open_data_sets
-from maskwright.training.checkpoints import RunCheckpoints
+from maskwright.training.checkpoints import RunCheckpoints, read_step
 from maskwright.training.interruption import StopRequest
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.records import RunRecords
 from maskwright.training.run_folder import (
     LAST_CHECKPOINT,
-    RECIPE,
     TENSORBOARD,
     check_new,
     check_resumable,
     run_folder,
+    take,
 )
 from maskwright.training.task import TrainingTask
 
@@ -50,7 +50,7 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
         else:
             check_new(folder)
     checkpoint = folder / LAST_CHECKPOINT if resume and (folder / LAST_CHECKPOINT).is_file() else None
-    start = 0 if checkpoint is None else _step_of(checkpoint)
+    start = 0 if checkpoint is None else read_step(checkpoint)
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
     data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
@@ -62,8 +62,7 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if is_first_process():  # from here on the folder is this run's
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECIPE).write_text(recipe_yaml(recipe))
+            take(folder, recipe_yaml(recipe))
             _announce(recipe, folder, task.model, data_sets, trainer, start)
         _run(trainer, task, TrainingData(data_sets, recipe.data, recipe.trainer.seed), checkpoint, stop_request)
     return {
@@ -147,10 +146,6 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
     )
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-
-
 def _announce(
     recipe: Recipe, folder: Path, model: nn.Module, data_sets: DataSets, trainer: Trainer, start: int
 ) -> None:
@@ -167,9 +162,9 @@ def _announce(
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    if skipped := data_sets.training.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        lines.append(f"skipped in the training file: {counts} (`maskwright data check` names each)")
+    lines += _skipped("training", data_sets.training)
+    if recipe.data.validation_annotations is not None:  # else both come from one file
+        lines += _skipped("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
@@ -179,6 +174,11 @@ def _contents(dataset: CocoInstances) -> str:
         f"{len(dataset)} images, {masks} instances with masks, {boxes} with boxes only; "
         f"masks of {len(dataset.mask_classes)} of {len(dataset.categories)} classes"
     )
+
+
+def _skipped(name: str, dataset: CocoInstances) -> list[str]:
+    counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
+    return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
 
 
 def _quieten_lightning() -> None:

@@ -34,19 +34,15 @@ def run_folder(recipe: Recipe) -> Path:
 def check_new(folder: Path) -> None:
     """Refuse a folder that holds anything, so that nothing is overwritten.
 
-    A run that broke off before its first step left its recipe and nothing worth keeping; its folder passes.
-
     Raises:
         UserError: the folder holds a run or other files.
     """
-    if any((folder / name).exists() for name in (LAST_CHECKPOINT, LOSSES)):
+    if _has_records(folder):
         raise UserError(
             f"{folder} already holds a run: continue it with --resume last, "
             f"or give another folder with --trainer.output"
         )
-    if not folder.exists() or (folder / RECIPE).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: give another one with --trainer.output")
 
 
@@ -57,8 +53,8 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
         UserError: the folder holds no run, or its recipe differs in a value that must stay.
     """
     saved = folder / RECIPE
-    if not saved.is_file():
-        raise UserError(f"{folder} holds no run to resume; leave --resume out to start one")
+    if not (saved.is_file() and _has_records(folder)):  # a recipe alone is one that somebody wrote
+        raise UserError(f"{folder} holds no run to resume; leave --resume out and name an empty folder to start one")
     before, now = asdict(resolve_recipe(saved)), asdict(recipe)
     if before["family"] != now["family"]:
         raise UserError(f"{saved}: this run trains family {before['family']}, not {now['family']}")
@@ -69,3 +65,28 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
                     f"{saved}: {section}.{key} is {value!r} in this run and cannot become {now[section][key]!r} "
                     f"on resume; start a new run with --trainer.output"
                 )
+
+
+def take(folder: Path, recipe: str) -> None:
+    """Make the folder a run's, from its first moment on: with `recipe` (YAML) and with records.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOSSES).touch()  # before the recipe: a folder with both can be resumed
+        write_text(folder / RECIPE, recipe)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); name another folder with --trainer.output") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def _has_records(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LAST_CHECKPOINT, LOSSES))
