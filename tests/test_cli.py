@@ -193,7 +193,7 @@ class TestPredict:
             ('{"a.png": [[0, 0, 5, 5], [0, 0, 5]]}', "at 'a.png', box 1: expected four numbers"),
             ('{"a.png": [[0, 0, NaN, 5]]}', "at 'a.png', box 0: expected finite"),
             ('{"a.png": [[9, 0, 5, 5]]}', "at 'a.png', box 0: expected corners"),
-            ('{"x/a.png": [], "y/a.png": []}', "may be any of x/a.png, y/a.png"),
+            ('{"x/a.png": [], "y/a.png": []}', "no entry for the image a.png (it has 2: x/a.png, y/a.png)"),
             ('{"images": [], "annotations": []}', "categories"),
         ],
     )

@@ -181,7 +181,10 @@ def _row(index: int, box: Any) -> list[float]:
     )
     if not numbers or len(values) != 4:
         raise UserError(f"box {index}: expected four numbers x1, y1, x2, y2, but got {str(values)[:80]}")
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but one has too many digits") from error
 
 
 def _text(box: Tensor) -> str:

@@ -58,6 +58,10 @@ BROKEN = [
     (annotation(9, bbox=[1, 2, 0, 4]), "bbox has no extent", "dropped"),
     (annotation(9, bbox=[1, 2, 5, -4]), "bbox has no extent", "dropped"),
     (annotation(9, bbox=[100, 2, 5, 4]), "bbox has no extent inside the image", "dropped"),
+    (annotation(9, iscrowd="0"), "iscrowd must be 0 or 1, but is '0'", "dropped"),
+    (annotation(9, iscrowd=2), "iscrowd must be 0 or 1, but is 2", "dropped"),
+    (annotation(9, iscrowd=[]), "iscrowd must be 0 or 1, but is []", "dropped"),
+    (annotation(9, iscrowd=None), "iscrowd must be 0 or 1, but is None", "dropped"),
     (annotation(9, segmentation=[[1, 1, 2, 2]]), "at least 6 numbers, but has 4", "box only"),
     (annotation(9, segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "even count", "box only"),
     (annotation(9, segmentation=[[0, 0, 0, 0, 0, 0]]), "covers no pixel", "box only"),
@@ -108,7 +112,7 @@ def read_to_the_end(dataset: CocoInstances) -> None:
 
 
 def image(**changes) -> dict:
-    entry = {"id": 2, "file_name": "1.png", "height": HEIGHT, "width": WIDTH} | changes
+    entry = {"id": 2, "file_name": "2.png", "height": HEIGHT, "width": WIDTH} | changes
     return {key: value for key, value in entry.items() if value is not ...}
 
 
@@ -119,6 +123,10 @@ def image(**changes) -> dict:
         (image(id=None), "image id must be"),
         (image(id=[3]), "image id must be"),
         (image(file_name=...), "'file_name' must be a text"),
+        (image(file_name="1.png", id=3), "'file_name' '1.png' is not unique"),
+        (image(file_name="\ud800.png"), "'file_name' must be a text"),
+        (image(id="\udfff"), "image id must be"),
+        (image(sampling_weight=10**400), "'sampling_weight' must be"),
         (image(width=0), "'width' must be a positive integer, but is 0"),
         (image(height="12"), "'height' must be a positive integer"),
         (image(height=...), "'height' must be a positive integer"),
@@ -129,6 +137,7 @@ def image(**changes) -> dict:
 )
 def test_broken_image_entry_refuses_the_file(coco, entry, reason):
     coco.write([annotation(1)], images=[coco.picture("1.png", 1), entry])
+    coco.picture("2.png", 2)
     report = check_annotations(coco.annotations)
     assert [reason in problem.reason for problem in report.problems] == [True]
     assert not report.usable
@@ -186,6 +195,24 @@ def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, ann
     read_to_the_end(CocoInstances(coco.images, coco.annotations))
     with pytest.raises(UserError):
         open_data_sets(DataOptions(images=str(coco.images), annotations=str(coco.annotations)), 64, None)
+
+
+@pytest.mark.parametrize("flag", [0, False, ..., 1, True])
+def test_every_usual_form_of_the_crowd_flag(coco, flag):
+    coco.write([annotation(1, iscrowd=flag)])
+    dataset = CocoInstances(coco.images, coco.annotations)
+    assert dataset.skipped == {}
+    assert dataset[0][1]["iscrowd"].tolist() == [flag in (1, True)]
+
+
+def test_a_text_that_is_none_can_be_printed(coco):
+    broken = [annotation(9, image_id="\ud800"), annotation("\ud800")]
+    coco.write([annotation(1), *broken], images=[coco.picture("1.png", 1), image(id="\ud800")])
+    assert str(check_annotations(coco.annotations)).encode()
+    coco.write([annotation(1)], categories=[{"id": 7, "name": "per\ud800son"}])
+    with pytest.raises(UserError, match="category 0 must have") as caught:
+        check_annotations(coco.annotations)
+    assert str(caught.value).encode()
 
 
 @pytest.mark.parametrize("content", [[], {}, 5, {"images": [], "annotations": []}])

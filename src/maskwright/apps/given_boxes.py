@@ -43,7 +43,8 @@ def boxes_of_images(spec: str, images: Sequence[Path]) -> list[GivenBoxes]:
     """What `spec` says of each image, in the order of `images`; every box of them is checked.
 
     spec: the path of a box file, or inline boxes `x1,y1,x2,y2;...` (for one image only). A file names an
-        image by its path or by the end of it; crowd regions of a COCO file are left out.
+        image by its path or by the end of it (the longest end that it has counts, and only for one image); crowd
+        regions of a COCO file are left out.
 
     Raises:
         UserError: no such file, a file of another form, an image it does not name or does not name clearly,
@@ -103,29 +104,40 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _match_names(names: Sequence[str], images: Sequence[Path], source: Path) -> list[str]:
-    """The name in the file that means each image: the longest one that ends its path, else a same file name."""
-    known = set(names)
-    by_file_name: dict[str, list[str]] = {}
+    """The name in the file that means each image, one for each: the longest one that ends the image's path."""
+    if not names:
+        raise UserError(f"{source}: it names no image; expected boxes as {_FORMS}")
+    by_path: dict[PurePosixPath, list[str]] = {}
     for name in names:
-        by_file_name.setdefault(PurePosixPath(name).name, []).append(name)
-    return [_match_name(image, known, by_file_name, source) for image in images]
+        by_path.setdefault(PurePosixPath(name), []).append(name)
+    owners: dict[str, Path] = {}
+    for image in images:
+        name = _match_name(image, by_path, source)
+        if name in owners:
+            raise UserError(
+                f"{source}: {name!r} may mean {owners[name]} and {image}; name each of them with its folder there"
+            )
+        owners[name] = image
+    return list(owners)
 
 
-def _match_name(image: Path, known: set[str], by_file_name: Mapping[str, list[str]], source: Path) -> str:
-    if str(image) in known:
-        return str(image)
+def _match_name(image: Path, by_path: Mapping[PurePosixPath, list[str]], source: Path) -> str:
+    # As given first: a path that leads up (`../a.jpg`) may be named so.
     parts = image.absolute().parts
-    for start in range(len(parts)):
-        end = "/".join(parts[start:])
-        if end in known:
-            return end
-    candidates = by_file_name.get(image.name, [])
-    if len(candidates) > 1:
-        raise UserError(f"{source}: {image} may be any of {', '.join(candidates)}; give the image with its folder")
-    if not candidates:
-        shown = ", ".join(sorted(known)[:3]) + (", ..." if len(known) > 3 else "")
-        raise UserError(f"{source}: has no entry for the image {image.name} (it has {len(known)}: {shown})")
-    return candidates[0]
+    ends = (PurePosixPath(*parts[start:]) for start in range(len(parts)))
+    found = next((by_path[end] for end in (PurePosixPath(image), *ends) if end in by_path), [])
+    if len(found) > 1:
+        raise UserError(f"{source}: {image} may be any of {', '.join(found)}; keep one of them")
+    if not found:
+        known = sorted(name for own in by_path.values() for name in own)
+        # Those of the same file name first: they lie in another folder.
+        known.sort(key=lambda name: PurePosixPath(name).name != image.name)
+        shown = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        raise UserError(
+            f"{source}: has no entry for the image {image} (it has {len(known)}: {shown}); "
+            "an image's entry is its path, or the end of its path with or without folders"
+        )
+    return found[0]
 
 
 def _from_coco(path: Path, images: Sequence[Path]) -> list[GivenBoxes]:
@@ -134,6 +146,7 @@ def _from_coco(path: Path, images: Sequence[Path]) -> list[GivenBoxes]:
     dropped = [problem for problem in index.problems if problem.effect == "dropped"]
     if dropped:
         print(f"{path}: {len(dropped)} annotations left out, the first is {dropped[0]}", file=sys.stderr)
+    # Each is there once: the index refuses others.
     file_names = [index.file_names[row] for row in range(len(index.file_names))]
     rows = {name: row for row, name in enumerate(file_names)}
     return [_coco_image(index, rows[name]) for name in _match_names(file_names, images, path)]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import read_json_object
+from maskwright.data.json_file import is_text, read_json_object
 from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.structures import Category
@@ -39,7 +39,8 @@ class Problem:
     effect: Effect
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.id}: {self.reason}"
+        text = f"{self.subject} {self.id}: {self.reason}"
+        return text.encode(errors="backslashreplace").decode()  # the entry's own texts may be no texts (`is_text`)
 
 
 @dataclass(frozen=True)
@@ -138,17 +139,17 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
 def _read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
     """The columns of `images`; every broken entry is a `refused` problem and stays out."""
     rows: dict[Any, int] = {}
-    names: list[str] = []
+    names: dict[str, None] = {}  # in order, and quick to look up
     sizes: list[tuple[int, int]] = []
     weights: list[float | None] = []
     for position, entry in enumerate(entries):
-        reason = _image_reason(entry, rows)
+        reason = _image_reason(entry, rows, names)
         if reason:
             identity = entry.get("id", f"#{position}") if isinstance(entry, dict) else f"#{position}"
             problems.append(Problem("image", identity, reason.partition(",")[0], reason, "refused"))
             continue
         rows[entry["id"]] = len(names)
-        names.append(entry["file_name"])
+        names[entry["file_name"]] = None
         sizes.append((entry["height"], entry["width"]))
         weights.append(entry.get("sampling_weight"))
     if not entries:
@@ -160,28 +161,30 @@ def _read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
     return {
         "rows": rows,
         "ids": np.array(list(rows), dtype=np.int64 if whole else object),
-        "file_names": names,
+        "file_names": list(names),
         "sizes": np.array(sizes, dtype=np.int64).reshape(-1, 2),
         # An image without the key, in a file that has it elsewhere, has weight 1.
         "weights": np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
     }
 
 
-def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
+def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> str | None:
     if not isinstance(entry, dict):
         return f"image entry must be an object, but is a {type(entry).__name__}"
     identity, name = entry.get("id"), entry.get("file_name")
-    if type(identity) not in (int, str) or (type(identity) is int and abs(identity) >= 2**63):
+    if not is_text(identity) and (type(identity) is not int or abs(identity) >= 2**63):
         return f"image id must be an integer or a text, but is {identity!r}"
     if identity in rows:
         return "image id is not unique"
-    if not isinstance(name, str) or not name:
+    if not is_text(name):
         return f"image 'file_name' must be a text, but is {name!r}"
+    if name in names:
+        return f"image 'file_name' {name!r} is not unique"
     for key in ("height", "width"):
         if type(entry.get(key)) is not int or not 0 < entry[key] < 2**31:
             return f"image {key!r} must be a positive integer, but is {entry.get(key)!r}"
     weight = entry.get("sampling_weight")
-    if weight is not None and (type(weight) not in (int, float) or not 0 <= weight < float("inf")):
+    if weight is not None and (type(weight) not in (int, float) or not 0 <= weight < 1e300):
         return f"image 'sampling_weight' must be a number of at least 0, but is {weight!r}"
     return None
 
@@ -221,7 +224,7 @@ def _read_boxes(
         "category_rows": row_columns[order, 1],
         "boxes": boxes[order],
         "ids": np.array([entry["id"] for entry in kept], dtype=np.int64),
-        "iscrowd": np.array([bool(entry.get("iscrowd")) for entry in kept], dtype=bool),
+        "iscrowd": np.array([entry.get("iscrowd", 0) == 1 for entry in kept], dtype=bool),
     }
     return kept, columns
 
@@ -247,6 +250,9 @@ def _annotation_problem(
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) and abs(v) < 1e9 for v in box):
         reason = f"bbox must be 4 finite numbers [x, y, width, height], but is {str(box)[:80]}"
         return Problem("annotation", identity, "bbox is not 4 finite numbers", reason, "dropped")
+    if entry.get("iscrowd", 0) not in (0, 1):  # true and false are 1 and 0
+        reason = f"iscrowd must be 0 or 1, but is {repr(entry['iscrowd'])[:80]}"
+        return Problem("annotation", identity, "iscrowd is not 0 or 1", reason, "dropped")
     return None
 
 

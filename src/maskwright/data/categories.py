@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskwright.data.json_file import read_json_object
+from maskwright.data.json_file import is_text, read_json_object
 from maskwright.errors import UserError
 from maskwright.structures import Category
 
@@ -73,7 +73,7 @@ def parse_categories(entries: object, source: str) -> list[Category]:
     categories: list[Category] = []
     for position, entry in enumerate(entries):
         identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if type(identity) is not int or not isinstance(name, str) or not name:
+        if type(identity) is not int or not is_text(name):
             raise UserError(
                 f"{source}: category {position} must have an integer 'id' and a text 'name', but got {entry!r}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from maskwright.errors import UserError
 
@@ -33,6 +33,16 @@ def read_json_object(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
             f"{path}: expected the keys {_list(keys)}, but {_list(missing)} is missing (keys found: {found})"
         )
     return content
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether `value` is a text, not empty, that can be written: JSON can spell halves of characters, `"\\ud800"`."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _list(keys: Sequence[str]) -> str:
