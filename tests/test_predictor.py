@@ -140,6 +140,11 @@ def test_devices():
             choose_device("cuda")
 
 
+def test_a_device_without_memory_is_refused():
+    with pytest.raises(UserError, match="device 'meta' cannot be used here"):
+        choose_device("meta")
+
+
 def test_load_reads_a_weights_folder(tmp_path: Path):
     model = maskwright.DeepMAC(
         backbone="resnet18_fpn", mask_head="resnet4", image_size=64, mask_size=8, width=0.1, box_frame="pixel"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskwright.apps.predict import find_images
+from maskwright.apps.predict import PredictOptions, find_images, predict_files
 from maskwright.errors import UserError
 
 
@@ -28,3 +29,28 @@ def save_photo(name: str, width: int = 40, height: int = 30) -> None:
 def test_an_image_argument_longer_than_a_file_name_can_be():
     with pytest.raises(UserError, match="no such file or folder"):
         find_images(["x" * 300 + ".png"])
+
+
+def test_a_picture_that_cannot_be_written_does_not_cost_the_others(capsys: pytest.CaptureFixture[str]):
+    save_photo("wide.png", 70_000, 8)  # wider than JPEG can be
+    Path("boxes.json").write_text(json.dumps({"a.png": [[0, 0, 9, 9]], "wide.png": [[0, 0, 5, 5]]}))
+    with pytest.raises(UserError, match=r"1 of 2 images were left out, .*: cannot write masks/wide_overlay\.jpg"):
+        predict_files(["wide.png", "a.png"], PredictOptions(boxes="boxes.json"))
+    assert [entry["image_id"] for entry in json.loads(Path("masks/predictions.json").read_text())] == ["a.png"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["a_overlay.jpg", "predictions.json"]
+
+
+def test_the_boxes_are_never_overwritten():
+    content = json.dumps({"a.png": [[0, 0, 9, 9]]})
+    Path("predictions.json").write_text(content)
+    with pytest.raises(UserError, match=r"--out \.: .* would overwrite the boxes"):
+        predict_files(["a.png"], PredictOptions(boxes="./predictions.json", out="."))
+    assert Path("predictions.json").read_text() == content
+    assert not Path("a_overlay.jpg").exists()
+
+
+def test_a_folder_where_the_predictions_go():
+    Path("masks/predictions.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"--out masks: predictions\.json in it is a folder"):
+        predict_files(["a.png"], PredictOptions(boxes="0,0,9,9"))
+    assert not Path("masks/a_overlay.jpg").exists()

@@ -24,6 +24,9 @@ from maskwright.ops.paste import paste_masks
 from maskwright.predictor import DEFAULT_MODEL, Predictor, load
 from maskwright.structures import InstancePrediction
 
+PREDICTIONS = "predictions.json"
+"""The file of all results in the output folder."""
+
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -59,7 +62,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
         options: see `PredictOptions`.
 
     Raises:
-        UserError: an image, box, model or device that cannot be used. Where only some of the images cannot,
+        UserError: an image, box, model, device or output that cannot be used. Where only some of the images cannot,
             the others are predicted and written first.
     """
     paths = find_images(images)
@@ -70,7 +73,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
             f"{options.model} has no detector and needs boxes: add --boxes, as "
             '"x1,y1,x2,y2;...", as a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]} or as a COCO file'
         )
-    out = _output_folder(options.out)
+    out = _output_folder(options)
     identities = _image_ids(paths)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -87,8 +90,8 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
         image_id = boxes.image_id if boxes is not None and boxes.image_id is not None else identities[path]
         results += prediction.to_coco(image_id, boxes.category_ids if boxes is not None else None)
     if len(failures) < len(paths):
-        write_json(out / "predictions.json", results, indent=None)
-        print(f"{len(results)} masks in {out / 'predictions.json'}", file=sys.stderr)
+        write_json(out / PREDICTIONS, results, indent=None)
+        print(f"{len(results)} masks in {out / PREDICTIONS}", file=sys.stderr)
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images were left out, the first because: {failures[0]}")
 
@@ -127,12 +130,17 @@ def _only_images(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def _output_folder(name: str) -> Path:
-    folder = Path(name)
+def _output_folder(options: PredictOptions) -> Path:
+    folder = Path(options.out)
+    predictions = folder / PREDICTIONS
+    if predictions.is_dir():
+        raise UserError(f"--out {folder}: {PREDICTIONS} in it is a folder; expected to write a file of this name")
+    if options.boxes is not None and os.path.realpath(options.boxes) == str(predictions.resolve()):
+        raise UserError(f"--out {folder}: its {PREDICTIONS} would overwrite the boxes; give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {name}: cannot make this folder ({error.strerror})") from error
+        raise UserError(f"--out {folder}: cannot make this folder ({error.strerror})") from error
     return folder
 
 
@@ -207,5 +215,7 @@ def _save(picture: Image.Image, path: Path, kind: str, **options: Any) -> None:
     try:
         picture.save(temporary, kind, **options)
         temporary.replace(path)
+    except OSError as error:  # Pillow's own have no errno: a picture that is too wide for JPEG
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
