@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from maskwright.data.coco import CocoInstances, split_by_hash
+from maskwright.data.coco import CocoInstances, Transforms, split_by_hash
 from maskwright.data.loaders import Batch, evaluation_loader, training_loader
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
@@ -34,12 +34,14 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
         categories: the label space; None takes the training file's own.
 
     Raises:
-        UserError: a path is missing or unusable, a class unknown, or no image has a mask that may be learnt.
+        UserError: a path is missing or unusable, a class unknown, a value of the augmentation out of its range,
+            or no image has a mask that may be learnt.
     """
     for key in ("images", "annotations"):
         if getattr(options, key) is None:
             raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
     images, annotations = str(options.images), str(options.annotations)
+    transforms = _training_transforms(options, image_size)
     training = CocoInstances(images, annotations, categories=categories, mask_classes=options.mask_classes)
     if options.validation_annotations is not None:
         validation = CocoInstances(
@@ -49,13 +51,23 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
         everything = CocoInstances(images, annotations, categories=training.categories)
         kept, set_aside = split_by_hash(training.file_names, options.validation_share)
         training, validation = training.subset(kept), everything.subset(set_aside)
-    training.transforms = training_transforms(
-        options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
-    )
+    training.transforms = transforms
     _require_masks(training, f"{annotations}: no image to train on", "data.mask_classes")
     key = "data.validation_share" if options.validation_annotations is None else "data.validation_annotations"
     _require_masks(validation, f"{options.validation_annotations or annotations}: no image to validate on", key)
     return DataSets(training, validation)
+
+
+def _training_transforms(options: DataOptions, image_size: int) -> Transforms:
+    try:
+        return training_transforms(
+            options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
+        )
+    except ValueError as error:
+        raise UserError(
+            f"training images cannot be cropped by model.image_size {image_size} and data's crop_size "
+            f"{options.crop_size}, scale {list(options.scale)}, flip {options.flip}, colour {options.colour}: {error}"
+        ) from error
 
 
 def _require_masks(dataset: CocoInstances, what: str, key: str) -> None:

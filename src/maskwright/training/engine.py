@@ -26,6 +26,7 @@ from maskwright.training.interruption import StopRequest
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.records import RunRecords
+from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
     LAST_CHECKPOINT,
     TENSORBOARD,
@@ -55,6 +56,8 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
     data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
     task = TrainingTask(build_model(recipe, data_sets), recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
+    if is_first_process() and not resume:
+        rehearse(task.model, recipe)
     with StopRequest(announce=is_first_process()) as stop_request:
         checkpoints = _create_checkpoints(recipe, folder, stop_request)
         try:
@@ -78,16 +81,19 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     """The recipe's model with first weights by the recipe's seed, knowing its classes.
 
     Raises:
-        UserError: the constructor refuses a value.
+        UserError: the seed is no seed to torch, or the constructor refuses a value.
     """
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
     values["mask_classes"] = data_sets.training.mask_classes
-    torch.manual_seed(recipe.trainer.seed)
+    try:
+        torch.manual_seed(recipe.trainer.seed)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"trainer.seed must be below 2**64, but got {recipe.trainer.seed}") from error
     try:
         model = family_class(recipe.family)(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
     model.train()  # lets the model put its frozen parts into inference mode; Lightning leaves modes as they are
     return model.to(memory_format=torch.channels_last) if recipe.trainer.channels_last else model
 
