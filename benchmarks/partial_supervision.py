@@ -6,7 +6,7 @@ For every mask head and seed it runs
 
     maskwright train deep_mac/tiny --data.mask_classes voc --model.mask_head HEAD --trainer.seed SEED ...
 
-and reads the last validation: mask IoU from ground-truth boxes on images that were set aside by the hash of
+and reads the validation at its last step: mask IoU from ground-truth boxes on images that were set aside by the hash of
 their file names, over seen (VOC) and unseen classes. A run that RUNS already holds is continued or only read.
 Everything but head and seed is the same. The backbone starts from ImageNet labels (no masks, no boxes).
 """
@@ -43,11 +43,10 @@ def main() -> None:
 
 
 def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train one head with one seed, unless that is done already, and return the last validation."""
+    """Train one head with one seed, unless that is done already, and return the validation at `--steps`."""
     folder = arguments.out / f"{head}_{seed}"
     validations = folder / "validation.jsonl"
-    done = validations.is_file() and f'"step": {arguments.steps},' in validations.read_text()
-    if not done:
+    if validation_at(arguments.steps, validations) is None:
         values = {
             "data.images": arguments.images,
             "data.annotations": arguments.annotations,
@@ -66,7 +65,18 @@ def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]
         resume = ["--resume", "last"] if (folder / "recipe.yaml").is_file() else []
         command = [sys.executable, "-m", "maskwright", "train", "deep_mac/tiny", *options, *resume]
         subprocess.run(command, check=True)
-    return json.loads(validations.read_text().splitlines()[-1])
+    found = validation_at(arguments.steps, validations)
+    if found is None:
+        raise SystemExit(f"{validations} has no validation at step {arguments.steps}: the run was stopped before")
+    return found
+
+
+def validation_at(step: int, file: Path) -> dict[str, float] | None:
+    """The numbers of this step; None where the run has not come so far. A longer run has others after it."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    # A line that a crash broke off has no end.
+    found = [values for values in (json.loads(line) for line in lines if line.endswith("}")) if values["step"] == step]
+    return found[-1] if found else None
 
 
 def print_table(results: dict[tuple[str, int], dict[str, float]], arguments: argparse.Namespace) -> None:

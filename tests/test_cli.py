@@ -81,6 +81,12 @@ class TestPredict:
         assert Image.open("masks/a_overlay.jpg").size == (40, 30)
         assert sorted(path.name for path in Path("masks").iterdir()) == ["a_overlay.jpg", "predictions.json"]
 
+    def test_inline_boxes_that_begin_with_a_minus_sign(self, folder: Path, capsys):
+        assert len(predict("a.png", "--boxes=-5,-5,9,9")) == 1
+        with suppress(SystemExit):
+            main(["predict", "--help"])
+        assert "--boxes=-5," in capsys.readouterr().out
+
     def test_boxes_by_file_name(self, folder: Path):
         Path("boxes.json").write_text(json.dumps({"b.jpg": [[0, 0, 9, 9]], "a.png": [], "other.jpg": [[1, 2, 3]]}))
         results = predict("a.png", "b.jpg", "--boxes", "boxes.json")
@@ -187,6 +193,7 @@ class TestPredict:
             ("{oops", "not valid JSON"),
             ("", "not valid JSON"),
             ("[[1, 2, 3, 4]]", "expected a JSON object, but got a list"),
+            ("{}", "boxes.json: it names no image; expected"),
             ('{"b.jpg": []}', "no entry for the image a.png (it has 1: b.jpg)"),
             ('{"a.png": 7}', "at 'a.png'"),
             ('{"a.png": [1, 2, 3, 4]}', "at 'a.png', box 0: expected four numbers"),
@@ -271,6 +278,15 @@ class TestDataCheck:
 
     def test_a_file_that_is_not_there(self, capsys):
         assert "absent.json" in refused(capsys, "data", "check", "absent.json")
+
+
+class TestModels:
+    def test_models_and_recipes_are_listed(self, capsys):
+        assert main(["models"]) == 0
+        captured = capsys.readouterr()
+        assert "deep-mac-tiny" in captured.out
+        assert "deep_mac/tiny" in captured.out
+        assert captured.err == ""
 
 
 class TestArguments:

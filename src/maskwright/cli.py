@@ -88,7 +88,8 @@ def _predict(arguments: list[str]) -> int:
         "--boxes",
         type=str,
         metavar="FILE|BOXES",
-        help='"x1,y1,x2,y2;..." for one image, a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file',
+        help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file',
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")

@@ -207,6 +207,16 @@ def test_colour_bounds_of_deep_mac():
     assert abs(sum(values) / len(values) - 100) < 6
 
 
+def test_colour_is_as_strong_as_the_originals_by_default():
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    results = []
+    for options in ({}, {"colour": 0.25}, {"colour": 0.0}):
+        torch.manual_seed(3)
+        results.append(training_transforms(40, **options)(image, target_of([]))[0])
+    assert results[0].equal(results[1])
+    assert not results[0].equal(results[2])
+
+
 def test_colour_changes_hue_saturation_and_contrast():
     image = torch.randint(60, 190, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)

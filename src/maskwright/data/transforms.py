@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def training_transforms(
     *,
     scale: tuple[float, float] = (0.6, 1.3),
     flip: float = 0.5,
-    colour: Literal["deep_mac"] | float = "deep_mac",
+    colour: float = 0.25,
     min_box_size: float = 1.0,
 ) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
     """The training augmentation: a random square crop resized to `image_size`, a flip, colour.
@@ -43,7 +43,7 @@ def training_transforms(
         scale: range of the crop's side relative to the image's long side: at 1.0 the whole image just fits, below
             it is zoomed in, above it is zoomed out with zeros around it.
         flip: probability of a horizontal flip.
-        colour: `deep_mac` (the original's strength) or a strength from 0 (none); 0.25 is `deep_mac`.
+        colour: strength of the colour jitter from 0 (none); 0.25 is the original's.
         min_box_size: boxes with a side below this many output pixels are dropped.
 
     Raises:
@@ -53,23 +53,22 @@ def training_transforms(
     Departures: the scale is drawn from the whole range instead of eight values, and a cut instance with a mask gets
     the tight box of what is left of its mask (`Square.crop_target`).
     """
-    strength = 0.25 if colour == "deep_mac" else colour
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, but is {scale}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must lie in 0..1, but is {flip}")
-    if isinstance(strength, str) or strength < 0:
-        raise ValueError(f"colour must be 'deep_mac' or a strength of at least 0, but is {colour!r}")
+    if colour < 0:
+        raise ValueError(f"colour must be a strength of at least 0, but is {colour}")
     flip_randomly = v2.RandomHorizontalFlip(flip)
 
     def apply(image: Tensor, target: Target) -> tuple[Tensor, Target]:
         square = Square.draw(image.shape[1], image.shape[2], scale, image_size)
         image, target = square.crop_image(image), square.crop_target(target, min_box_size)
-        if strength > 0:  # not on the padding, which stays 0 as it is in inference
+        if colour > 0:  # not on the padding, which stays 0 as it is in inference
             rows, columns = square.inside
-            image[:, rows, columns] = jitter_colour(image[:, rows, columns], strength)
+            image[:, rows, columns] = jitter_colour(image[:, rows, columns], colour)
         return _unwrap(*flip_randomly(*_wrap(image, target)))
 
     return apply
