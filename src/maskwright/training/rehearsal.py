@@ -36,7 +36,7 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
                 scratch([image for image, _ in batch], [target for _, target in batch])
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the model cannot be trained on crops of {size} x {size} pixels ({_values(recipe)}): "
+            f"a first try of the model on blank crops of {size} x {size} pixels failed ({_values(recipe)}): "
             f"{' '.join(str(error).split())}"
         ) from error
 
