@@ -191,7 +191,7 @@ class TestPredict:
         ("content", "words"),
         [
             ("{oops", "not valid JSON"),
-            ("", "not valid JSON"),
+            ("", "not valid JSON (it is empty)"),
             ("[[1, 2, 3, 4]]", "expected a JSON object, but got a list"),
             ("{}", "boxes.json: it names no image; expected"),
             ('{"b.jpg": []}', "no entry for the image a.png (it has 1: b.jpg)"),

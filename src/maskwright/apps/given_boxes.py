@@ -95,7 +95,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); expected boxes as {_FORMS}") from error
+        reason = "it is empty" if path.stat().st_size == 0 else str(error)
+        raise UserError(f"{path}: not valid JSON ({reason}); expected boxes as {_FORMS}") from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: expected a JSON object, but got a {type(content).__name__}; boxes are given as {_FORMS}"

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from maskwright.apps.visualize import draw_overlay
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import IMAGE_SUFFIXES, read_image
 from maskwright.errors import UserError
-from maskwright.evaluation.report import write_json
+from maskwright.evaluation.report import write_json, write_whole
 from maskwright.ops.paste import paste_masks
 from maskwright.predictor import DEFAULT_MODEL, Predictor, load
 from maskwright.structures import InstancePrediction
@@ -184,7 +185,8 @@ def _predict_one(
         raise UserError(f"{path}: {error}") from error
     overlay = output.with_name(f"{output.name}_overlay.jpg")
     captions = _captions(prediction, given)
-    _save(draw_overlay(image, prediction, captions), overlay, "JPEG", quality=92)
+    picture = draw_overlay(image, prediction, captions)
+    write_whole(overlay, lambda temporary: picture.save(temporary, "JPEG", quality=92))
     if options.masks:
         _write_masks(prediction, output)
     with tqdm.external_write_mode(file=sys.stdout):
@@ -206,16 +208,4 @@ def _write_masks(prediction: InstancePrediction, output: Path) -> None:
         probabilities, box = prediction.mask_probabilities[one], prediction.boxes[one]
         plane = paste_masks(probabilities, box, prediction.image_size, prediction.frame)[0]
         picture = Image.fromarray(plane.numpy()).convert("L")
-        _save(picture, output.with_name(f"{output.name}_mask_{index}.png"), "PNG", optimize=False)
-
-
-def _save(picture: Image.Image, path: Path, kind: str, **options: Any) -> None:
-    """Write it under a temporary name first, so that no broken picture is ever found."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(temporary, kind, **options)
-        temporary.replace(path)
-    except OSError as error:  # Pillow's own have no errno: a picture that is too wide for JPEG
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_whole(output.with_name(f"{output.name}_mask_{index}.png"), partial(picture.save, format="PNG"))

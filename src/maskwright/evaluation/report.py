@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -118,15 +118,25 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
         ValueError: `content` has NaN or infinity, which JSON has no words for.
     """
     text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file under a temporary name beside `path`, then rename it: never half a file.
+
+    Raises:
+        UserError: the file cannot be written there; whatever stood there before is unchanged.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        write(temporary)
         temporary.replace(path)
-    except OSError as error:
+    except OSError as error:  # Pillow's own have no strerror: a picture that is too wide for JPEG
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
