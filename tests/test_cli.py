@@ -281,12 +281,6 @@ class TestDataCheck:
 
 
 class TestModels:
-    def test_models_and_recipes_are_listed(self, capsys):
-        assert main(["models"]) == 0
-        captured = capsys.readouterr()
-        assert "deep-mac-tiny" in captured.out
-        assert "deep_mac/tiny" in captured.out
-        assert captured.err == ""
 
 
 class TestArguments:
