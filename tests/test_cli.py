@@ -280,9 +280,6 @@ class TestDataCheck:
         assert "absent.json" in refused(capsys, "data", "check", "absent.json")
 
 
-class TestModels:
-
-
 class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "words"),
