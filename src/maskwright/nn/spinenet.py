@@ -1,0 +1,256 @@
+"""SpineNet: a backbone whose blocks change scale in an order found by search; it needs no feature pyramid."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import Conv2dNormActivation
+
+from maskwright.nn.hourglass import check_divisible
+
+Norm = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class SpineNetSize:
+    """What the members of the family differ in.
+
+    endpoint_channels: of each of the five maps.
+    filter_scale: factor on the channels of all blocks.
+    resample_alpha: factor on the channels on the way from one scale to another.
+    repeats: residual blocks per node.
+    """
+
+    endpoint_channels: int
+    filter_scale: float
+    resample_alpha: float
+    repeats: int
+
+
+SPINENET_SIZES = {
+    "spinenet49s": SpineNetSize(128, 0.65, 0.5, 1),
+    "spinenet49": SpineNetSize(256, 1.0, 0.5, 1),
+    "spinenet96": SpineNetSize(256, 1.0, 0.5, 2),
+    "spinenet143": SpineNetSize(256, 1.0, 1.0, 3),
+    "spinenet143l": SpineNetSize(256, 1.3, 1.0, 3),
+    "spinenet190": SpineNetSize(512, 1.3, 1.0, 4),
+}
+
+_STEM_CHANNELS = 64
+_STEM_LEVEL = 2
+_CHANNELS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}  # of a block's 3 x 3 convolutions, by its level
+
+# Level, blocks, parents, and whether it is an output. Nodes 0 and 1 are the stem's, the first row is node 2. The search
+# also found an output of level 2 (the last row of the original's table), which no detector here asks for.
+_ARCHITECTURE = (
+    (2, Bottleneck, (0, 1), False),
+    (4, BasicBlock, (0, 1), False),
+    (3, Bottleneck, (2, 3), False),
+    (4, Bottleneck, (2, 4), False),
+    (6, BasicBlock, (3, 5), False),
+    (4, Bottleneck, (3, 5), False),
+    (5, BasicBlock, (6, 7), False),
+    (7, BasicBlock, (6, 8), False),
+    (5, Bottleneck, (8, 9), False),
+    (5, Bottleneck, (8, 10), False),
+    (4, Bottleneck, (5, 10), True),
+    (3, Bottleneck, (4, 10), True),
+    (5, Bottleneck, (7, 12), True),
+    (7, Bottleneck, (5, 14), True),
+    (6, Bottleneck, (12, 14), True),
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the scale-permuted network.
+
+    level: its stride is `2 ** level`.
+    kind: of its residual blocks.
+    width: channels of their 3 x 3 convolutions.
+    parents: the two nodes that are resampled to this one's scale and channels.
+    merged: further nodes of this scale and these channels, which are added as they are.
+    is_output: whether a map of the backbone is made of it.
+    """
+
+    level: int
+    kind: type[BasicBlock] | type[Bottleneck]
+    width: int
+    parents: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
+    is_output: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of its output."""
+        return self.width * self.kind.expansion
+
+
+def plan_nodes(filter_scale: float) -> list[Node]:
+    """The nodes in the order of computation, the two of the stem first.
+
+    An output merges every earlier node of its own scale and channels that no node has used so far: the
+    original's rule for a fixed input width, which is how its models are trained and served.
+    """
+    stem = Node(_STEM_LEVEL, Bottleneck, int(_CHANNELS[_STEM_LEVEL] * filter_scale))
+    nodes, used = [stem, stem], set()
+    for level, kind, parents, is_output in _ARCHITECTURE:
+        node = Node(level, kind, int(_CHANNELS[level] * filter_scale), parents, is_output=is_output)
+        used.update(parents)
+        if is_output:
+            alike = (i for i, other in enumerate(nodes) if (other.level, other.channels) == (level, node.channels))
+            node = replace(node, merged=tuple(i for i in alike if i not in used))
+            used.update(node.merged)
+        nodes.append(node)
+    return nodes
+
+
+class SpineNet(nn.Module):
+    """SpineNet as a detection backbone: `[B, 3, H, W]` to the maps of levels 3 to 7 (level l has stride `2 ** l`).
+
+    levels: 3 to 7.
+    out_channels: of each map.
+    size_divisor: H and W must be multiples of it.
+
+    Args:
+        size: a row of `SPINENET_SIZES`, or other numbers.
+        norm_momentum: of the batch norms, in torch's sense (0.01 in the original).
+        norm_epsilon: of the batch norms.
+
+    Source: arXiv 1912.05027; official/vision/modeling/backbones/spinenet.py, `SpineNet` with min_level 3 and a
+    fixed input width. Strided layers pad as TensorFlow's SAME does: on the right and at the bottom only.
+    Departures: no stochastic depth (off in the original's recipes) and ReLU only; initial weights are
+    normal with variance 1 / fan-in, but not truncated.
+    """
+
+    levels = (3, 4, 5, 6, 7)
+    size_divisor = 128
+
+    def __init__(self, size: SpineNetSize, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
+        self.plan = plan_nodes(size.filter_scale)
+        self.out_channels = size.endpoint_channels
+        stem, *_ = self.plan
+        self.stem = nn.Sequential(nn.ZeroPad2d((2, 3, 2, 3)), *_convolution(3, _STEM_CHANNELS, 7, 2, norm), _halving())
+        self.stem_groups = nn.ModuleList(
+            _residual_blocks(before, stem, size.repeats, norm) for before in (_STEM_CHANNELS, stem.channels)
+        )
+        self.nodes = nn.ModuleList()
+        self.endpoints = nn.ModuleDict()
+        for node in self.plan:
+            if node.parents:
+                parents = [self.plan[index] for index in node.parents]
+                self.nodes.append(ScalePermutedNode(parents, node, size, norm))
+            if node.is_output:
+                self.endpoints[str(node.level)] = _convolution(node.channels, size.endpoint_channels, 1, 1, norm)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> OrderedDict[str, Tensor]:
+        """Return the maps `[B, out_channels, H / 2 ** l, W / 2 ** l]` by level, "3" to "7", finest first.
+
+        Raises:
+            ValueError: H or W is not a multiple of `size_divisor`.
+        """
+        check_divisible(images, self.size_divisor)
+        x = self.stem(images)
+        features: list[Tensor] = []
+        for group in self.stem_groups:
+            x = group(x)
+            features.append(x)
+        outputs: dict[int, Tensor] = {}
+        for node, module in zip(self.plan[len(features) :], self.nodes, strict=True):
+            parents = [features[index] for index in node.parents]
+            features.append(module(parents, [features[index] for index in node.merged]))
+            if node.is_output:
+                outputs[node.level] = self.endpoints[str(node.level)](features[-1])
+        return OrderedDict((str(level), outputs[level]) for level in self.levels)
+
+
+class ScalePermutedNode(nn.Module):
+    """Two parents brought to one scale and width, their sum with the merged nodes, ReLU, residual blocks."""
+
+    def __init__(self, parents: list[Node], node: Node, size: SpineNetSize, norm: Norm) -> None:
+        super().__init__()
+        self.resample = nn.ModuleList(Resample(parent, node, size.resample_alpha, norm) for parent in parents)
+        self.blocks = _residual_blocks(node.channels, node, size.repeats, norm)
+
+    def forward(self, parents: list[Tensor], merged: list[Tensor]) -> Tensor:
+        """Return the node's map from its parents' and from those that are added as they are."""
+        resampled = [resample(parent) for resample, parent in zip(self.resample, parents, strict=True)]
+        return self.blocks(F.relu(sum([*resampled, *merged])))
+
+
+class Resample(nn.Module):
+    """One node's map at the scale and with the channels of another: fewer channels, the scale, all channels.
+
+    Down: a 3 x 3 convolution with stride 2, then max-pooling for each further halving. Up: nearest neighbour.
+    The last norm has no activation.
+    """
+
+    def __init__(self, source: Node, target: Node, alpha: float, norm: Norm) -> None:
+        super().__init__()
+        between = int(source.width * alpha)
+        self.reduce = _convolution(source.channels, between, 1, 1, norm)
+        self.scale: nn.Module = nn.Identity()
+        halvings = target.level - source.level
+        if halvings > 0:
+            pools = (_halving() for _ in range(halvings - 1))
+            self.scale = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), *_convolution(between, between, 3, 2, norm), *pools)
+        elif halvings < 0:
+            self.scale = nn.Upsample(scale_factor=2**-halvings, mode="nearest")
+        self.expand = Conv2dNormActivation(between, target.channels, 1, norm_layer=norm, activation_layer=None)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Map `[B, source channels, h, w]` to `[B, target channels, i, j]`."""
+        return self.expand(self.scale(self.reduce(x)))
+
+
+def create_spinenet(name: str, width: float = 1.0, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3) -> SpineNet:
+    """Build the backbone `name`.
+
+    Args:
+        name: a key of `SPINENET_SIZES`.
+        width: factor on all channels but the stem's 64 (small networks for tests); 1 is the published size.
+        norm_momentum: of the batch norms, in torch's sense.
+        norm_epsilon: of the batch norms.
+
+    Raises:
+        ValueError: the name is unknown, or the width is not positive.
+    """
+    if name not in SPINENET_SIZES:
+        raise ValueError(f"unknown backbone {name!r}; known are {', '.join(SPINENET_SIZES)}")
+    if width <= 0:
+        raise ValueError(f"width of a backbone must be positive, but got {width}")
+    size = SPINENET_SIZES[name]
+    channels = max(1, round(size.endpoint_channels * width))
+    scaled = replace(size, endpoint_channels=channels, filter_scale=size.filter_scale * width)
+    return SpineNet(scaled, norm_momentum, norm_epsilon)
+
+
+def _residual_blocks(before: int, node: Node, repeats: int, norm: Norm) -> nn.Sequential:
+    """The blocks of a node; the first one's shortcut is a convolution where the channels change."""
+    shortcut = None
+    if before != node.channels:
+        shortcut = Conv2dNormActivation(before, node.channels, 1, norm_layer=norm, activation_layer=None)
+    first = node.kind(before, node.width, downsample=shortcut, norm_layer=norm)
+    return nn.Sequential(first, *(node.kind(node.channels, node.width, norm_layer=norm) for _ in range(repeats - 1)))
+
+
+def _convolution(before: int, after: int, kernel: int, stride: int, norm: Norm) -> Conv2dNormActivation:
+    """Convolution, norm, ReLU; no padding."""
+    return Conv2dNormActivation(before, after, kernel, stride, padding=0, norm_layer=norm)
+
+
+def _halving() -> nn.MaxPool2d:
+    """3 x 3 with stride 2; of an even size the last window hangs over the edge, as with TensorFlow's SAME."""
+    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
