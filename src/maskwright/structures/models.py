@@ -1,0 +1,112 @@
+"""What training, evaluation and prediction ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from maskwright.structures.predictions import InstancePrediction, PanopticPrediction
+from maskwright.structures.targets import Category
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How one image lies in its batch.
+
+    original_size: (height, width) of the image as it came.
+    resized_size: (height, width) after resizing; the rest of the input, right and below, is padding.
+    input_size: (height, width) of the padded network input.
+    """
+
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(x, y) factors from original pixels to input pixels."""
+        (height, width), (new_height, new_width) = self.original_size, self.resized_size
+        return new_width / width, new_height / height
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What `encode` keeps of a batch: feature maps [B, C, H, W] by name, and each image's geometry."""
+
+    maps: Mapping[str, Tensor]
+    geometry: tuple[ImageGeometry, ...]
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that train alike; a recipe scales the learning rate of a group by its name.
+
+    weight_decay_factor: times the recipe's weight decay (0 for norms and biases, say).
+    """
+
+    name: str
+    params: list[torch.nn.Parameter]
+    weight_decay_factor: float
+
+
+Task = Literal["instance", "panoptic"]
+"""What a model finds, and with it the form of its targets and predictions."""
+
+
+@runtime_checkable
+class SegmentationModel(Protocol):
+    """What every family is to training, evaluation and prediction.
+
+    `forward(images, targets)`: images are RGB [3, H, W], uint8 or float in [0, 1]. In training it
+    returns already weighted losses whose sum is the objective; in eval one prediction per image, in
+    that image's own frame, of at most `max_detections` instances with a score of `score_threshold` or more.
+
+    task: what it finds; targets are `Target`s and predictions `InstancePrediction`s, or `PanopticTarget`s and
+        `PanopticPrediction`s.
+    """
+
+    family: str
+    task: Task
+    config: dict[str, Any]
+    categories: list[Category]
+    mask_classes: list[str]
+    image_size: int
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether the model finds nothing by itself, so that it is trained and asked with boxes alone."""
+        ...
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: list[Any] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int = 100,
+    ) -> dict[str, Tensor] | list[InstancePrediction] | list[PanopticPrediction]:
+        """See the class."""
+        ...
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Every trainable parameter, in exactly one group."""
+        ...
+
+
+@runtime_checkable
+class BoxPrompted(Protocol):
+    """A model that turns boxes into masks: encode once, prompt many times, no hidden state."""
+
+    def encode(self, images: list[Tensor]) -> ImageFeatures:
+        """RGB images [3, H, W] of any size, uint8 or float in [0, 1] -> what prompting needs of them."""
+        ...
+
+    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+        """Masks of boxes [N, 4] per image (xyxy, original pixels; N may be 0), in the order of the boxes."""
+        ...

@@ -1,0 +1,200 @@
+"""What a model says of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int32, Int64
+from torch import Tensor
+
+from maskwright.ops.frames import BoxFrame
+from maskwright.ops.panoptic_map import encode_ids, segment_areas, segment_boxes
+from maskwright.ops.paste import encode_masks, paste_masks
+from maskwright.structures.targets import Category
+
+
+@dataclass(frozen=True)
+class InstancePrediction:
+    """The instances of one image, in the frame of the original image.
+
+    boxes: float32 [N, 4], xyxy pixels.
+    labels: int64 [N]; -1 where a box was given without a class.
+    scores: float32 [N], of the boxes (1 for given boxes).
+    mask_scores: float32 [N], the mean certainty of the mask's own pixels, in 0..1.
+    mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
+    image_size: (height, width) of the original image.
+    frame: how the M x M grid lies on a box (`ops/frames.py`).
+    categories: the label space, or empty where the model is class-agnostic.
+    """
+
+    boxes: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, " n"]
+    scores: Float[Tensor, " n"]
+    mask_scores: Float[Tensor, " n"]
+    mask_probabilities: Float[Tensor, "n m m"]
+    image_size: tuple[int, int]
+    frame: BoxFrame
+    categories: Sequence[Category] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def masks(self) -> Bool[Tensor, "n h w"]:
+        """Binary masks at full image size, pasted on each access (N planes of the image's size)."""
+        return paste_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO result entries: `image_id, category_id, segmentation` (compressed RLE) and `score`.
+
+        `category_ids` (one per instance) overrides the model's own categories; without either, the
+        `category_id` is 1. Instances are pasted and encoded one by one, inside their boxes only. There is
+        no `bbox`: with it, COCO evaluation would take object sizes from boxes instead of masks.
+        """
+        encoded = encode_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[i] if category_ids is not None else self._category_id(i),
+                "segmentation": segmentation,
+                "score": round(float(self.scores[i] * self.mask_scores[i]), 5),
+            }
+            for i, segmentation in enumerate(encoded)
+        ]
+
+    def _category_id(self, index: int) -> int:
+        label = int(self.labels[index])
+        return self.categories[label]["id"] if 0 <= label < len(self.categories) else 1
+
+    def to_supervision(self) -> Any:
+        """The same instances as `supervision.Detections`.
+
+        Raises:
+            ModuleNotFoundError: supervision is not installed (`pip install 'maskwright[viz]'`).
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("to_supervision() needs supervision: pip install 'maskwright[viz]'") from error
+        return supervision.Detections(
+            xyxy=self.boxes.cpu().numpy(),
+            mask=self.masks.cpu().numpy(),
+            confidence=(self.scores * self.mask_scores).cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+        )
+
+
+class SegmentInfo(TypedDict):
+    """One segment of a `PanopticPrediction`.
+
+    id: its value in the map, unique, in 1..2^24 - 1.
+    label: the class's position in the categories; category_id, isthing: of that class.
+    score: in 0..1.
+    area: in pixels of the original image.
+    """
+
+    id: int
+    label: int
+    category_id: int
+    isthing: bool
+    score: float
+    area: int
+
+
+@dataclass(frozen=True)
+class PanopticPrediction:
+    """The segments of one image as a map, in the frame of the original image.
+
+    segmentation: int32 [H, W]; 0 is void, every other value is the `id` of one of `segments_info`.
+    segments_info: the segments.
+    image_size: (height, width) of the original image.
+    categories: the label space.
+    """
+
+    segmentation: Int32[Tensor, "h w"]
+    segments_info: Sequence[SegmentInfo]
+    image_size: tuple[int, int]
+    categories: Sequence[Category]
+
+    def __len__(self) -> int:
+        return len(self.segments_info)
+
+    def to_coco(self, image_id: int | str, file_name: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """The image's PNG and its entry of `annotations` in COCO's panoptic format.
+
+        Args:
+            image_id: of the image in its annotation file.
+            file_name: of the PNG.
+
+        Returns:
+            colours: uint8 [H, W, 3], RGB; id = R + 256 G + 65536 B.
+            annotation: `image_id`, `file_name`, `segments_info` with `id, category_id, area, bbox` (x, y, width,
+                height in whole pixels), `iscrowd` (0) and `score` of each segment.
+
+        Raises:
+            ValueError: an id does not lie in 0..2^24 - 1.
+        """
+        rows, count = self._rows(), len(self)
+        areas, boxes = segment_areas(rows, count).tolist(), segment_boxes(rows, count).long().tolist()
+        segments = [
+            {
+                "id": info["id"],
+                "category_id": info["category_id"],
+                "area": area,
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+                "score": round(info["score"], 5),
+            }
+            for info, area, (left, top, right, bottom) in zip(self.segments_info, areas, boxes, strict=True)
+        ]
+        return encode_ids(self.segmentation), {
+            "image_id": image_id,
+            "file_name": file_name,
+            "segments_info": segments,
+        }
+
+    def things(self, mask_size: int | None = None) -> InstancePrediction:
+        """The thing segments as instances: tight boxes, and the masks on the boxes' grids.
+
+        mask_size: M, the side of each grid. None takes twice the longest side of a box: then each pixel's centre lies
+            between two samples that were taken from that same pixel, and `masks` of the result are exactly the
+            segments (a smaller grid gives them up to its own resolution). It holds N * M * M floats.
+
+        Source: ours; a box-frame grid in the `pixel` frame, each sample from the pixel it falls into.
+        """
+        rows = self._rows()
+        kept = [row for row, info in enumerate(self.segments_info) if info["isthing"] and (rows == row).any()]
+        infos = [self.segments_info[row] for row in kept]
+        boxes = segment_boxes(rows, len(self))[kept]
+        sides = (boxes[:, 2:] - boxes[:, :2]).max().item() if kept else 1
+        size = mask_size or 2 * int(sides)
+        masks = torch.zeros(len(kept), size, size)
+        steps = (torch.arange(size) + 0.5) / size
+        for mask, row, (left, top, right, bottom) in zip(masks, kept, boxes.tolist(), strict=True):
+            from_rows, from_columns = (top + steps * (bottom - top)).long(), (left + steps * (right - left)).long()
+            mask.copy_(rows[from_rows][:, from_columns] == row)
+        return InstancePrediction(
+            boxes=boxes,
+            labels=torch.tensor([info["label"] for info in infos], dtype=torch.int64),
+            scores=torch.tensor([info["score"] for info in infos], dtype=torch.float32),
+            mask_scores=torch.ones(len(kept)),
+            mask_probabilities=masks,
+            image_size=self.image_size,
+            frame="pixel",
+            categories=self.categories,
+        )
+
+    def _rows(self) -> Int32[Tensor, "h w"]:
+        """The map with each segment's position in `segments_info` for its id, -1 for all else; on the CPU."""
+        ids = np.array([info["id"] for info in self.segments_info], dtype=np.int64)
+        order = np.argsort(ids)
+        values, inverse = np.unique(self.segmentation.cpu().numpy(), return_inverse=True)
+        places = np.searchsorted(ids[order], values)
+        known = np.isin(values, ids)
+        rows = np.full(len(values), -1, dtype=np.int32)
+        rows[known] = order[places[known]]
+        return torch.from_numpy(rows[inverse].reshape(self.segmentation.shape))
