@@ -31,7 +31,7 @@ from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.report import format_table, mask_iou_summary, write_json
-from maskwright.structures import Target
+from maskwright.structures import Target, select_rows
 
 GRABCUT_ITERATIONS = 5
 GRABCUT_MARGIN = 0.25  # of the box's width and height, on each side
@@ -132,8 +132,7 @@ def scored_rows(target: Target, ids: set[int] | None) -> Target:
     keep = target["has_mask"] & ~target["iscrowd"]
     if ids is not None:
         keep &= torch.tensor([int(i) in ids for i in target["ids"]], dtype=torch.bool)
-    fields = {key: value[keep] if isinstance(value, Tensor) else value for key, value in target.items()}
-    return Target(**fields)  # type: ignore[typeddict-item]
+    return select_rows(target, keep)
 
 
 def compare(dataset: CocoInstances, methods: dict[str, Method], ids: set[int] | None) -> dict[str, dict[str, Any]]:

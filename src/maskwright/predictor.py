@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from maskwright.data.images import read_image
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.ops.boxes import clip_boxes
-from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction
+from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, SegmentationModel
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
@@ -55,7 +55,7 @@ class Predictor:
     @property
     def needs_boxes(self) -> bool:
         """Whether the model has no detector, so that `predict` must be given boxes."""
-        return getattr(self.model, "detector", None) is None
+        return cast(SegmentationModel, self.model).needs_boxes
 
     def predict(
         self,

@@ -32,6 +32,27 @@ def test_warmup_as_long_as_the_run_is_allowed():
     assert factors(2, warmup_steps=5, schedule="cosine") == pytest.approx([1 / 6, 2 / 6, 3 / 6])
 
 
+def rates(at, *, steps, learning_rate, **values):
+    options = OptimizerOptions(learning_rate=learning_rate, **values)
+    return [learning_rate * learning_rate_factor(step, options=options, steps=steps) for step in at]
+
+
+def test_steps_are_those_of_deep_marc():
+    """Warm-up from .0067 to .12 over 500 steps, a tenth after 15,000 and again after 20,000 of 22,500."""
+    values = {"warmup_steps": 500, "warmup_start_factor": 0.0067 / 0.12, "step_boundaries": [15000, 20000]}
+    at = [0, 250, 500, 15000, 15001, 20000, 20001, 22500]
+    expected = [0.0067, 0.06335, 0.12, 0.12, 0.012, 0.012, 0.0012, 0.0012]
+    assert rates(at, steps=22500, learning_rate=0.12, schedule="step", **values) == pytest.approx(expected)
+
+
+def test_the_polynomial_is_that_of_max_deeplab():
+    """From 0 to 1e-3 over 5000 steps, then (1 - step / 100,000) ** 0.9, with a small drop where they meet."""
+    values = {"warmup_steps": 5000, "warmup_start_factor": 0.0, "polynomial_power": 0.9}
+    at = [0, 1, 2500, 4999, 5000, 50_000, 99_999, 100_000, 100_001]
+    expected = [0, 2e-7, 5e-4, 9.998e-4, 9.548854e-4, 5.358867e-4, 1e-3 * 10**-4.5, 0, 0]
+    assert rates(at, steps=100_000, learning_rate=1e-3, schedule="polynomial", **values) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)]
 )

@@ -28,7 +28,7 @@ from maskwright.evaluation.report import (
     write_json,
 )
 from maskwright.predictor import Predictor, load
-from maskwright.structures import BoxPrompted, Category, InstancePrediction, SegmentationModel, Target
+from maskwright.structures import BoxPrompted, Category, InstancePrediction, SegmentationModel, Target, select_rows
 
 BOXES = ("ground-truth", "predicted")
 
@@ -213,9 +213,7 @@ def seen_classes(spec: str | Sequence[str] | None, model: Any, categories: Seque
 
 def without_crowds(target: Target) -> Target:
     """The rows that are single objects."""
-    keep = ~target["iscrowd"]
-    fields: dict[str, Any] = {k: v[keep] if isinstance(v, Tensor) else v for k, v in target.items()}
-    return Target(**fields)
+    return select_rows(target, ~target["iscrowd"])
 
 
 def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:

@@ -24,6 +24,7 @@ from maskwright.structures import (
     InstancePrediction,
     ParameterGroup,
     Target,
+    Task,
     check_targets,
 )
 
@@ -83,6 +84,7 @@ class DeepMAC(nn.Module):
     """
 
     family = "deep_mac"
+    task: Task = "instance"
 
     def __init__(
         self,
@@ -139,6 +141,11 @@ class DeepMAC(nn.Module):
         self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
         self.centernet_loss = CenterNetLoss(object_center_weight, box_size_weight, box_offset_weight, min_box_overlap)
         self.network = self._create_network()
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether the model has no detector."""
+        return self.detector is None
 
     def _create_network(self) -> DeepMACNetwork:
         if self.detector not in (None, "centernet"):

@@ -75,11 +75,17 @@ class OptimizerOptions:
         name: the optimizer.
         learning_rate: the peak, after warm-up.
         learning_rate_factors: factors on it by name of the model's parameter group (`backbone`, `heads`, ...).
-        weight_decay: decoupled for adamw, an L2 term for adam and sgd.
+        weight_decay: decoupled for adamw, an L2 term for adam and sgd (added to the gradient: weight times this).
         betas: adam's and adamw's decay rates of the two moments.
         epsilon: adam's and adamw's term in the denominator.
         momentum: of sgd.
-        schedule: `cosine` falls to zero at the last step, `constant` stays.
+        schedule: how the rate goes on after the warm-up. `constant` stays; `cosine` falls to zero from the end of
+            the warm-up to the last step; `step` is multiplied by `step_factor` after each of `step_boundaries`;
+            `polynomial` is (1 - step / steps) ** `polynomial_power`, counted from the first step of the run, so
+            that it is a little below the peak when the warm-up ends.
+        step_boundaries: of `step`, in optimizer steps, rising; the boundary itself has still the earlier rate.
+        step_factor: of `step`.
+        polynomial_power: of `polynomial`.
         warmup_steps: steps of linear warm-up.
         warmup_start_factor: share of `learning_rate` that the first step of the warm-up takes; left out, the
             warm-up rises from zero, and the first step takes the first rise.
@@ -93,14 +99,22 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     momentum: float = 0.9
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "step", "polynomial"] = "cosine"
+    step_boundaries: list[int] = field(default_factory=list)
+    step_factor: float = 0.1
+    polynomial_power: float = 0.9
     warmup_steps: int = 100
     warmup_start_factor: float | None = None
     gradient_clip: float | None = 10.0
 
     def __post_init__(self) -> None:
-        _require("optimizer", self, "> 0", "learning_rate", "epsilon", "gradient_clip")
-        _require("optimizer", self, ">= 0", "weight_decay", "momentum", "warmup_steps")
+        _require("optimizer", self, "> 0", "learning_rate", "epsilon", "gradient_clip", "polynomial_power")
+        _require("optimizer", self, ">= 0", "weight_decay", "momentum", "warmup_steps", "step_factor")
+        boundaries = self.step_boundaries
+        if self.schedule == "step" and not boundaries:
+            raise UserError("optimizer.step_boundaries must name the steps after which schedule `step` changes")
+        if any(step < 1 for step in boundaries) or boundaries != sorted(set(boundaries)):
+            raise UserError(f"optimizer.step_boundaries must be rising steps of at least 1, but got {boundaries}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas must lie in 0..1 (1 left out), but got {list(self.betas)}")
         if self.warmup_start_factor is not None and not 0 <= self.warmup_start_factor <= 1:

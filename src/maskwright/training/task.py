@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.structures import BoxPrompted, SegmentationModel, Target
+from maskwright.structures import BoxPrompted, SegmentationModel, Target, select_rows
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import OptimizerOptions
 
@@ -63,9 +63,7 @@ class TrainingTask(LightningModule):
         self._seed = seed
         family = cast(SegmentationModel, model)
         self._metric = MaskIoU(family.categories, family.mask_classes)
-        # A model that finds objects names its detector; one without takes boxes only.
-        has_detector = getattr(model, "detector", None) is not None
-        self._detection_metric = CocoAP(family.categories, family.mask_classes) if has_detector else None
+        self._detection_metric = None if family.needs_boxes else CocoAP(family.categories, family.mask_classes)
         create_optimizer(family.parameter_groups(), optimizer)  # refuses now what would else fail when a run has begun
 
     def configure_optimizers(self) -> Any:
@@ -134,6 +132,4 @@ class TrainingTask(LightningModule):
 
 
 def _with_known_masks(target: Target) -> Target:
-    keep = target["has_mask"] & ~target["iscrowd"]
-    rows = {key: value[keep] for key, value in target.items() if isinstance(value, Tensor)}
-    return cast(Target, {**target, **rows})
+    return select_rows(target, target["has_mask"] & ~target["iscrowd"])
