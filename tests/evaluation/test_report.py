@@ -1,13 +1,10 @@
-"""Tables and JSON: empty groups, order, and files that are whole or not there."""
+"""Tables and JSON: empty groups and order."""
 
 import json
-import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.report import (
@@ -16,7 +13,6 @@ from maskwright.evaluation.report import (
     format_table,
     mask_iou_summary,
     mask_iou_tables,
-    write_json,
 )
 from maskwright.structures import InstancePrediction, Target
 
@@ -78,23 +74,6 @@ def test_tables_show_groups_then_classes_with_the_worst_first():
         ["dog", "0.250", "1", "unseen"],
         ["cat", "0.750", "2", "seen"],
     ]
-
-
-def test_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
-    file = tmp_path / "out.json"
-    write_json(file, {"a": 1})
-    with pytest.raises(ValueError):
-        write_json(file, {"a": math.nan})
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-
-
-def test_a_folder_that_is_not_there_is_a_users_mistake(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cannot write .*out\.json: No such file"):
-        write_json(tmp_path / "missing" / "out.json", {})
-    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"):
-        write_json(tmp_path, {})
-    assert list(tmp_path.iterdir()) == []
 
 
 def detections_of_two_classes() -> CocoAP:

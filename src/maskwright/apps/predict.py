@@ -20,7 +20,7 @@ from maskwright.apps.visualize import draw_overlay
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import IMAGE_SUFFIXES, read_image
 from maskwright.errors import UserError
-from maskwright.evaluation.report import write_json, write_whole
+from maskwright.files import write_json, write_whole
 from maskwright.ops.paste import paste_masks
 from maskwright.predictor import DEFAULT_MODEL, Predictor, load
 from maskwright.structures import InstancePrediction

@@ -6,6 +6,7 @@ This module alone decides what a broken annotation means: the data set builds on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +26,14 @@ Effect = Literal["refused", "not for training", "dropped", "box only"]
 class Problem:
     """One broken entry of an annotation file.
 
-    subject: what `id` counts: `annotation` or `image` (`file` where no entry is to blame).
+    subject: what `id` counts: `annotation`, `image` or `segment` (`file` where no entry is to blame).
     id: the entry's own id, or its position in the list as `#3` where it has none.
     kind: the reason in general words, the same for all entries of a kind; `reason` adds the values.
     effect: `refused` (the file cannot be used), `not for training` (only for prediction and evaluation), `dropped`
         (the annotation is left out), `box only` (it is kept without its mask).
     """
 
-    subject: Literal["annotation", "image", "file"]
+    subject: Literal["annotation", "image", "segment", "file"]
     id: Any
     kind: str
     reason: str
@@ -76,10 +77,19 @@ class AnnotationIndex:
         Raises:
             UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
         """
-        refused = [problem for problem in self.problems if problem.effect == "refused"]
-        if refused:
-            others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
-            raise UserError(f"{self.source}: {refused[0]}{others}")
+        refuse_problems(self.source, self.problems)
+
+
+def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
+    """Raise the first of the problems that make the file `source` unusable, if there is one.
+
+    Raises:
+        UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
+    """
+    refused = [problem for problem in problems if problem.effect == "refused"]
+    if refused:
+        others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
+        raise UserError(f"{source}: {refused[0]}{others}")
 
 
 class TextTable:
@@ -110,7 +120,7 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
         if not isinstance(content[key], list):
             raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
     problems: list[Problem] = []
-    images = _read_images(content["images"], problems)
+    images = read_images(content["images"], problems)
     entries, columns = _read_boxes(content["annotations"], images, categories, problems)
     packer = SegmentationPacker()
     sizes = images["sizes"].tolist()
@@ -136,8 +146,13 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     )
 
 
-def _read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
-    """The columns of `images`; every broken entry is a `refused` problem and stays out."""
+def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
+    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and stays out.
+
+    Returns:
+        rows: the position of each image id; ids, file_names; sizes: int64 [I, 2] (height, width); weights: float64
+        [I], or None where no image has a `sampling_weight`.
+    """
     rows: dict[Any, int] = {}
     names: dict[str, None] = {}  # in order, and quick to look up
     sizes: list[tuple[int, int]] = []
