@@ -141,10 +141,15 @@ class ResNetTrunk(nn.Module):
     """
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], repeats: tuple[int, ...], width: float, norm_momentum: float
+        self,
+        block: type[BasicBlock | Bottleneck],
+        repeats: tuple[int, ...],
+        width: float,
+        norm_momentum: float,
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
+        norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
         before = max(1, round(64 * width))
         self.conv1 = nn.Conv2d(3, before, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(before)
@@ -182,6 +187,26 @@ class ResNetTrunk(nn.Module):
         return maps
 
 
+_RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+def create_resnet_trunk(
+    name: str, width: float, norm_momentum: float, *, pretrained: bool, norm_epsilon: float = 1e-5
+) -> ResNetTrunk:
+    """Build the ResNet `name` (`resnet50`); `pretrained` is torchvision's ImageNet weights, which fit width 1."""
+    block, repeats = _RESNETS[name]
+    trunk = ResNetTrunk(block, repeats, width, norm_momentum, norm_epsilon)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False)
+        trunk.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
+    return trunk
+
+
 def _hourglass(
     size: str,
     stem_channels: int,
@@ -199,20 +224,8 @@ def _hourglass(
     return HourglassBackbone(size, stem_channels, stacks, width, norm_momentum)
 
 
-def _resnet(
-    name: str,
-    block: type[BasicBlock | Bottleneck],
-    repeats: tuple[int, ...],
-    *,
-    width: float,
-    norm_momentum: float,
-    pretrained: bool,
-    frozen_levels: int,
-) -> Backbone:
-    trunk = ResNetTrunk(block, repeats, width, norm_momentum)
-    if pretrained:
-        weights = torchvision.models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False)
-        trunk.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
+def _resnet(name: str, *, width: float, norm_momentum: float, pretrained: bool, frozen_levels: int) -> Backbone:
+    trunk = create_resnet_trunk(name, width, norm_momentum, pretrained=pretrained)
     return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 
@@ -237,10 +250,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "hourglass32": partial(_hourglass, "hourglass32", 48, 1),
     "hourglass52": partial(_hourglass, "hourglass52", 64, 1),
     "hourglass104": partial(_hourglass, "hourglass52", 128, 2),  # two of the same stacks, twice as wide
-    "resnet18_fpn": partial(_resnet, "resnet18", BasicBlock, (2, 2, 2, 2)),
-    "resnet34_fpn": partial(_resnet, "resnet34", BasicBlock, (3, 4, 6, 3)),
-    "resnet50_fpn": partial(_resnet, "resnet50", Bottleneck, (3, 4, 6, 3)),
-    "resnet101_fpn": partial(_resnet, "resnet101", Bottleneck, (3, 4, 23, 3)),
+    "resnet18_fpn": partial(_resnet, "resnet18"),
+    "resnet34_fpn": partial(_resnet, "resnet34"),
+    "resnet50_fpn": partial(_resnet, "resnet50"),
+    "resnet101_fpn": partial(_resnet, "resnet101"),
     "efficientnet_lite0_fpn": _efficientnet_lite0,
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -187,7 +188,7 @@ class ScalePermutedNode(nn.Module):
     def forward(self, parents: list[Tensor], merged: list[Tensor]) -> Tensor:
         """Return the node's map from its parents' and from those that are added as they are."""
         resampled = [resample(parent) for resample, parent in zip(self.resample, parents, strict=True)]
-        return self.blocks(F.relu(sum([*resampled, *merged])))
+        return self.blocks(F.relu(reduce(torch.add, [*resampled, *merged])))
 
 
 class Resample(nn.Module):
