@@ -17,7 +17,7 @@ from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.layers import prediction_head
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 
-ORIGINALS = [name for name in MASK_HEADS if name not in ("fcn", "fully_connected4")]
+ORIGINALS = [name for name in MASK_HEADS if name not in ("fcn", "fcn_separable", "fully_connected4")]
 
 
 def variables_for(module: nn.Module, table: Table, prefix: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 CHANNELS = 5
 
 # A bias just before a batch norm (or with nothing but norms after it) has no effect in training.
-BIASES_BEFORE_NORMS = ("enlarge.bias", "trunk.input_layer.bias", "trunk.blocks.0.skip.bias", "conv.bias")
+BIASES_BEFORE_NORMS = ("enlarge.bias", "trunk.input_layer.bias", "trunk.blocks.0.skip.bias", "conv.bias", "conv.1.bias")
 
 
 def crop_size(name: str) -> int:

@@ -26,6 +26,7 @@ class MaskHeadSettings:
     upsample: int
     mask_size: int | None
     norm_momentum: float
+    norm_epsilon: float
 
 
 class MaskHead(nn.Module):
@@ -35,26 +36,30 @@ class MaskHead(nn.Module):
 
     Source: `project_out` of Deep-MAC's mask head without enlargement; with it, Deep-MARC's `DeepMaskHead`
     (transposed convolution with kernel and stride `upsample` to `width` channels, batch norm, ReLU, logits).
+    Departures: an hourglass with `upsample` 1 has no transposed convolution (Deep-MARC's has one of 1 x 1);
+    `norm_momentum` is that of the hourglass and of the enlargement (the original's hourglass has its own, 0.9).
     """
 
-    UPSAMPLE_NORM_EPSILON = 1e-4
-
     def __init__(
-        self, trunk: nn.Module, trunk_channels: int, settings: MaskHeadSettings, size_divisor: int = 1
+        self,
+        trunk: nn.Module,
+        trunk_channels: int,
+        settings: MaskHeadSettings,
+        *,
+        size_divisor: int = 1,
+        enlarge: bool | None = None,
     ) -> None:
         super().__init__()
         self.size_divisor = size_divisor
         self.trunk = trunk
         self.enlarge: nn.ConvTranspose2d | None = None
         channels = trunk_channels
-        if settings.upsample > 1:
+        if settings.upsample > 1 if enlarge is None else enlarge:
             channels = settings.width
             factor = settings.upsample
             self.enlarge = nn.ConvTranspose2d(trunk_channels, channels, factor, stride=factor)
-            self.enlarge_norm = nn.BatchNorm2d(
-                channels, eps=self.UPSAMPLE_NORM_EPSILON, momentum=settings.norm_momentum
-            )
-        self.project_out = nn.Conv2d(channels, settings.num_masks, 1)
+            self.enlarge_norm = nn.BatchNorm2d(channels, eps=settings.norm_epsilon, momentum=settings.norm_momentum)
+        self.project_out: nn.Module = nn.Conv2d(channels, settings.num_masks, 1)
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
@@ -81,7 +86,7 @@ def _hourglass_head(settings: MaskHeadSettings, size: str, *, pool: int = 2, sho
         shortcut=shortcut,
         norm_momentum=settings.norm_momentum,
     )
-    return MaskHead(trunk, trunk.out_channels, settings, trunk.size_divisor)
+    return MaskHead(trunk, trunk.out_channels, settings, size_divisor=trunk.size_divisor)
 
 
 class ResNetTrunk(nn.Module):
@@ -132,21 +137,32 @@ def _resnet_head(settings: MaskHeadSettings, blocks: tuple[int, int], dilated: i
     return MaskHead(trunk, trunk.out_channels, settings)
 
 
-def _fcn_head(settings: MaskHeadSettings) -> MaskHead:
-    """Four 3 x 3 convolutions with bias and batch norm: Mask R-CNN's default head as Model Garden has it."""
-    layers: list[nn.Module] = []
-    for index in range(4):
-        before = settings.in_channels if index == 0 else settings.width
-        block = ConvBlock(
-            before,
-            settings.width,
-            3,
-            bias=True,
-            norm_momentum=settings.norm_momentum,
-            norm_epsilon=MaskHead.UPSAMPLE_NORM_EPSILON,
-        )
-        layers.append(block)
-    return MaskHead(nn.Sequential(*layers), settings.width, settings)
+def fcn_head(settings: MaskHeadSettings, convolutions: int = 4, separable: bool = False) -> MaskHead:
+    """Mask R-CNN's default head as Model Garden has it: 3 x 3 convolutions with bias and batch norm.
+
+    The transposed convolution is there for every `upsample`, also for 1. With `separable` each convolution, the
+    logits' included, is a depthwise and a pointwise one.
+
+    Source: official/projects/deepmac_maskrcnn/modeling/heads/instance_heads.py, `DeepMaskHead`, variant `default`.
+    """
+    momentum, epsilon = settings.norm_momentum, settings.norm_epsilon
+    block = partial(ConvBlock, kernel=3, bias=True, norm_momentum=momentum, norm_epsilon=epsilon)
+    widths = [settings.in_channels, *([settings.width] * convolutions)]
+    blocks = [block(before, after) for before, after in pairwise(widths)]
+    head = MaskHead(nn.Sequential(*blocks), settings.width, settings, enlarge=True)
+    if separable:
+        for name, layer in list(head.named_modules()):
+            if isinstance(layer, nn.Conv2d):
+                head.set_submodule(name, _separable(layer))
+        initialize_glorot(head)
+    return head
+
+
+def _separable(layer: nn.Conv2d) -> nn.Sequential:
+    """A depthwise convolution without bias and a pointwise one in the place of `layer`."""
+    channels, kernel = layer.in_channels, layer.kernel_size[0]
+    depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    return nn.Sequential(depthwise, nn.Conv2d(channels, layer.out_channels, 1))
 
 
 class FullyConnectedHead(nn.Module):
@@ -205,7 +221,8 @@ MASK_HEADS: dict[str, Callable[[MaskHeadSettings], MaskHead | FullyConnectedHead
     "resnet20_dilated20": partial(_resnet_head, blocks=(8, 2), dilated=20),
     "fully_connected": partial(FullyConnectedHead, layers=2),
     "fully_connected4": partial(FullyConnectedHead, layers=4),
-    "fcn": _fcn_head,
+    "fcn": fcn_head,
+    "fcn_separable": partial(fcn_head, separable=True),
 }
 
 
@@ -217,6 +234,7 @@ def create_mask_head(
     upsample: int = 1,
     mask_size: int | None = None,
     norm_momentum: float = 0.1,
+    norm_epsilon: float = 1e-4,
 ) -> MaskHead | FullyConnectedHead:
     """Build the mask head `name`, a module from crops `[N, C, S, S]` to logits `[N, K, uS, uS]`.
 
@@ -229,6 +247,7 @@ def create_mask_head(
         upsample: u, the enlargement at the end (1 for Deep-MAC, 2 for Deep-MARC).
         mask_size: S; needed by the fully connected heads only, which are built for one size.
         norm_momentum: of the batch norms, in torch's sense (0.9 in the originals' hourglasses).
+        norm_epsilon: of the batch norms of the `fcn` heads and of the enlargement.
 
     The module's `size_divisor` is what S must be a multiple of. N may be 0 or 1 in training, too (see
     `layers.normalize`).
@@ -242,5 +261,5 @@ def create_mask_head(
     for key, value in numbers.items():
         if value < 1:
             raise ValueError(f"{key} of a mask head must be 1 or more, but got {value}")
-    settings = MaskHeadSettings(in_channels, width, num_masks, upsample, mask_size, norm_momentum)
+    settings = MaskHeadSettings(in_channels, width, num_masks, upsample, mask_size, norm_momentum, norm_epsilon)
     return MASK_HEADS[name](settings)
