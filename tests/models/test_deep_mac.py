@@ -208,7 +208,7 @@ def test_frozen_levels_stay_frozen_when_norms_are_synchronised():
     [
         (
             {"mask_head": "hourglass52", "mask_size": 16},
-            "mask_size must be a multiple of 32 for mask head 'hourglass52'",
+            "mask_size must be a multiple of 32 for 'hourglass52'",
         ),
         ({"box_margin": -0.6}, "box_margin must be at least 0"),
         ({"mask_chunk_size": 0}, "mask_chunk_size must be at least 1"),

@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from maskwright.models.centernet import CenterNetLoss, decode
+from maskwright.models.deep_mac_losses import MaskLoss, choose_instances
 from maskwright.models.deep_mac_network import DeepMACNetwork, Maps
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import JitterMode, clip_boxes, expand_boxes, jitter_boxes
 from maskwright.ops.crop import crop_masks
 from maskwright.ops.frames import BoxFrame, margin_crop_matrix
-from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
 from maskwright.structures import (
     Category,
     ImageFeatures,
@@ -28,6 +28,14 @@ from maskwright.structures import (
     check_targets,
 )
 
+_SMALLEST = {
+    "mask_size": 1,
+    "mask_upsample": 1,
+    "max_masks_per_image": 1,
+    "mask_chunk_size": 1,
+    "postprocess_crop_size": 2,
+    "box_consistency_weight": 0,
+}
 _MAP_NAMES = ("pixel_embedding", "instance_embedding", "image")
 
 
@@ -61,12 +69,20 @@ class DeepMAC(nn.Module):
         box_margin: widens the crop by this share of the box on every side, so that the head sees context.
         box_jitter: how boxes are disturbed in training (`ops.boxes.jitter_boxes`).
         box_jitter_ratio: by how much; 0 leaves them.
+        predict_full_resolution_masks: the mask head sees no crop but the whole feature map for each box, with
+            coordinates relative to the box's centre, and learns the image's whole mask. It costs the head
+            (image_size / 4 / mask_size)^2 times as much; image_size / 4 must be a multiple of its size divisor.
+            Predictions are cut out of the image's mask along the box. Not with jitter, margin, upsampling, image
+            crop, the `pixel` frame or a fully connected head.
+        postprocess_crop_size: side of the grid on which they are cut out.
         object_center_weight: weight of the detector's loss of its centre maps.
         box_size_weight: weight of its loss of heights and widths.
         box_offset_weight: weight of its loss of the centres' offsets.
         min_box_overlap: sets the radius of its Gaussian targets (`ops.heatmap.gaussian_radius`).
         cross_entropy_weight: weight of the per-pixel loss (the original: 5).
         dice_weight: weight of the dice loss.
+        box_consistency_weight: weight of the loss that holds every box, with a mask or without, against the extent of
+            its predicted mask (`deep_mac_losses.MaskLoss`); then all boxes enter the mask head in training.
         max_masks_per_image: at most so many instances of an image enter the mask head in training.
         mask_chunk_size: at inference boxes enter the mask head in chunks of so many.
         resize: see `ImageBatch`.
@@ -112,12 +128,15 @@ class DeepMAC(nn.Module):
         box_margin: float = 0.0,
         box_jitter: JitterMode = "default",
         box_jitter_ratio: float = 0.0,
+        predict_full_resolution_masks: bool = False,
+        postprocess_crop_size: int = 256,
         object_center_weight: float = 1.0,
         box_size_weight: float = 0.1,
         box_offset_weight: float = 1.0,
         min_box_overlap: float = 0.7,
         cross_entropy_weight: float = 5.0,
         dice_weight: float = 0.0,
+        box_consistency_weight: float = 0.0,
         max_masks_per_image: int = 100,
         mask_chunk_size: int = 128,
         resize: ResizeMethod = "antialias",
@@ -135,7 +154,8 @@ class DeepMAC(nn.Module):
         self.detector = detector
         self.box_jitter: JitterMode = box_jitter
         self.box_jitter_ratio = box_jitter_ratio
-        self.loss_weights = {"mask_cross_entropy": cross_entropy_weight, "mask_dice": dice_weight}
+        crop_frame = None if predict_full_resolution_masks else box_frame
+        self.mask_loss = MaskLoss(cross_entropy_weight, dice_weight, box_consistency_weight, crop_frame)
         self.max_masks_per_image = max_masks_per_image
         self.mask_chunk_size = mask_chunk_size
         self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
@@ -152,11 +172,11 @@ class DeepMAC(nn.Module):
             raise ValueError(f"detector must be 'centernet' or null, but got {self.detector!r}")
         if self.detector and not self.categories:
             raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
-        for name in ("mask_size", "mask_upsample", "max_masks_per_image", "mask_chunk_size"):
-            if self.config[name] < 1:
-                raise ValueError(f"{name} must be at least 1, but got {self.config[name]}")
-        if not any(self.loss_weights.values()):
-            raise ValueError("cross_entropy_weight and dice_weight are both 0: the mask head would learn nothing")
+        for name, least in _SMALLEST.items():
+            if self.config[name] < least:
+                raise ValueError(f"{name} must be at least {least}, but got {self.config[name]}")
+        if self.config["predict_full_resolution_masks"] and self.box_jitter_ratio:
+            raise ValueError("predict_full_resolution_masks needs box_jitter_ratio 0: there is no crop to disturb")
         names = inspect.signature(DeepMACNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         network = DeepMACNetwork(num_classes=len(self.categories) if self.detector else None, **shared)
@@ -211,22 +231,17 @@ class DeepMAC(nn.Module):
 
         Source: `_compute_masks_loss`; departures: see `DeepMACNetwork`.
         """
-        rows = [self._rows_with_mask(target) for target in targets]
         size = (stacks[0][2].shape[-2], stacks[0][2].shape[-1])
-        boxes = [target["boxes"][row] for target, row in zip(targets, rows, strict=True)]
-        boxes = [jitter_boxes(b, size, self.box_jitter, self.box_jitter_ratio) for b in boxes]
-        counts = torch.tensor([len(row) for row in rows])
-        image_index = torch.repeat_interleave(torch.arange(len(targets)), counts).to(stacks[0][0].device)
-        all_boxes = torch.cat(boxes).to(image_index.device)
-        mask_targets = self._mask_targets(targets, rows, boxes).to(image_index.device)
-        losses = {name: stacks[0][0].new_zeros(()) for name, weight in self.loss_weights.items() if weight}
-        functions = {"mask_cross_entropy": mask_cross_entropy, "mask_dice": mask_dice}
-        for maps in stacks:
-            logits = self.network.mask_logits(maps, all_boxes, image_index).float()
-            for name in losses:
-                per_instance = functions[name](logits, mask_targets)
-                losses[name] = losses[name] + mean_per_image(per_instance, image_index, len(targets))
-        return {name: self.loss_weights[name] * loss / len(stacks) for name, loss in losses.items()}
+        instances = choose_instances(
+            targets,
+            self.max_masks_per_image,
+            lambda boxes: jitter_boxes(boxes, size, self.box_jitter, self.box_jitter_ratio),
+            self._mask_targets,
+            stacks[0][0].device,
+            boxes_alone=self.mask_loss.box_consistency_weight > 0,
+        )
+        logits = [self.network.head_logits(m, instances.boxes, instances.image_index).float() for m in stacks]
+        return self.mask_loss(logits, instances, len(targets), size)
 
     def encode(self, images: list[Tensor]) -> ImageFeatures:
         """Run the backbone once; the result can be prompted with boxes any number of times.
@@ -300,22 +315,13 @@ class DeepMAC(nn.Module):
                     f"in training all images must have one size, but image 0 is {first} and {index} {other}"
                 )
 
-    def _rows_with_mask(self, target: Target) -> Int64[Tensor, " k"]:
-        """Rows whose mask may be learnt; where there are too many, a random choice of them."""
-        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten()
-        if len(rows) <= self.max_masks_per_image:
-            return rows
-        return rows[torch.randperm(len(rows))[: self.max_masks_per_image]]
-
     def _mask_targets(
-        self, targets: Sequence[Target], rows: Sequence[Tensor], boxes: Sequence[Tensor]
-    ) -> Float[Tensor, "n m m"]:
+        self, masks: Bool[Tensor, "k height width"], boxes: Float[Tensor, "k 4"]
+    ) -> Float[Tensor, "k h w"]:
+        if self.network.predict_full_resolution_masks:
+            return masks.float()
         size = self.network.mask_size * self.network.mask_upsample
-        crops = [
-            crop_masks(target["masks"][row], expand_boxes(b, self.network.box_margin), size, self.network.box_frame)
-            for target, row, b in zip(targets, rows, boxes, strict=True)
-        ]
-        return torch.cat(crops)
+        return crop_masks(masks, expand_boxes(boxes, self.network.box_margin), size, self.network.box_frame)
 
     def _mask_probabilities(
         self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from maskwright.models.centernet import CenterNetHeads, CenterNetMaps
 from maskwright.nn.backbones import create_backbone
 from maskwright.nn.layers import prediction_head
-from maskwright.nn.mask_heads import create_mask_head
+from maskwright.nn.mask_heads import FullyConnectedHead, create_mask_head
 from maskwright.ops.boxes import expand_boxes
-from maskwright.ops.crop import coordinate_grid, crop_and_resize, gather_at_centers
+from maskwright.ops.crop import center_offsets, coordinate_grid, crop_and_resize, gather_at_centers
 from maskwright.ops.frames import BoxFrame, check_frame
 
 Maps = tuple[Tensor, Tensor, Tensor]
@@ -24,6 +25,9 @@ class DeepMACNetwork(nn.Module):
     """The backbone, the embedding heads, the mask head and, with `num_classes`, the heads of CenterNet.
 
     The arguments are those of `DeepMAC`, and `num_classes`: of the detector; null for a network without one.
+
+    Raises:
+        ValueError: a value has no meaning, or does not go with another.
 
     Source: Deep-MAC original, `deepmac_meta_arch.py` (`_get_mask_head_input`, `MaskHeadNetwork`).
     Departures: all boxes of all images go through the head in one batch (batch norm groups them so, too);
@@ -51,10 +55,13 @@ class DeepMACNetwork(nn.Module):
         use_image_crop: bool,
         box_frame: BoxFrame,
         box_margin: float,
+        predict_full_resolution_masks: bool,
+        postprocess_crop_size: int,
         norm_momentum: float,
         width: float,
     ) -> None:
         super().__init__()
+        _check_values(embedding_kernel, box_frame, box_margin, norm_momentum)
         self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
         channels, stacks = self.backbone.channels, self.backbone.num_outputs
         hidden = max(1, round(embedding_width * width))
@@ -70,14 +77,8 @@ class DeepMACNetwork(nn.Module):
         self.mask_head = create_mask_head(
             mask_head, in_channels, head_width, 1, mask_upsample, mask_size, norm_momentum=norm_momentum
         )
-        check_frame(box_frame)
-        divisor = self.mask_head.size_divisor
-        if mask_size % divisor:
-            raise ValueError(
-                f"mask_size must be a multiple of {divisor} for mask head {mask_head!r}, but got {mask_size}"
-            )
-        if box_margin < 0:
-            raise ValueError(f"box_margin must be at least 0, but got {box_margin}")
+        if mask_size % (divisor := self.mask_head.size_divisor):
+            raise ValueError(f"mask_size must be a multiple of {divisor} for {mask_head!r}, but got {mask_size}")
         self.detector: nn.ModuleList | None = None
         if num_classes is not None:
             hidden = max(1, round(detector_width * width))
@@ -89,6 +90,10 @@ class DeepMACNetwork(nn.Module):
         self.use_image_crop = use_image_crop
         self.box_frame: BoxFrame = box_frame
         self.box_margin = box_margin
+        self.predict_full_resolution_masks = predict_full_resolution_masks
+        self.postprocess_crop_size = postprocess_crop_size
+        if predict_full_resolution_masks:
+            self._check_full_resolution()
 
     def stack_outputs(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[list[Maps], list[CenterNetMaps]]:
         """What training supervises: the maps of every stack, and the detector's (none without a detector)."""
@@ -121,23 +126,74 @@ class DeepMACNetwork(nn.Module):
     ) -> Float[Tensor, "n m m"]:
         """Mask logits on the grid of each box, widened by `box_margin` on every side.
 
+        With `predict_full_resolution_masks` they are cut out of the image's: first enlarged to the network input's
+        size, then sampled on a grid of `postprocess_crop_size` x `postprocess_crop_size`.
+
         Args:
             maps: of `maps` or of one stack of `stack_outputs`.
             boxes: xyxy, pixels of the network input.
             image_index: the image of the batch to which each box belongs.
         """
+        logits = self.head_logits(maps, boxes, image_index)
+        if not self.predict_full_resolution_masks:
+            return logits
+        frame_size = (maps[2].shape[-2], maps[2].shape[-1])
+        enlarged = F.interpolate(logits[:, None], size=frame_size, mode="bilinear", align_corners=False)
+        own = torch.arange(boxes.shape[0], device=boxes.device)
+        return crop_and_resize(enlarged, boxes, own, frame_size, self.postprocess_crop_size, self.box_frame).squeeze(1)
+
+    def head_logits(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n h w"]:
+        """What the mask head says, which is what training supervises; the arguments are those of `mask_logits`.
+
+        On the grid of each box, widened by `box_margin`; with `predict_full_resolution_masks` on the whole map.
+        """
+        return self.mask_head(self._head_input(maps, boxes, image_index)).squeeze(1)
+
+    def _head_input(self, maps: Maps, boxes: Tensor, image_index: Tensor) -> Float[Tensor, "n c h w"]:
+        """Per box, as channels: coordinates, pixel embedding, instance embedding (tiled) and the image itself."""
         pixel_map, instance_map, image = maps
         frame_size = (image.shape[-2], image.shape[-1])
         crop_boxes = expand_boxes(boxes, self.box_margin)
-        crops = crop_and_resize(pixel_map, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
-        parts = [crops]
-        if self.use_coordinates:
-            grid = coordinate_grid(self.mask_size).to(crops)
-            parts.insert(0, grid.expand(boxes.shape[0], -1, -1, -1))
+        if self.predict_full_resolution_masks:
+            pixels = pixel_map[image_index]
+            coordinates = center_offsets(boxes, frame_size, (pixels.shape[-2], pixels.shape[-1]))
+        else:
+            pixels = crop_and_resize(pixel_map, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
+            coordinates = coordinate_grid(self.mask_size, pixels.device).expand(boxes.shape[0], -1, -1, -1)
+        parts = [coordinates.to(pixels.dtype)] if self.use_coordinates else []
+        parts.append(pixels)
         if self.use_instance_embedding:
-            vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(crops.dtype)
-            parts.append(vectors[:, :, None, None].expand(-1, -1, self.mask_size, self.mask_size))
+            vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(pixels.dtype)
+            parts.append(vectors[:, :, None, None].expand(-1, -1, *pixels.shape[2:]))
         if self.use_image_crop:
             crop = crop_and_resize(image, crop_boxes, image_index, frame_size, self.mask_size, self.box_frame)
-            parts.append(crop.to(crops.dtype))
-        return self.mask_head(torch.cat(parts, dim=1)).squeeze(1)
+            parts.append(crop.to(pixels.dtype))
+        return torch.cat(parts, dim=1)
+
+    def _check_full_resolution(self) -> None:
+        """There is no crop whose frame, margin, size or image could be chosen, and heads of one size do not fit."""
+        chosen = {
+            "box_frame": self.box_frame != "corner",
+            "box_margin": self.box_margin > 0,
+            "mask_upsample": self.mask_upsample != 1,
+            "use_image_crop": self.use_image_crop,
+            "mask_head": isinstance(self.mask_head, FullyConnectedHead),
+        }
+        wrong = [name for name, other in chosen.items() if other]
+        if wrong:
+            raise ValueError(
+                "predict_full_resolution_masks needs box_frame 'corner', box_margin 0, mask_upsample 1, use_image_crop "
+                f"false and a convolutional mask_head, but got another {wrong[0]}"
+            )
+
+
+def _check_values(embedding_kernel: Sequence[int], box_frame: str, box_margin: float, norm_momentum: float) -> None:
+    check_frame(box_frame)
+    if len(embedding_kernel) != 2 or any(size < 1 or size % 2 == 0 for size in embedding_kernel):
+        raise ValueError(f"embedding_kernel must be two odd numbers, but got {list(embedding_kernel)}")
+    if box_margin < 0:
+        raise ValueError(f"box_margin must be at least 0, but got {box_margin}")
+    if not 0 <= norm_momentum <= 1:
+        raise ValueError(f"norm_momentum must lie in 0..1, but got {norm_momentum}")

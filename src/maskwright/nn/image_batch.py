@@ -32,7 +32,8 @@ class ImageBatch(nn.Module):
         channel_order: the order in which the network takes the channels.
 
     Raises:
-        ValueError: an unknown `resize` or `channel_order`, not three means and stds, or an `image_size` below 1.
+        ValueError: an unknown `resize` or `channel_order`, not three means and stds, a std that is not above 0, or
+            an `image_size` below 1.
 
     Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`.
     """
@@ -54,6 +55,8 @@ class ImageBatch(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {value!r}")
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"mean and std must be three numbers each, but got {list(mean)} and {list(std)}")
+        if min(std) <= 0:
+            raise ValueError(f"std (image_std of a model) must be three numbers above 0, but got {list(std)}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, but got {image_size}")
         self.image_size = image_size

@@ -64,12 +64,17 @@ def _map_extent(
 
 
 def crop_masks(
-    masks: Bool[Tensor, "n height width"], boxes: Float[Tensor, "n 4"], output_size: int, frame: BoxFrame
+    masks: Bool[Tensor, "m height width"],
+    boxes: Float[Tensor, "n 4"],
+    output_size: int,
+    frame: BoxFrame,
+    rows: Int64[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n {output_size} {output_size}"]:
-    """Each mask inside its own box, as soft float32 targets in [0, 1] on the box's grid.
+    """A mask inside each box, as soft float32 targets in [0, 1] on the box's grid.
 
-    masks: row n belongs to box n; the planes are read at four neighbours per sample and never copied.
+    masks: the planes are read at four neighbours per sample and never copied.
     boxes: xyxy, pixels of the masks' frame; outside of it a mask is 0 (each neighbour on its own).
+    rows: the mask of each box; left out, row n belongs to box n.
 
     One bilinear sample per cell in either frame: `corner` at the originals' positions, `pixel` between
     pixel centres. No gradient.
@@ -83,8 +88,8 @@ def crop_masks(
     height, width = masks.shape[1:]
     index_y = map_indices(sample_positions(low_y, high_y, output_size, frame), height, height, frame)
     index_x = map_indices(sample_positions(low_x, high_x, output_size, frame), width, width, frame)
-    row = torch.arange(len(masks), device=masks.device)[:, None, None]
-    crops = torch.zeros(len(masks), output_size, output_size, device=masks.device)
+    row = (torch.arange(len(masks), device=masks.device) if rows is None else rows)[:, None, None]
+    crops = torch.zeros(len(boxes), output_size, output_size, device=masks.device)
     for y, weight_y in _neighbours(index_y, height):
         for x, weight_x in _neighbours(index_x, width):
             crops += masks[row, y[:, :, None], x[:, None, :]] * (weight_y[:, :, None] * weight_x[:, None, :])
@@ -134,3 +139,40 @@ def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tens
     """
     steps = torch.linspace(-1, 1, size, device=device)
     return torch.stack(torch.meshgrid(steps, steps, indexing="ij"))
+
+
+def center_offsets(
+    boxes: Float[Tensor, "n 4"], frame_size: tuple[int, int], map_size: tuple[int, int]
+) -> Float[Tensor, "n 2 {map_size[0]} {map_size[1]}"]:
+    """The coordinate channels of a mask head that sees the whole map: y, then x, from the centre of each box.
+
+    boxes: xyxy, pixels of a frame of `frame_size` = (height, width).
+    map_size: (height, width) of a map that covers the frame; its first and last cells lie on the frame's edges.
+
+    The unit is the frame's height for y and its width for x.
+
+    Source: _get_mask_head_input of the originals' deepmac_meta_arch.py, `predict_full_resolution_masks`.
+    """
+    low_x, low_y, high_x, high_y = boxes.unbind(dim=1)
+    y = torch.linspace(0, 1, map_size[0], device=boxes.device) - ((low_y + high_y) / 2 / frame_size[0])[:, None]
+    x = torch.linspace(0, 1, map_size[1], device=boxes.device) - ((low_x + high_x) / 2 / frame_size[1])[:, None]
+    return torch.stack([y[:, :, None].expand(-1, -1, map_size[1]), x[:, None, :].expand(-1, map_size[0], -1)], dim=1)
+
+
+def fill_boxes(
+    boxes: Float[Tensor, "n 4"], frame_size: tuple[int, int], map_size: tuple[int, int]
+) -> Float[Tensor, "n {map_size[0]} {map_size[1]}"]:
+    """Each box as a filled rectangle on a map that covers the boxes' frame: 1 inside, edges included, and 0 outside.
+
+    boxes: xyxy, pixels of a frame of `frame_size` = (height, width).
+    map_size: (height, width). A cell is inside by its index, not by its centre.
+
+    Source: fill_boxes of the originals' deepmac_meta_arch.py.
+    """
+    scale = boxes.new_tensor([map_size[1] / frame_size[1], map_size[0] / frame_size[0]])
+    left, top, right, bottom = (boxes * scale.repeat(2)).unbind(dim=1)
+    y = torch.arange(map_size[0], device=boxes.device)
+    x = torch.arange(map_size[1], device=boxes.device)
+    rows = (y >= top[:, None]) & (y <= bottom[:, None])
+    columns = (x >= left[:, None]) & (x <= right[:, None])
+    return (rows[:, :, None] & columns[:, None, :]).to(boxes.dtype)

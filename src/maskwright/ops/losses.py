@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+MaskLossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Logits and targets [n, ...] to one value per instance [n]."""
 
-def mask_cross_entropy(logits: Float[Tensor, "n s s"], targets: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
-    """Sigmoid cross-entropy of each instance, the mean over its s x s cells. Targets in [0, 1] may be soft.
+
+def mask_cross_entropy(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """Sigmoid cross-entropy of each instance, the mean over its cells. Targets in [0, 1] may be soft.
 
     Source: _compute_mask_prediction_loss of the originals' deepmac_meta_arch.py, `weighted_sigmoid`.
     """
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return losses.mean(dim=(1, 2))
+    return losses.flatten(1).mean(dim=1)
 
 
-def mask_dice(logits: Float[Tensor, "n s s"], targets: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
-    """Dice loss of each instance, `1 - 2 sum(p t) / max(sum(p) + sum(t), 1)` over its s x s cells.
+def mask_dice(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """Dice loss of each instance, `1 - 2 sum(p t) / max(sum(p) + sum(t), 1)` over its cells.
 
     Source: WeightedDiceClassificationLoss of the originals (no squared terms in the denominator).
     """
-    probabilities = logits.sigmoid()
-    overlap = (probabilities * targets).sum(dim=(1, 2))
-    total = probabilities.sum(dim=(1, 2)) + targets.sum(dim=(1, 2))
+    probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
+    overlap = (probabilities * targets).sum(dim=1)
+    total = probabilities.sum(dim=1) + targets.sum(dim=1)
     return 1 - 2 * overlap / total.clamp(min=1)
+
+
+def projection_loss(
+    loss: MaskLossFunction, logits: Float[Tensor, "n h w"], targets: Float[Tensor, "n h w"]
+) -> Float[Tensor, " n"]:
+    """`loss` of the largest logit against the largest target of each column, and of each row; the sum of both.
+
+    Source: _compute_per_instance_box_consistency_loss of the originals' deepmac_meta_arch.py. Departure: with the
+    cross-entropy, maps that are not square are an error there; here each of the two is a mean over its own cells.
+    """
+    columns = loss(logits.amax(dim=1), targets.amax(dim=1))
+    return columns + loss(logits.amax(dim=2), targets.amax(dim=2))
 
 
 def mean_per_image(
