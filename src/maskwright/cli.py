@@ -172,13 +172,19 @@ def _convert(arguments: list[str]) -> int:
 
 def _check_data(arguments: list[str]) -> int:
     parser = _parser("data check")
-    parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances")
+    parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances, or COCO panoptic")
     parser.add_argument("--images", type=str, metavar="DIR", help="also read every image in this folder")
+    parser.add_argument(
+        "--segmentations",
+        type=str,
+        metavar="DIR",
+        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
+    )
     values = _parse(parser, arguments)
 
-    from maskwright.data.check import check_annotations
+    from maskwright.data.check import check_file
 
-    report = check_annotations(**values)
+    report = check_file(**values)
     print(report)
     return 0 if report.usable else 2
 

@@ -19,7 +19,7 @@ from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.structures import Category
 
-Effect = Literal["refused", "not for training", "dropped", "box only"]
+Effect = Literal["refused", "not for training", "dropped", "box only", "void", "kept"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Problem:
     id: the entry's own id, or its position in the list as `#3` where it has none.
     kind: the reason in general words, the same for all entries of a kind; `reason` adds the values.
     effect: `refused` (the file cannot be used), `not for training` (only for prediction and evaluation), `dropped`
-        (the annotation is left out), `box only` (it is kept without its mask).
+        (the entry is left out), `box only` (it is kept without its mask), `void` (its pixels count as unlabelled),
+        `kept` (it is used all the same).
     """
 
     subject: Literal["annotation", "image", "segment", "file"]

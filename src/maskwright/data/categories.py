@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
 from maskwright.data.json_file import is_text, read_json_object
 from maskwright.errors import UserError
 from maskwright.structures import Category
@@ -123,3 +126,23 @@ def match_name(name: str, names: Sequence[str]) -> str | None:
         return name
     key = _key(name)
     return next((candidate for candidate in names if _key(candidate) == key), None)
+
+
+def labels_of_categories(
+    file_categories: Sequence[Category], used: set[int], categories: Sequence[Category], source: str
+) -> Int64[np.ndarray, " file_categories"]:
+    """The label, in `categories`, of each of a file's categories, by name; -1 where it has none.
+
+    used: positions of the file's categories that annotations use; `source` names the file in errors.
+
+    Raises:
+        UserError: a category that is used has no label; all such are named.
+    """
+    names = [category["name"] for category in categories]
+    matches = [match_name(category["name"], names) for category in file_categories]
+    unknown = [file_categories[row]["name"] for row in sorted(used) if matches[row] is None]
+    if unknown:
+        raise UserError(
+            f"{source}: classes that the model does not know: {', '.join(unknown)}; it knows: {', '.join(names)}"
+        )
+    return np.array([-1 if match is None else names.index(match) for match in matches], dtype=np.int64)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from maskwright.data.annotations import AnnotationIndex, Problem, read_annotations
-from maskwright.data.coco import read_annotated_image
+from maskwright.data.check_images import check_images
+from maskwright.data.check_panoptic import PanopticReport, check_panoptic
+from maskwright.data.panoptic_annotations import is_panoptic
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
 
@@ -81,6 +83,23 @@ class AnnotationReport:
         return [head, *rows]
 
 
+def check_file(
+    annotations: str | Path, images: str | Path | None = None, segmentations: str | Path | None = None
+) -> AnnotationReport | PanopticReport:
+    """The report of a COCO instances file (`check_annotations`) or of a COCO panoptic file (`check_panoptic`).
+
+    The file's content tells which it is; `segmentations` is for a panoptic file only.
+
+    Raises:
+        UserError: the file is neither, a folder does not exist, or an instances file came with `segmentations`.
+    """
+    if is_panoptic(annotations):
+        return check_panoptic(annotations, images, segmentations)
+    if segmentations is not None:
+        raise UserError(f"{annotations} is no panoptic file (it has no 'segments_info'): --segmentations has no use")
+    return check_annotations(annotations, images)
+
+
 def check_annotations(annotations: str | Path, images: str | Path | None = None) -> AnnotationReport:
     """Read a COCO instances file as `CocoInstances` does, decode every mask, and report all that is found.
 
@@ -98,7 +117,7 @@ def check_annotations(annotations: str | Path, images: str | Path | None = None)
     if not any(problem.effect == "refused" for problem in problems):
         problems += _check_training(index, has_mask)
     if images is not None:
-        problems += _check_images(index, Path(images))
+        problems += check_images(index.image_ids.tolist(), index.file_names, index.image_sizes, images, index.source)
     return AnnotationReport(
         source=index.source,
         images=len(index.image_ids),
@@ -142,19 +161,6 @@ def _check_training(index: AnnotationIndex, has_mask: np.ndarray) -> list[Proble
         "mask; training needs at least 2: one to learn from and one set aside for validation"
     )
     return [Problem("file", "as a whole", "too few images with masks", reason, "not for training")]
-
-
-def _check_images(index: AnnotationIndex, folder: Path) -> list[Problem]:
-    if not folder.is_dir():
-        raise UserError(f"the image folder {folder} does not exist or is no folder")
-    problems: list[Problem] = []
-    identities = index.image_ids.tolist()
-    for row, (height, width) in enumerate(index.image_sizes.tolist()):
-        try:
-            read_annotated_image(folder / index.file_names[row], (height, width), index.source)
-        except UserError as error:
-            problems.append(Problem("image", identities[row], "unusable image", str(error), "refused"))
-    return problems
 
 
 def _count_classes(index: AnnotationIndex, has_mask: np.ndarray) -> list[ClassCounts]:

@@ -14,8 +14,8 @@ from jaxtyping import Float64, UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from maskwright.data.annotations import AnnotationIndex, read_annotations
-from maskwright.data.categories import match_name, resolve_mask_classes
+from maskwright.data.annotations import read_annotations
+from maskwright.data.categories import labels_of_categories, resolve_mask_classes
 from maskwright.data.images import read_image
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
@@ -75,7 +75,8 @@ class CocoInstances:
         self._index.refuse_unusable()
         self._rows = np.arange(len(self._index.image_ids))
         self.categories: list[Category] = list(self._index.categories if categories is None else categories)
-        self._labels = _label_of_category(self._index, self.categories)
+        used = set(np.unique(self._index.category_rows).tolist())
+        self._labels = labels_of_categories(self._index.categories, used, self.categories, self._index.source)
         self.mask_classes = resolve_mask_classes(mask_classes, self.categories)
         names = set(self.mask_classes)
         self._label_has_mask = np.array([category["name"] in names for category in self.categories], dtype=bool)
@@ -83,7 +84,7 @@ class CocoInstances:
         self.transforms = transforms
         if not self._images.is_dir():
             raise UserError(f"the image folder {self._images} does not exist or is no folder")
-        _require_file(self._path(0), self._index.source)
+        require_file(self._path(0), self._index.source)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,19 +166,6 @@ class CocoInstances:
         )
 
 
-def _label_of_category(index: AnnotationIndex, categories: Sequence[Category]) -> np.ndarray:
-    """int64 [file categories]: the label of each; -1 where it has none and no annotation uses it."""
-    names = [category["name"] for category in categories]
-    matches = [match_name(category["name"], names) for category in index.categories]
-    used = set(np.unique(index.category_rows).tolist())
-    unknown = [index.categories[row]["name"] for row in sorted(used) if matches[row] is None]
-    if unknown:
-        raise UserError(
-            f"{index.source}: classes that the model does not know: {', '.join(unknown)}; it knows: {', '.join(names)}"
-        )
-    return np.array([-1 if match is None else names.index(match) for match in matches], dtype=np.int64)
-
-
 def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
@@ -186,7 +174,7 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
     """
-    _require_file(path, source)
+    require_file(path, source)
     try:
         with Image.open(path) as stored:
             if (stored.height, stored.width) == size:
@@ -204,7 +192,12 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     return image
 
 
-def _require_file(path: Path, source: str) -> None:
+def require_file(path: Path, source: str) -> None:
+    """Refuse a file of the annotation file `source` that is not there.
+
+    Raises:
+        UserError: it does not exist.
+    """
     if not path.is_file():
         raise UserError(f"the image {path}, listed in {source}, does not exist")
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from maskwright.ops.frames import BoxFrame
-from maskwright.ops.panoptic_map import encode_ids, segment_areas, segment_boxes
+from maskwright.ops.panoptic_map import encode_ids, rows_of_ids, segment_areas, segment_boxes
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.structures.targets import Category
 
@@ -190,11 +190,5 @@ class PanopticPrediction:
 
     def _rows(self) -> Int32[Tensor, "h w"]:
         """The map with each segment's position in `segments_info` for its id, -1 for all else; on the CPU."""
-        ids = np.array([info["id"] for info in self.segments_info], dtype=np.int64)
-        order = np.argsort(ids)
-        values, inverse = np.unique(self.segmentation.cpu().numpy(), return_inverse=True)
-        places = np.searchsorted(ids[order], values)
-        known = np.isin(values, ids)
-        rows = np.full(len(values), -1, dtype=np.int32)
-        rows[known] = order[places[known]]
-        return torch.from_numpy(rows[inverse].reshape(self.segmentation.shape))
+        ids = torch.tensor([info["id"] for info in self.segments_info], dtype=torch.int64)
+        return rows_of_ids(self.segmentation.cpu(), ids)

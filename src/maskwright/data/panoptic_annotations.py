@@ -1,0 +1,201 @@
+"""A COCO panoptic annotation file as a compact index of flat arrays.
+
+This module alone decides what a broken entry means: the data set builds on its index, and `maskwright data check`
+prints its problems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwright.data.annotations import Problem, TextTable, read_images, refuse_problems
+from maskwright.data.categories import parse_categories
+from maskwright.data.json_file import is_text, read_json_object
+from maskwright.errors import UserError
+from maskwright.ops.panoptic_map import LARGEST_ID
+from maskwright.structures import Category
+
+NO_AREA = -1
+"""The area of a segment whose entry has none."""
+
+
+@dataclass(frozen=True)
+class PanopticIndex:
+    """What a COCO panoptic file holds, without its broken entries. Images and segments are in file order.
+
+    categories: in file order; category_rows: int64 [M], positions in it.
+    file_names, image_ids [I], image_sizes int64 [I, 2] (height, width): of the images that have an annotation.
+    map_names: the PNG of each image.
+    sampling_weights: float64 [I] or None where no image has the key.
+    offsets: int64 [I + 1]; image i has the segments offsets[i] .. offsets[i + 1] - 1.
+    ids: int64 [M], each unique within its image, in 1..2^24 - 1; iscrowd: bool [M].
+    areas: int64 [M], as the file says; `NO_AREA` where it does not.
+    problems: of the whole file, in the order found; those that are `refused` make the index unusable.
+    """
+
+    source: str
+    categories: list[Category]
+    file_names: TextTable
+    map_names: TextTable
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    sampling_weights: np.ndarray | None
+    offsets: np.ndarray
+    ids: np.ndarray
+    category_rows: np.ndarray
+    iscrowd: np.ndarray
+    areas: np.ndarray
+    problems: list[Problem]
+
+    def refuse_unusable(self) -> None:
+        """Raise the first problem that makes the file unusable, if there is one.
+
+        Raises:
+            UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
+        """
+        refuse_problems(self.source, self.problems)
+
+
+def is_panoptic(path: str | Path) -> bool:
+    """Whether the annotation file at `path` is of COCO's panoptic format: its annotations have `segments_info`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return b'"segments_info"' in Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror or error}") from error
+
+
+def map_folder(annotations: str | Path, segmentations: str | Path | None) -> Path:
+    """The folder of an annotation file's PNGs: `segmentations`, or the one named like the file that lies beside it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
+    if not folder.is_dir():
+        hint = "" if segmentations is not None else "; name the folder of its PNGs as `segmentations`"
+        raise UserError(f"the folder {folder} of the segmentations of {annotations} does not exist{hint}")
+    return folder
+
+
+def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
+    """Read a COCO panoptic file whole; broken entries become `problems` of the index, not errors.
+
+    A broken segment is left out, and its pixels are void. An image without a usable annotation is left out.
+
+    Raises:
+        UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
+    """
+    source = str(path)
+    content = read_json_object(path, ("images", "annotations", "categories"))
+    categories = parse_categories(content["categories"], source)
+    for key in ("images", "annotations"):
+        if not isinstance(content[key], list):
+            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+    problems: list[Problem] = []
+    images = read_images(content["images"], problems)
+    annotations = _by_image(content["annotations"], images["rows"], problems)
+    image_rows = _annotated_images(images, annotations, problems)
+    category_rows = {category["id"]: row for row, category in enumerate(categories)}
+    segments = [_read_segments(annotations[row], category_rows, problems) for row in image_rows]
+    columns = np.array([segment for part in segments for segment in part], dtype=np.int64).reshape(-1, 4)
+    if any(entry["segments_info"] for entry in annotations.values()) and not len(columns):
+        problems.append(Problem("file", "as a whole", "no usable segment", "none of its segments is usable", "refused"))
+    return PanopticIndex(
+        source=source,
+        categories=categories,
+        file_names=TextTable([images["file_names"][row] for row in image_rows]),
+        map_names=TextTable([annotations[row]["file_name"] for row in image_rows]),
+        image_ids=images["ids"][image_rows],
+        image_sizes=images["sizes"][image_rows],
+        sampling_weights=None if images["weights"] is None else images["weights"][image_rows],
+        offsets=np.cumsum([0, *map(len, segments)]),
+        ids=columns[:, 0],
+        category_rows=columns[:, 1],
+        iscrowd=columns[:, 2].astype(bool),
+        areas=columns[:, 3],
+        problems=problems,
+    )
+
+
+def _by_image(entries: list[Any], image_rows: dict[Any, int], problems: list[Problem]) -> dict[int, dict[str, Any]]:
+    """The usable entries of `annotations` by the position of their image."""
+    annotations: dict[int, dict[str, Any]] = {}
+    for position, entry in enumerate(entries):
+        reason = _annotation_reason(entry, image_rows, annotations)
+        if reason:
+            identity = f"of image {entry['image_id']}" if isinstance(entry, dict) and "image_id" in entry else position
+            problems.append(Problem("annotation", identity, reason.partition(",")[0], reason, "dropped"))
+        else:
+            annotations[image_rows[entry["image_id"]]] = entry
+    return annotations
+
+
+def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, dict[str, Any]]) -> str | None:
+    if not isinstance(entry, dict):
+        return f"annotation must be an object, but is a {type(entry).__name__}"
+    image_id, name = entry.get("image_id"), entry.get("file_name")
+    if type(image_id) not in (int, str) or image_id not in image_rows:
+        return f"image_id is {image_id!r}, which the file does not list"
+    if image_rows[image_id] in seen:
+        return "the image has an annotation already"
+    if not is_text(name):
+        return f"'file_name' of the segmentation must be a text, but is {name!r}"
+    if not isinstance(entry.get("segments_info"), list):
+        return f"'segments_info' must be a list, but is {str(entry.get('segments_info'))[:80]}"
+    return None
+
+
+def _annotated_images(
+    images: dict[str, Any], annotations: dict[int, dict[str, Any]], problems: list[Problem]
+) -> list[int]:
+    for row, identity in enumerate(images["ids"].tolist()):
+        if row not in annotations:
+            reason = "the image has no usable annotation and is left out"
+            problems.append(Problem("image", identity, "image without annotation", reason, "dropped"))
+    if len(images["ids"]) and not annotations:
+        reason = f"none of its images ({len(images['ids'])}) has a usable annotation"
+        problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
+    return sorted(annotations)
+
+
+def _read_segments(
+    annotation: dict[str, Any], category_rows: dict[int, int], problems: list[Problem]
+) -> list[tuple[int, int, int, int]]:
+    """(id, category row, iscrowd, area) of the usable segments of one image."""
+    segments: dict[int, tuple[int, int, int, int]] = {}
+    for position, entry in enumerate(annotation["segments_info"]):
+        reason = _segment_reason(entry, segments, category_rows)
+        if reason:
+            place = entry["id"] if isinstance(entry, dict) and "id" in entry else f"#{position}"
+            identity = f"{place} of {annotation['file_name']}"
+            problems.append(Problem("segment", identity, reason.partition(",")[0], reason, "dropped"))
+            continue
+        area = entry.get("area")
+        row = category_rows[entry["category_id"]]
+        segments[entry["id"]] = (entry["id"], row, int(entry.get("iscrowd", 0)), NO_AREA if area is None else int(area))
+    return list(segments.values())
+
+
+def _segment_reason(entry: Any, seen: dict[int, Any], category_rows: dict[int, int]) -> str | None:
+    if not isinstance(entry, dict):
+        return f"segment must be an object, but is a {type(entry).__name__}"
+    identity, category, area = entry.get("id"), entry.get("category_id"), entry.get("area")
+    if type(identity) is not int or not 0 < identity <= LARGEST_ID:
+        return f"segment id must be an integer in 1..{LARGEST_ID}, but is {identity!r}"
+    if identity in seen:
+        return "segment id is not unique in its image"
+    if type(category) is not int or category not in category_rows:
+        return f"unknown category, category_id is {category!r}, which the file does not list"
+    if entry.get("iscrowd", 0) not in (0, 1):
+        return f"iscrowd must be 0 or 1, but is {repr(entry['iscrowd'])[:80]}"
+    if area is not None and (type(area) not in (int, float) or not 0 <= area < 2**53 or area != int(area)):
+        return f"area must be a whole number of pixels, but is {repr(area)[:80]}"
+    return None
