@@ -17,7 +17,10 @@ from maskwright.errors import UserError
 from maskwright.structures import SegmentationModel
 
 BUNDLED = Path(__file__).parents[1] / "weights"
-FAMILIES = {"deep_mac": ("maskwright.models.deep_mac", "DeepMAC")}
+FAMILIES = {
+    "deep_mac": ("maskwright.models.deep_mac", "DeepMAC"),
+    "deep_marc": ("maskwright.models.deep_marc", "DeepMARC"),
+}
 
 
 def family_class(family: str) -> type[nn.Module]:

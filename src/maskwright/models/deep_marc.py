@@ -1,0 +1,326 @@
+"""Deep-MARC: Mask R-CNN with a deep mask head, trained on ground-truth boxes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from maskwright.models.deep_marc_network import BoxHead, DeepMARCNetwork, Maps
+from maskwright.models.roi_heads import Sample, image_indices
+from maskwright.nn.detection_backbones import Padding
+from maskwright.nn.hourglass import Hourglass
+from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
+from maskwright.ops.boxes import clip_boxes
+from maskwright.ops.crop import crop_masks
+from maskwright.ops.losses import mask_cross_entropy
+from maskwright.structures import (
+    Category,
+    ImageFeatures,
+    InstancePrediction,
+    ParameterGroup,
+    Target,
+    Task,
+    check_targets,
+)
+
+MaskBoxes = Literal["ground_truth", "proposals"]
+
+
+class DeepMARC(nn.Module):
+    """Mask R-CNN whose mask head may be deep, and learns on ground-truth boxes: then it masks unseen classes, too.
+
+    It finds boxes by itself (of all classes that have boxes in training) and takes given ones.
+
+    Args:
+        categories: the label space, in label order.
+        mask_classes: names of the classes whose masks were used in training.
+        image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
+        backbone: a name of `nn.detection_backbones`.
+        pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
+        padding: of the backbone, see `create_detection_backbone`.
+        anchor_scale: side of a square anchor in cells of its level (the originals: 8 for ResNets, 3 for SpineNets);
+            each comes with the aspect ratios 0.5, 1 and 2.
+        box_head: `4conv1fc`, the original's, or `2fc`, which is faster.
+        num_proposals: boxes per image that the first stage hands to the second.
+        num_box_samples: so many of them per image train the second stage, at most a quarter of them on objects.
+        min_box_score: candidates of at most this score are not detected, whatever the threshold of a call
+            (the original: 0.05). It spares their non-maximum suppression.
+        mask_head: a name of `nn.mask_heads`.
+        mask_head_width: channels of the mask head (`num_filters` in the original): 64 of the hourglasses, 256 of `fcn`.
+        mask_size: side of the square crop that enters the mask head.
+        mask_upsample: how much larger than the crop the mask head's output is.
+        class_agnostic_masks: one mask per box, which any class can learn from and use; else one per class.
+        mask_boxes: on which boxes the masks are learnt: `ground_truth`, with which they generalise to unseen
+            classes, or `proposals`, the sampled ones that lie on an object, which include the ground truth.
+        mask_weight: weight of the masks' loss; those of the boxes have weight 1.
+        max_masks_per_image: at most so many boxes of an image enter the mask head in training.
+        mask_chunk_size: at inference boxes enter the mask head in chunks of so many.
+        resize: see `ImageBatch`.
+        image_mean: see `ImageBatch`.
+        image_std: see `ImageBatch`.
+        channel_order: see `ImageBatch`.
+        norm_momentum: of the batch norms outside of the mask head, in torch's sense.
+        norm_epsilon: of the batch norms of backbone and box head.
+        mask_norm_momentum: of the mask head's batch norms, in torch's sense.
+        width: scales the channels of the backbone and of all hidden layers, for tests.
+
+    Raises:
+        ValueError: an unknown name, no categories, or an `image_size` that the backbone cannot divide.
+
+    Source: arXiv 2104.00613, section 3 and appendix; official/projects/deepmac_maskrcnn of the TensorFlow Model Garden.
+    Departures; the detector is torchvision's:
+    - The first stage has no batch norms; anchors lie on the corners of cells, not their centres, and have sides of
+      whole pixels. Its losses are one mean over all levels, with the 256 sampled anchors as the normaliser.
+    - The second stage's hidden layer has no batch norm, its losses are means over its samples (the original's
+      box loss over those on objects), and its Huber loss has delta 1 / 9 (1).
+    - Boxes are cut off at the image rather than at the padded network input, before their masks are made.
+    - Box crops: see `crop_levels`. Masks are on the `pixel` frame, and their targets are cut from the full-size masks
+      inside the training box (the original resamples a crop of 112 x 112).
+    - Only boxes with a mask that is learnt enter the mask head and its norms; the original's are filled up with
+      empty rows. No outer boxes, no cascade, no separable convolutions.
+    - The mask of a given box of a model with one mask per class is that of the class the box head finds most likely
+      (the original's: that of the background).
+    """
+
+    family = "deep_marc"
+    task: Task = "instance"
+    needs_boxes = False
+
+    def __init__(
+        self,
+        *,
+        categories: list[Category] | None = None,
+        mask_classes: list[str] | None = None,
+        image_size: int = 1024,
+        backbone: str = "resnet50_fpn",
+        pretrained_backbone: bool = False,
+        padding: Padding = "symmetric",
+        anchor_scale: float = 8.0,
+        box_head: BoxHead = "4conv1fc",
+        num_proposals: int = 1000,
+        num_box_samples: int = 512,
+        min_box_score: float = 0.05,
+        mask_head: str = "hourglass52",
+        mask_head_width: int = 64,
+        mask_size: int = 32,
+        mask_upsample: int = 2,
+        class_agnostic_masks: bool = True,
+        mask_boxes: MaskBoxes = "ground_truth",
+        mask_weight: float = 1.0,
+        max_masks_per_image: int = 128,
+        mask_chunk_size: int = 128,
+        resize: ResizeMethod = "antialias",
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        channel_order: ChannelOrder = "rgb",
+        norm_momentum: float = 0.1,
+        norm_epsilon: float = 1e-5,
+        mask_norm_momentum: float = 0.1,
+        width: float = 1.0,
+    ) -> None:
+        self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.categories: list[Category] = list(categories or [])
+        self.mask_classes: list[str] = list(mask_classes or [])
+        self.image_size = image_size
+        self.mask_boxes: MaskBoxes = mask_boxes
+        self.mask_weight = mask_weight
+        self.max_masks_per_image = max_masks_per_image
+        self.mask_chunk_size = mask_chunk_size
+        self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
+        self.network = self._create_network()
+
+    def _create_network(self) -> DeepMARCNetwork:
+        if not self.categories:
+            raise ValueError("Deep-MARC needs categories, the classes that its detector tells apart, but got none")
+        if self.mask_boxes not in get_args(MaskBoxes):
+            raise ValueError(f"mask_boxes must be one of {', '.join(get_args(MaskBoxes))}, but got {self.mask_boxes!r}")
+        counts = ("num_proposals", "num_box_samples", "mask_size", "mask_upsample", "max_masks_per_image")
+        for name in (*counts, "mask_chunk_size"):
+            if self.config[name] < 1:
+                raise ValueError(f"{name} must be at least 1, but got {self.config[name]}")
+        names = inspect.signature(DeepMARCNetwork.__init__).parameters
+        shared = {name: value for name, value in self.config.items() if name in names}
+        network = DeepMARCNetwork(num_classes=len(self.categories), **shared)
+        divisor = network.backbone.size_divisor
+        if self.image_size % divisor:
+            name = self.config["backbone"]
+            raise ValueError(
+                f"image_size must be a multiple of {divisor} for backbone {name!r}, but got {self.image_size}"
+            )
+        return network
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: list[Target] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int = 100,
+    ) -> dict[str, Tensor] | list[InstancePrediction]:
+        """Training: already weighted losses by name, whose sum is the objective. In eval: predictions per image.
+
+        In training, `images` are RGB [3, H, W] (uint8, or float in 0..1) of one size, `image_size` or smaller crops,
+        with boxes and masks in the same pixels: nothing is resized. All boxes that are no crowd train the detector;
+        those of them with `has_mask` (and proposals on them) enter the mask head.
+
+        In eval, images have any size. A prediction holds at most `max_detections` instances of score
+        `score_threshold` or more, the highest score first; the others cost no mask head.
+
+        Raises:
+            ValueError: targets that break their contract.
+        """
+        if not self.training:
+            return self._predict(images, score_threshold, max_detections)
+        if targets is None:
+            raise ValueError("in training the model needs targets, one per image")
+        check_targets(images, targets, len(self.categories))
+        self._check_training_size(images)
+        maps = self.network.maps(self.image_batch.stack(images))
+        device = maps[0].device
+        objects = [(~target["iscrowd"]).nonzero().flatten().to(device) for target in targets]
+        boxes = [target["boxes"].to(device)[rows] for target, rows in zip(targets, objects, strict=True)]
+        labels = [target["labels"].to(device)[rows] for target, rows in zip(targets, objects, strict=True)]
+        losses, samples = self.network.detector_losses(maps, boxes, labels)
+        if self.mask_boxes == "ground_truth":
+            mask_boxes = list(zip(boxes, objects, strict=True))
+        else:
+            mask_boxes = [(box, objects[i][rows]) for i, (box, rows) in enumerate(samples)]
+        return losses | {"mask_cross_entropy": self.mask_weight * self._mask_loss(maps, mask_boxes, targets)}
+
+    def _mask_loss(self, maps: Maps, boxes: Sequence[Sample], targets: Sequence[Target]) -> Tensor:
+        """Loss of the masks on those of the boxes whose object has a mask that may be learnt."""
+        kept = [self._with_mask(sample, target) for sample, target in zip(boxes, targets, strict=True)]
+        size = self.network.mask_size * self.config["mask_upsample"]
+        crops = [
+            crop_masks(target["masks"].to(box.device), box, size, "pixel", rows)
+            for (box, rows), target in zip(kept, targets, strict=True)
+        ]
+        labels = torch.cat([t["labels"].to(rows.device)[rows] for (_, rows), t in zip(kept, targets, strict=True)])
+        all_boxes = [box for box, _ in kept]
+        logits = self.network.mask_logits(maps, torch.cat(all_boxes), image_indices(all_boxes), labels)
+        return mask_loss(logits.float(), torch.cat(crops))
+
+    def _with_mask(self, sample: Sample, target: Target) -> Sample:
+        """The boxes whose mask may be learnt; where there are too many, a random choice of them."""
+        boxes, rows = sample
+        kept = target["has_mask"].to(rows.device)[rows].nonzero().flatten()
+        if len(kept) > self.max_masks_per_image:
+            kept = kept[torch.randperm(len(kept), device=kept.device)[: self.max_masks_per_image]]
+        return boxes[kept], rows[kept]
+
+    def encode(self, images: list[Tensor]) -> ImageFeatures:
+        """Run the backbone once; the result can be prompted with boxes any number of times.
+
+        `images`: RGB [3, H, W] of any size, uint8 or float in 0..1.
+        """
+        batch, geometry = self.image_batch(images)
+        return self._features(self.network.maps(batch), geometry)
+
+    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+        """Masks of given boxes, one prediction per image, instances in the order of the boxes.
+
+        Args:
+            features: of `encode`.
+            boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+        """
+        if len(boxes) != len(features):
+            raise ValueError(f"expected boxes for {len(features)} images, but got {len(boxes)}")
+        return self._masks(features, boxes, None)
+
+    def _predict(self, images: list[Tensor], score_threshold: float, max_detections: int) -> list[InstancePrediction]:
+        """The detector's boxes with their masks."""
+        if not images:
+            return []
+        batch, geometry = self.image_batch(images)
+        maps = self.network.maps(batch)
+        found = self.network.detect(maps, [lies.resized_size for lies in geometry])
+        boxes, labels, scores = [], [], []
+        for lies, box, label, score in zip(geometry, *found, strict=True):
+            clipped = clip_boxes(boxes_to_original(box, lies), lies.original_size)
+            kept = (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+            first = kept.nonzero().flatten()[:max_detections]
+            boxes.append(clipped[first])
+            labels.append(label[first])
+            scores.append(score[first].cpu())
+        predictions = self._masks(self._features(maps, geometry), boxes, torch.cat(labels))
+        named = zip(predictions, labels, scores, strict=True)
+        return [replace(p, labels=label.cpu(), scores=score) for p, label, score in named]
+
+    def _features(self, maps: Maps, geometry: tuple[Any, ...]) -> ImageFeatures:
+        names = [str(level) for level in self.network.backbone.levels]
+        return ImageFeatures(dict(zip(names, maps, strict=True)), geometry)
+
+    def _masks(
+        self, features: ImageFeatures, boxes: Sequence[Tensor], labels: Int64[Tensor, " n"] | None
+    ) -> list[InstancePrediction]:
+        """`masks_from_boxes`, of the classes `labels` if the model has one mask per class."""
+        if not boxes:
+            return []
+        maps = tuple(features.maps.values())
+        scaled = [boxes_to_input(b.float(), lies) for b, lies in zip(boxes, features.geometry, strict=True)]
+        probabilities = self._mask_probabilities(maps, torch.cat(scaled), image_indices(scaled), labels)
+        return [
+            self._prediction(b.float().cpu(), p, lies.original_size)
+            for b, p, lies in zip(boxes, probabilities.split([len(b) for b in boxes]), features.geometry, strict=True)
+        ]
+
+    def _mask_probabilities(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"], labels: Tensor | None
+    ) -> Float[Tensor, "n m m"]:
+        size, device = self.mask_chunk_size, maps[0].device
+        inputs = [value.to(device).split(size) for value in (boxes, image_index, labels) if value is not None]
+        logits = [self.network.mask_logits(maps, *chunk).float() for chunk in zip(*inputs, strict=True)]
+        return torch.cat(logits).sigmoid().detach().cpu()
+
+    def _prediction(self, boxes: Tensor, probabilities: Tensor, image_size: tuple[int, int]) -> InstancePrediction:
+        inside = probabilities > 0.5
+        certainty = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        return InstancePrediction(
+            boxes=boxes,
+            labels=torch.full((len(boxes),), -1),
+            scores=torch.ones(len(boxes)),
+            mask_scores=certainty,
+            mask_probabilities=probabilities,
+            image_size=image_size,
+            frame="pixel",
+            categories=tuple(self.categories),
+        )
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """`backbone` (with its pyramid) and `heads`, each with weight decay and without.
+
+        Norms and biases have none, nor has anything in an hourglass of the mask head.
+        """
+        backbone = {id(parameter) for parameter in self.network.backbone.parameters()}
+        trunk = getattr(self.network.mask_head, "trunk", None)
+        undecayed = {id(parameter) for parameter in trunk.parameters()} if isinstance(trunk, Hourglass) else set()
+        groups: list[ParameterGroup] = []
+        for name in ("backbone", "heads"):
+            members = [p for p in self.parameters() if p.requires_grad and (id(p) in backbone) == (name == "backbone")]
+            for decay in (1.0, 0.0):
+                parameters = [p for p in members if (p.ndim > 1 and id(p) not in undecayed) == bool(decay)]
+                groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
+        return groups
+
+    def _check_training_size(self, images: Sequence[Tensor]) -> None:
+        for index, image in enumerate(images):
+            if image.shape != images[0].shape:
+                first, other = list(images[0].shape), list(image.shape)
+                raise ValueError(
+                    f"in training all images must have one size, but image 0 is {first} and {index} {other}"
+                )
+
+
+def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -> Float[Tensor, ""]:
+    """Cross-entropy per cell, the mean over all cells of all boxes; 0 without a box. Targets in [0, 1] may be soft.
+
+    Source: official/vision/losses/maskrcnn_losses.py, `MaskrcnnLoss`, which divides by 0.01 cells more.
+    """
+    return mask_cross_entropy(logits, targets).sum() / max(1, len(logits))
