@@ -12,8 +12,12 @@ from torch import Tensor, nn
 HOURGLASS_NORM_EPSILON = 1e-5
 
 
-def normalize(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def normalize(
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | nn.Identity, x: Float[Tensor, "n c h w"]
+) -> Float[Tensor, "n c h w"]:
     """Apply a batch norm; in training with fewer than two values per channel, by its running statistics.
+
+    `nn.Identity` is what `inference.fold_batch_norms` leaves in a norm's place.
 
     A mask head gets as many rows as there are boxes with masks, and a deep one shrinks a row to 1 x 1:
     with no or one value there is no variance, and torch refuses. Padding the rows with copies or zeros would
@@ -23,7 +27,7 @@ def normalize(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Float[Tensor, "n c h w
 
     Under a synchronised norm the values of all processes count, so that all of them take the same path.
     """
-    if norm.training and _values_per_channel(norm, x) < 2:
+    if norm.training and not isinstance(norm, nn.Identity) and _values_per_channel(norm, x) < 2:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
 
@@ -38,7 +42,7 @@ def _values_per_channel(norm: nn.Module, x: Tensor) -> int:
 
 
 class ConvBlock(nn.Module):
-    """Convolution (padding `kernel // 2`), batch norm, ReLU unless `relu` is false."""
+    """Convolution (padded so that stride 1 keeps the size), batch norm, ReLU unless `relu` is false."""
 
     def __init__(
         self,
@@ -47,13 +51,16 @@ class ConvBlock(nn.Module):
         kernel: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
         relu: bool = True,
         bias: bool = False,
         norm_momentum: float = 0.1,
         norm_epsilon: float = HOURGLASS_NORM_EPSILON,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias)
         self.norm = nn.BatchNorm2d(out_channels, eps=norm_epsilon, momentum=norm_momentum)
         self.relu = relu
 
@@ -90,7 +97,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Map `[n, c, h, w]` to `[n, out_channels, h / stride, w / stride]`."""
         y = normalize(self.norm, self.conv(self.conv_block(x)))
-        return F.relu(y + self.skip(x), inplace=True)
+        return F.relu(y.add_(self.skip(x)), inplace=True)
 
 
 class PreActivationBlock(nn.Module):

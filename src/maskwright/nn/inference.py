@@ -1,0 +1,75 @@
+"""Networks as inference runs them: batch norms folded into convolutions, weights in the precision of the arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def fold_batch_norms(module: AnyModule) -> AnyModule:
+    """A frozen copy of `module` in eval mode whose convolutions do the work of the batch norms behind them.
+
+    A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution
+    of as many channels, or after an `nn.Sequential` that ends in one: in this package that says that the norm alone
+    reads the convolution's output, and a test holds every backbone and mask head to it. Other norms stay, such as
+    those of sums.
+
+    The copy gives what the module gives in eval mode, but for rounding. It cannot be trained or saved: its state
+    dict would fit no model.
+    """
+    folded = copy.deepcopy(module).eval().requires_grad_(False)
+    for parent in list(folded.modules()):
+        for (before, _), (name, norm) in pairwise(list(parent.named_children())):
+            path, convolution = _last_layer(parent, before)
+            if _belong_together(convolution, norm):
+                transposed = isinstance(convolution, _TRANSPOSED)
+                fused = fuse_conv_bn_eval(cast(Any, convolution), cast(Any, norm), transposed)
+                parent.set_submodule(path, fused)
+                parent.set_submodule(name, nn.Identity())
+    folded.register_state_dict_pre_hook(_refuse_saving)
+    return folded
+
+
+def _last_layer(parent: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """What gives the output of a child: itself, or the last layer of a sequence; with its path from `parent`."""
+    layer = parent.get_submodule(path)
+    while isinstance(layer, nn.Sequential) and len(layer):
+        path, layer = f"{path}.{len(layer) - 1}", layer[-1]
+    return path, layer
+
+
+def _belong_together(convolution: nn.Module, norm: nn.Module) -> bool:
+    return (
+        isinstance(convolution, _CONVOLUTIONS)
+        and isinstance(norm, _BATCH_NORMS)
+        and norm.running_mean is not None
+        and convolution.out_channels == norm.num_features
+    )
+
+
+def _refuse_saving(module: nn.Module, *_: Any) -> None:
+    raise ValueError(
+        f"this {type(module).__name__} was rebuilt for inference and has no weights to save; "
+        "save the model that it was made of (`maskwright.from_pretrained`)"
+    )
+
+
+def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of `module` that autocast would bring to `dtype` in each call in that type, in place.
+
+    These are the convolutions' and the linear layers'; from now on the module runs under autocast to `dtype` only.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+            layer.to(dtype)

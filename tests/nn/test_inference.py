@@ -1,0 +1,122 @@
+"""Folded networks compute what the trained ones do, and every norm that can be folded is."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from maskwright.nn.backbones import BACKBONES, create_backbone
+from maskwright.nn.detection_backbones import DETECTION_BACKBONES, create_detection_backbone
+from maskwright.nn.inference import fold_batch_norms, store_weights
+from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def with_random_norms(module: nn.Module) -> nn.Module:
+    """In eval mode, with running statistics and affine values as training leaves them: none neutral."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in module.modules():
+        if isinstance(norm, NORMS):
+            for values, low in ((norm.running_mean, -0.5), (norm.running_var, 0.5), (norm.bias, -0.5)):
+                values.data.uniform_(low, low + 1, generator=generator)
+            norm.weight.data.uniform_(0.7, 1.3, generator=generator)
+    return module.eval()
+
+
+def norms_of(module: nn.Module) -> list[str]:
+    return [name for name, layer in module.named_modules() if isinstance(layer, NORMS)]
+
+
+def assert_same(folded: torch.Tensor, plain: torch.Tensor) -> None:
+    """To 1e-4 of the largest magnitude."""
+    assert plain.isfinite().all()
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(folded, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.inference_mode()
+def test_every_backbone_without_its_norms_computes_the_same(name):
+    torch.manual_seed(0)
+    backbone = with_random_norms(create_backbone(name, width=1 / 16))
+    folded = fold_batch_norms(backbone)
+    assert norms_of(backbone) != []
+    assert norms_of(folded) == []
+    images = torch.randn(1, 3, backbone.size_divisor, backbone.size_divisor)
+    for ours, plain in zip(folded(images), backbone(images), strict=True):
+        assert_same(ours, plain)
+
+
+@pytest.mark.parametrize("name", DETECTION_BACKBONES)
+@torch.inference_mode()
+def test_every_detection_backbone_keeps_only_the_norms_behind_its_pyramid(name):
+    torch.manual_seed(0)
+    backbone = with_random_norms(create_detection_backbone(name, width=1 / 16))
+    folded = fold_batch_norms(backbone)
+    # The coarsest map goes past its norm into one more level.
+    assert all(norm.startswith("pyramid.extra_blocks.norms.") for norm in norms_of(folded))
+    images = torch.randn(1, 3, backbone.size_divisor, backbone.size_divisor)
+    plain = backbone(images)
+    for level, ours in folded(images).items():
+        assert_same(ours, plain[level])
+
+
+@pytest.mark.parametrize("upsample", [1, 2])
+@pytest.mark.parametrize("name", MASK_HEADS)
+@torch.inference_mode()
+def test_every_mask_head_keeps_only_norms_before_activations(name, upsample):
+    torch.manual_seed(0)
+    size = {"hourglass52": 32, "hourglass100": 32}.get(name, 8)
+    head = with_random_norms(create_mask_head(name, 5, 4, upsample=upsample, mask_size=size))
+    folded = fold_batch_norms(head)
+    # A pre-activation block's first norm reads a sum, which goes past it, too.
+    assert all(norm.startswith("trunk.blocks.") and norm.endswith(".norm0") for norm in norms_of(folded))
+    crops = torch.randn(3, 5, size, size)
+    assert_same(folded(crops), head(crops))
+    assert folded(crops[:0]).shape == head(crops[:0]).shape
+
+
+def test_only_a_norm_right_behind_its_convolution_is_folded():
+    apart = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
+    wider = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(2))
+    first = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1))
+    inside = nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU()), nn.BatchNorm2d(3))
+    untracked = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
+    for module in (apart, wider, first, inside, untracked):
+        assert len(norms_of(fold_batch_norms(module))) == 1
+    plain = nn.Sequential(nn.Conv1d(2, 3, 1, bias=False), nn.BatchNorm1d(3, affine=False))
+    plain[1].running_mean.fill_(2.0)
+    plain[1].running_var.fill_(4.0)
+    folded = fold_batch_norms(plain)
+    assert norms_of(folded) == []
+    # (w x - mean) / sqrt(var + epsilon), by hand
+    torch.testing.assert_close(folded[0].weight, plain[0].weight / 2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(folded[0].bias, torch.full((3,), -1.0), rtol=1e-4, atol=0)
+
+
+def test_the_module_itself_stays_as_it_is_and_the_copy_cannot_be_saved():
+    head = create_mask_head("fcn", 5, 4, upsample=2).train()
+    before = copy.deepcopy(head.state_dict())
+    folded = fold_batch_norms(head)
+    assert head.training
+    assert not any(layer.training for layer in folded.modules() if not isinstance(layer, nn.Identity))
+    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    with pytest.raises(ValueError, match="MaskHead was rebuilt for inference and has no weights to save"):
+        folded.state_dict()
+
+
+@torch.inference_mode()
+def test_stored_weights_give_what_autocast_gives():
+    head = fold_batch_norms(create_mask_head("fully_connected", 5, 4, mask_size=8))
+    crops = torch.randn(2, 5, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = head(crops)
+        store_weights(head, torch.bfloat16)
+        assert {parameter.dtype for parameter in head.parameters()} == {torch.bfloat16}
+        assert torch.equal(head(crops), expected)
