@@ -249,3 +249,11 @@ def test_padding_stays_black_under_colour():
 def test_bad_values(options, message):
     with pytest.raises(ValueError, match=message):
         training_transforms(**options)
+
+
+def test_without_a_scale_the_whole_image_lies_at_the_top_left():
+    image, target = torch.full((3, 40, 60), 200, dtype=torch.uint8), target_of([[4, 6, 20, 30]])
+    placed, target = training_transforms(120, scale=None, flip=0.0, colour=0.0)(image, target)
+    assert target["boxes"].tolist() == [[8, 12, 40, 60]]
+    assert (placed[:, :79] == 200).all()
+    assert (placed[:, 81:] == 0).all()

@@ -28,7 +28,7 @@ _YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
 def training_transforms(
     image_size: int,
     *,
-    scale: tuple[float, float] = (0.6, 1.3),
+    scale: tuple[float, float] | None = (0.6, 1.3),
     flip: float = 0.5,
     colour: float = 0.25,
     min_box_size: float = 1.0,
@@ -41,7 +41,8 @@ def training_transforms(
     Args:
         image_size: side of the square that comes out, in pixels.
         scale: range of the crop's side relative to the image's long side: at 1.0 the whole image just fits, below
-            it is zoomed in, above it is zoomed out with zeros around it.
+            it is zoomed in, above it is zoomed out with zeros around it. None: no random crop, but the whole image,
+            at the top left of the square as in inference.
         flip: probability of a horizontal flip.
         colour: strength of the colour jitter from 0 (none); 0.25 is the original's.
         min_box_size: boxes with a side below this many output pixels are dropped.
@@ -55,7 +56,7 @@ def training_transforms(
     """
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
-    if not 0 < scale[0] <= scale[1]:
+    if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, but is {scale}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must lie in 0..1, but is {flip}")
@@ -64,7 +65,8 @@ def training_transforms(
     flip_randomly = v2.RandomHorizontalFlip(flip)
 
     def apply(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        square = Square.draw(image.shape[1], image.shape[2], scale, image_size)
+        height, width = image.shape[1:]
+        square = Square.draw(height, width, scale, image_size) if scale else Square.whole(height, width, image_size)
         image, target = square.crop_image(image), square.crop_target(target, min_box_size)
         if colour > 0:  # not on the padding, which stays 0 as it is in inference
             rows, columns = square.inside
@@ -105,6 +107,11 @@ class Square:
             centre = int(torch.randint(border, extent - border + 1, ()).item())
             corner.append(centre - side // 2)
         return cls(*corner, side=side, height=height, width=width, size=size)
+
+    @classmethod
+    def whole(cls, height: int, width: int, size: int) -> Square:
+        """The smallest square with the whole image of `height` x `width` pixels at its top left."""
+        return cls(0, 0, side=max(height, width), height=height, width=width, size=size)
 
     @property
     def inside(self) -> tuple[slice, slice]:

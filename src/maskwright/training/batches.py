@@ -66,7 +66,7 @@ def _training_transforms(options: DataOptions, image_size: int) -> Transforms:
     except ValueError as error:
         raise UserError(
             f"training images cannot be cropped by model.image_size {image_size} and data's crop_size "
-            f"{options.crop_size}, scale {list(options.scale)}, flip {options.flip}, colour {options.colour}: {error}"
+            f"{options.crop_size}, scale {options.scale}, flip {options.flip}, colour {options.colour}: {error}"
         ) from error
 
 

@@ -34,7 +34,8 @@ class DataOptions:
         batch_size: images per device and step.
         num_workers: loader processes per device; 0 loads in the training process.
         scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
-            whole image fits, below it is zoomed in, above it is zoomed out.
+            whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
+            at the top left of the square as in inference.
         flip: probability of a horizontal flip.
         colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
@@ -48,14 +49,14 @@ class DataOptions:
     crop_size: int | None = None
     batch_size: int = 4
     num_workers: int = 2
-    scale: tuple[float, float] = (0.6, 1.3)
+    scale: tuple[float, float] | None = (0.6, 1.3)
     flip: float = 0.5
     colour: float = 0.25
 
     def __post_init__(self) -> None:
         _require("data", self, "> 0", "batch_size", "crop_size")
         _require("data", self, ">= 0", "num_workers", "colour")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(f"data.scale must be two factors with 0 < smallest <= largest, but got {list(self.scale)}")
         for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
             if not 0 <= value <= 1:

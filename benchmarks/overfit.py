@@ -1,0 +1,100 @@
+"""Can a recipe learn at all? It is trained on a few images, without augmentation, until it knows them by heart.
+
+    python benchmarks/overfit.py RECIPE --images DIR --annotations FILE --out RUN [--count 16] [--SECTION.KEY VALUE ...]
+
+`--count` images of the file are chosen by a hash of their names (`--seed` chooses others), all of their instances with
+them. The recipe trains on them whole, not cropped and not flipped, without weight decay and without a moving average,
+and validates on the same images. Any key of the recipe can be given after these; it wins over the values named here.
+Then the weights folder `RUN/last` is evaluated as `maskwright evaluate` does it: with the boxes that the model finds,
+and, where it can be prompted, with the boxes of the file. A model of any family that has learnt should come to AP over
+0.8. A run that RUN already holds is continued or only evaluated.
+
+    python benchmarks/overfit.py deep_mac/tiny_detector --images DATA/images --annotations DATA/instances.json \\
+        --out runs/overfit --trainer.precision bf16-mixed
+
+The images are in the file `RUN.json` beside the run, the numbers in `RUN.boxes-predicted.json` and
+`RUN.boxes-ground-truth.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+MEMORISE = {
+    "data.crop_size": "null",  # the scale of training is that of inference
+    "data.scale": "null",
+    "data.flip": 0,
+    "data.colour": 0,
+    "optimizer.weight_decay": 0,
+    "trainer.ema_decay": "null",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, overrides = parser.parse_known_args()
+    subset = beside(arguments.out, ".json")
+    if not subset.is_file():
+        subset.parent.mkdir(parents=True, exist_ok=True)
+        file = json.loads(arguments.annotations.read_text())
+        subset.write_text(json.dumps(few_images(file, arguments.count, arguments.seed)))
+    train(arguments, subset, overrides)
+    for boxes in ("predicted", "ground-truth"):
+        numbers = beside(arguments.out, f".boxes-{boxes}.json")
+        files = ["--images", arguments.images, "--annotations", str(subset), "--json", str(numbers)]
+        print(f"\nboxes {boxes}", flush=True)
+        maskwright("evaluate", str(arguments.out / "last"), *files, "--boxes", boxes, check=boxes == "predicted")
+
+
+def beside(run: Path, ending: str) -> Path:
+    return run.with_name(run.name + ending)
+
+
+def few_images(file: dict, count: int, seed: int) -> dict:
+    """The COCO file with `count` of those of its images that have an instance; the categories that they have."""
+    annotated = {entry["image_id"] for entry in file["annotations"] if not entry.get("iscrowd")}
+    images = [image for image in file["images"] if image["id"] in annotated]
+    images.sort(key=lambda image: hashlib.blake2b(f"{seed}/{image['file_name']}".encode()).digest())
+    images = images[:count]
+    ids = {image["id"] for image in images}
+    annotations = [entry for entry in file["annotations"] if entry["image_id"] in ids]
+    labels = {entry["category_id"] for entry in annotations}
+    categories = [category for category in file["categories"] if category["id"] in labels]
+    return {**file, "images": images, "annotations": annotations, "categories": categories}
+
+
+def train(arguments: argparse.Namespace, subset: Path, overrides: list[str]) -> None:
+    """Train, or go on with, the run; one that is finished stays as it is."""
+    values = {
+        "data.images": arguments.images,
+        "data.annotations": subset,
+        "data.validation_annotations": subset,
+        **MEMORISE,
+        "trainer.output": arguments.out,
+    }
+    options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    is_begun = (arguments.out / "recipe.yaml").is_file()
+    options += [*overrides, *(["--resume", "last"] if is_begun else [])]
+    maskwright("train", arguments.recipe, *options, check=not is_begun)
+
+
+def maskwright(*command: str, check: bool) -> None:
+    """Run a command of the package; with `check`, its failure is ours."""
+    subprocess.run([sys.executable, "-m", "maskwright", *command], check=check)
+
+
+if __name__ == "__main__":
+    main()
