@@ -62,8 +62,8 @@ class MaskHead(nn.Module):
         self.project_out: nn.Module = nn.Conv2d(channels, settings.num_masks, 1)
         initialize_glorot(self)
 
-    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
-        """Map crops `[N, C, S, S]` to logits `[N, K, uS, uS]`; N may be 0, also in training.
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
+        """Map crops `[N, C, S, S]`, or maps that are not square, to logits `[N, K, uS, uS]`; N may be 0, also in training.
 
         Raises:
             ValueError: S is not a multiple of `size_divisor`.
@@ -127,7 +127,7 @@ class ResNetTrunk(nn.Module):
                 before = multiple * width
         self.blocks = nn.Sequential(*layers)
 
-    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d s s"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Map `[n, in_channels, s, s]` to `[n, out_channels, s, s]`."""
         return self.blocks(self.input_layer(x))
 
