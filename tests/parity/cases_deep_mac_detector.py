@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 from cases_deep_mac_mask_branch import (
@@ -11,8 +14,7 @@ from cases_deep_mac_mask_branch import (
     allowed_rows,
     create_model,
     load_model,
-    mask_loss,
-    targets,
+    training_losses,
 )
 from cases_deep_mac_networks import INFERENCE, TRAINING
 from cases_deep_mac_ops import Arrays, assert_near, channels_first, pixel_boxes
@@ -24,7 +26,8 @@ from maskwright.models.centernet import CenterNetLoss, CenterNetMaps, decode
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.heatmap import center_cells, center_heatmap, gaussian_radius, size_and_offset_targets
-from maskwright.ops.losses import mask_cross_entropy
+from maskwright.training.optimizers import create_optimizer
+from maskwright.training.recipes import resolve_recipe
 
 LOSSES = {"object_center": "object_center", "box/scale": "box_size", "box/offset": "box_offset"}
 
@@ -149,13 +152,11 @@ def check_training_step_with_detector(data: ParityData, file: str) -> None:
     """One training step: every loss and their sum, and the gradients of the whole model.
 
     With batch norms in inference mode the gradients agree at every parameter. In training mode they are
-    ill-conditioned (see `check_gradients` of the mask branch): all together, and loosely. Where the reference has
-    its box-consistency loss on, only the detector's own heads are free of it.
+    ill-conditioned (see `check_gradients` of the mask branch): all together, and loosely.
     """
     arrays, config = data.arrays(file), data.files[file]["config"]
     weights = below(data.arrays(file.replace("h_train_step", "g_e2e_infer")), "w/")
     size = (config["size"], config["size"])
-    allowed = config["allowed_masked_classes_ids"]
     for mode in ("eval", "train"):
         model = create_model(config, "centernet").train(mode == "train")
         table = load_model(model, weights)
@@ -164,24 +165,38 @@ def check_training_step_with_detector(data: ParityData, file: str) -> None:
         for theirs, ours in LOSSES.items():
             name = f"{mode}/loss/{theirs}"
             assert_near(losses[ours].detach(), arrays[name], name, TRAINING)
-        if mode == "eval":
-            losses |= model.mask_losses(stacks, targets(arrays, size, allowed))
-        else:
-            value = mask_loss(model, stacks, arrays, size, allowed, mask_cross_entropy, clip=True)
-            losses["mask_cross_entropy"] = config["task_loss_weight"] * value
+        losses |= training_losses(model, stacks, arrays, config)
         total = torch.stack(list(losses.values())).sum()
-        with_box_consistency = config["box_consistency_loss_weight"] > 0
-        if not with_box_consistency:
-            assert_near(total.detach(), arrays[f"{mode}/loss/total_loss"], f"{mode}/loss/total_loss", TRAINING)
+        assert_near(total.detach(), arrays[f"{mode}/loss/total_loss"], f"{mode}/loss/total_loss", TRAINING)
         total.backward()
-        _check_gradients(model, table, arrays, mode, "detector." if with_box_consistency else "")
+        _check_gradients(model, table, arrays, mode)
 
 
-def _check_gradients(model: DeepMAC, table: Table, arrays: Arrays, mode: str, part: str) -> None:
+def check_first_adam_step(data: ParityData, file: str) -> None:
+    """The recipes' optimizer on the reference's own gradients: how far each tensor moves in the first step.
+
+    `epsilon` is the reference's 1e-7 times 32, as `create_optimizer` says.
+    """
+    arrays = data.arrays(file)
+    gradients = {path: torch.from_numpy(value) for path, value in below(arrays, "train/grad/").items()}
+    assert gradients
+    parameters = {path: torch.nn.Parameter(torch.zeros_like(value)) for path, value in gradients.items()}
+    recipe = resolve_recipe("deep_mac/512_voc_only", ["--data.images=x", "--data.annotations=x"]).optimizer
+    options = replace(recipe, epsilon=recipe.epsilon / math.sqrt(1 - recipe.betas[1]))
+    optimizer = create_optimizer(
+        [{"name": "heads", "params": list(parameters.values()), "weight_decay_factor": 1.0}], options
+    )
+    for path, parameter in parameters.items():
+        parameter.grad = gradients[path]
+    optimizer.step()
+    for path, parameter in parameters.items():
+        name = f"adam1_delta_norm/{path}"
+        assert_near(parameter.detach().norm(), arrays[name], name, GRADIENT)
+
+
+def _check_gradients(model: DeepMAC, table: Table, arrays: Arrays, mode: str) -> None:
     ours, theirs = [], []
     for name, parameter in model.network.named_parameters():
-        if not name.startswith(part):
-            continue
         gradient, path = parameter.grad, table[name].path
         assert gradient is not None, name
         norm = torch.from_numpy(arrays[f"{mode}/gradnorm/{path}"])

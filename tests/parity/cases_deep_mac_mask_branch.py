@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -21,18 +21,23 @@ from maskwright.convert.deep_mac import (
     mask_head_table,
 )
 from maskwright.models.centernet import CenterNetHeads
-from maskwright.models.deep_mac import DeepMAC, Maps
+from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.deep_mac_losses import MaskInstances
+from maskwright.models.deep_mac_network import Maps
 from maskwright.nn.backbones import Backbone
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ImageBatch, resize_image
 from maskwright.nn.layers import prediction_head
-from maskwright.ops.crop import crop_masks
-from maskwright.ops.losses import mask_cross_entropy, mask_dice, mean_per_image
 from maskwright.structures import Target
 
 GRADIENT = 1e-3
 TRAINING_GRADIENTS_TOGETHER = 0.1
 EMBEDDINGS = {"PIXEL_EMBEDDING": "pixel_embedding", "INSTANCE_EMBEDDING": "instance_embedding"}
+MASK_LOSSES = {
+    "mask_cross_entropy": "deep_mask_estimation",
+    "mask_dice": "deep_mask_estimation",
+    "box_consistency": "deep_mask_box_consistency",
+}
 OBJECT_HEADS = {"object_center": "center", "box/scale": "size", "box/offset": "offset"}
 # Per channel of 0..255, in RGB order here; the originals list them for BGR.
 MEAN = (119.9165958 / 255, 114.03422265 / 255, 104.01362025 / 255)
@@ -59,7 +64,7 @@ class SmallHourglass(Backbone):
         return self.network(images)
 
 
-def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | None = None) -> DeepMAC:
+def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | None = None, **values: Any) -> DeepMAC:
     """The model of a fixture, its backbone and heads replaced where the fixture's are smaller."""
     kernel = (3, 3) if config.get("embedding_head_kernel", "3x3") == "3x3" else (1, 3)
     model = DeepMAC(
@@ -78,6 +83,7 @@ def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | Non
         image_std=STD,
         channel_order="bgr",
         norm_momentum=HOURGLASS_MOMENTUM,
+        **{"box_consistency_weight": config.get("box_consistency_loss_weight", 0.0), **values},
     )
     if "backbone" in config:
         network = model.network
@@ -183,32 +189,50 @@ def check_provided_masks(data: ParityData, file: str) -> None:
             assert_near(masks, arrays[f"{name}/detection_masks"][image], f"{name}/{image}", INFERENCE)
 
 
+def check_full_resolution_masks(data: ParityData, file: str) -> None:
+    """Masks of given boxes from the whole map, enlarged and cut out at the boxes."""
+    arrays, config = data.arrays(file), data.files[file]["config"]
+    values = {"predict_full_resolution_masks": True, "postprocess_crop_size": config["postprocess_crop_size_fullres"]}
+    model = create_model(config, **values).eval()
+    load_variables(model.network.mask_head, mask_head_table(model.network.mask_head), below(arrays, ""), "w")
+    boxes = torch.from_numpy(arrays["provided_boxes_strided"][0, :2])[:, [1, 0, 3, 2]] * config["stride"]
+    with torch.no_grad():
+        masks = model.network.mask_logits(recorded_maps(arrays, ""), boxes, torch.zeros(2, dtype=torch.int64)).sigmoid()
+    assert_near(masks, arrays["fullres/provided_masks_img0_first2"], "fullres/provided_masks", INFERENCE)
+
+
 def check_mask_losses_of_stacks(data: ParityData, file: str) -> None:
-    """The weighted mask loss of every case that concerns it alone, in both modes, and the logits of one stack."""
+    """The weighted losses of the mask branch in every case and both modes; in inference mode all images at once."""
     arrays = data.arrays(file)
     config = data.files[file]["config"]
     count = sum(name.startswith("pred/PIXEL_EMBEDDING/") for name in arrays)
     stacks = [recorded_maps(arrays, f"/{stack}") for stack in range(count)]
     size = (config["H"], config["W"])
     for case, options in config["cases"].items():
-        if options.get("full_res"):
-            continue
+        weight = config["task_loss_weight"]
+        values = {
+            "dice_weight" if options.get("dice") else "cross_entropy_weight": weight,
+            "box_consistency_weight": options.get("box_cons", 0.0),
+            "predict_full_resolution_masks": options.get("full_res", False),
+        }
+        values.setdefault("cross_entropy_weight", 0.0)
+        allowed = options.get("allowed")
         for mode in ("eval", "train"):
-            model = create_model(config).train(mode == "train")
+            model = create_model(config, **values).train(mode == "train")
             head = model.network.mask_head
             load_variables(head, mask_head_table(head), below(arrays, ""), "w")
-            loss = mask_dice if options.get("dice") else mask_cross_entropy
             with torch.no_grad():
-                value = mask_loss(model, stacks, arrays, size, options.get("allowed"), loss, clip=mode == "train")
-            expected = arrays[f"loss/{case}/{mode}/deep_mask_estimation"]
-            assert_near(config["task_loss_weight"] * value, expected, f"{case}/{mode}", TRAINING)
+                losses = losses_image_by_image(model, stacks, arrays, size, allowed, clip=mode == "train")
+                if mode == "eval":
+                    together = model.mask_losses(stacks, targets(arrays, size, allowed))
+                    assert all(torch.isclose(together[name], value, rtol=1e-4) for name, value in losses.items())
+            assert len(losses) == 1 + bool(options.get("box_cons"))
+            for name, value in losses.items():
+                assert_near(value, arrays[f"loss/{case}/{mode}/{MASK_LOSSES[name]}"], f"{case}/{mode}/{name}", TRAINING)
 
 
 def check_training_step(data: ParityData, file: str) -> None:
-    """One training step: the mask loss in both modes, gradients of what only it reaches, and statistics.
-
-    The box-consistency loss is another issue's; where the reference has it on, the gradients hold it, too.
-    """
+    """One training step: the mask branch's losses in both modes, gradients of what only it reaches, and statistics."""
     entry, arrays = data.files[file], data.arrays(file)
     config = entry["config"]
     weights = below(data.arrays(file.replace("h_train_step", "g_e2e_infer")), "w/")
@@ -219,20 +243,23 @@ def check_training_step(data: ParityData, file: str) -> None:
         before = {name: value.clone() for name, value in network.state_dict().items()}
         counts = record_counts(network)
         stacks = network.stack_outputs(channels_first(arrays["images"]))[0]
-        size = (config["size"], config["size"])
-        allowed = config["allowed_masked_classes_ids"]
-        if mode == "eval":
-            value = model.mask_losses(stacks, targets(arrays, size, allowed))["mask_cross_entropy"]
-        else:
-            value = config["task_loss_weight"] * mask_loss(
-                model, stacks, arrays, size, allowed, mask_cross_entropy, clip=True
-            )
-        assert_near(value.detach(), arrays[f"{mode}/loss/deep_mask_estimation"], f"{mode}/loss", TRAINING)
-        if config["box_consistency_loss_weight"] == 0:
-            value.backward()
-            check_gradients(network, table, arrays, mode)
+        losses = training_losses(model, stacks, arrays, config)
+        for name, value in losses.items():
+            expected = arrays[f"{mode}/loss/{MASK_LOSSES[name]}"]
+            assert_near(value.detach(), expected, f"{mode}/loss/{name}", TRAINING)
+        torch.stack(list(losses.values())).sum().backward()
+        check_gradients(network, table, arrays, mode)
         if mode == "train":
             check_step_statistics(network, table, before, counts, arrays)
+
+
+def training_losses(model: DeepMAC, stacks: list[Maps], arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The mask branch's losses of a training step: as `DeepMAC` has them where its norms do not see the grouping."""
+    size = (config["size"], config["size"])
+    allowed = config["allowed_masked_classes_ids"]
+    if model.training:
+        return losses_image_by_image(model, stacks, arrays, size, allowed, clip=True)
+    return model.mask_losses(stacks, targets(arrays, size, allowed))
 
 
 def check_gradients(network: torch.nn.Module, table: Table, arrays: Arrays, mode: str) -> None:
@@ -277,34 +304,26 @@ def check_step_statistics(
     check_statistics(network, part, before, counts, expected, TRAINING)
 
 
-def mask_loss(
-    model: DeepMAC,
-    stacks: list[Maps],
-    arrays: Arrays,
-    size: tuple[int, int],
-    allowed: list[int] | None,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    clip: bool,
-) -> Tensor:
-    """The unweighted mask loss with the original's order of passes: per stack, per image, all rows of each.
+def losses_image_by_image(
+    model: DeepMAC, stacks: list[Maps], arrays: Arrays, size: tuple[int, int], allowed: list[int] | None, *, clip: bool
+) -> dict[str, Tensor]:
+    """The losses of the mask branch with the original's order of passes: per stack, per image, all rows of each.
 
     Its batch norms see one image's rows at a time, padding and disallowed classes included, which `DeepMAC`
     does not (stated there); the original clips the boxes in training only.
     """
-    total = torch.zeros(())
+    total: dict[str, Tensor] = {}
     for maps in stacks:
         for image in range(len(maps[0])):
-            boxes = pixel_boxes(arrays[f"gt_boxes{image}"], size)
-            if clip:
-                boxes = clipped(boxes, size)
-            masks = torch.from_numpy(arrays[f"gt_masks{image}"]) > 0
-            network = model.network
-            logits = network.mask_logits(maps, boxes.float(), torch.full((len(boxes),), image))
-            target = crop_masks(masks, boxes.float(), network.mask_size, "corner")
-            rows = torch.from_numpy(allowed_rows(arrays, image, allowed))
-            index = torch.zeros(int(rows.sum()), dtype=torch.int64)
-            total = total + mean_per_image(loss(logits, target)[rows], index, 1) / (len(stacks) * len(maps[0]))
+            true_boxes = pixel_boxes(arrays[f"gt_boxes{image}"], size)
+            boxes = (clipped(true_boxes, size) if clip else true_boxes).float()
+            logits = model.network.head_logits(maps, boxes, torch.full((len(boxes),), image))
+            known, real = (torch.from_numpy(allowed_rows(arrays, image, ids)) for ids in (allowed, None))
+            masks = model._mask_targets(torch.from_numpy(arrays[f"gt_masks{image}"])[known] > 0, boxes[known])
+            index = torch.zeros(int(real.sum()), dtype=torch.int64)
+            instances = MaskInstances(boxes[real], true_boxes[real].float(), index, known[real], masks)
+            for name, value in model.mask_loss([logits[real]], instances, 1, size).items():
+                total[name] = total.get(name, 0.0) + value / (len(stacks) * len(maps[0]))
     return total
 
 

@@ -7,14 +7,22 @@ largest magnitude (inference), unless an edge pixel is at stake.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.ops.crop import coordinate_grid, crop_and_resize, crop_masks, gather_at_centers
+from maskwright.models.deep_mac_losses import MaskInstances, MaskLoss
+from maskwright.ops.crop import (
+    center_offsets,
+    coordinate_grid,
+    crop_and_resize,
+    crop_masks,
+    fill_boxes,
+    gather_at_centers,
+)
 from maskwright.ops.losses import mask_cross_entropy, mask_dice
 from maskwright.ops.paste import paste_mask_region
 
@@ -70,6 +78,32 @@ def check_roi_crop(arrays: Arrays, entry: Mapping[str, Any]) -> None:
     assert_near(target, arrays[f"mask_crop{size}"], f"mask_crop{size}")
 
 
+def check_full_resolution(arrays: Arrays, entry: Mapping[str, Any]) -> None:
+    """The head's input from the whole map, masks enlarged and cut out at boxes, and boxes as rasters."""
+    features = channels_first(arrays["features"])
+    map_size = (features.shape[2], features.shape[3])
+    frame_size = (4 * map_size[0], 4 * map_size[1])
+    expected = channels_first(arrays["head_input_fullres"])
+    offsets = center_offsets(pixel_boxes(arrays["boxes"][: len(expected)], frame_size), frame_size, map_size)
+    assert_near(torch.cat([offsets, features.expand(len(expected), -1, -1, -1)], dim=1), expected, "head_input_fullres")
+
+    masks = torch.from_numpy(arrays["resize_in"])[:, None]
+    for name in arrays:
+        if match := re.fullmatch(r"resize_out_(\d+)x(\d+)", name):
+            size = (int(match[1]), int(match[2]))
+            enlarged = torch.nn.functional.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+            assert_near(enlarged[:, 0], arrays[name], name)
+    boxes = pixel_boxes(arrays["boxes"][[0, 2, 7, 10]], frame_size)
+    for name in arrays:
+        if match := re.fullmatch(r"cropwithin_out_(\d+)", name):
+            cut = crop_and_resize(masks, boxes, torch.arange(len(masks)), frame_size, int(match[1]), "corner")
+            assert_near(cut[:, 0], arrays[name], name)
+
+    raster = torch.from_numpy(arrays["fill_boxes_out"])
+    size = (raster.shape[1], raster.shape[2])
+    assert torch.equal(fill_boxes(pixel_boxes(arrays["fill_boxes_in"], size).float(), size, size), raster)
+
+
 def check_mask_losses(arrays: Arrays, entry: Mapping[str, Any]) -> None:
     """Mask targets from the ground truth, and both losses per instance on the recorded logits (eval mode)."""
     config = entry["config"]
@@ -84,6 +118,13 @@ def check_mask_losses(arrays: Arrays, entry: Mapping[str, Any]) -> None:
         for case, loss in (("some_boxcons", mask_cross_entropy), ("some_dice_boxcons", mask_dice)):
             name = f"per_instance/{case}/eval/img{image}/mask"
             assert_near(loss(logits, targets), arrays[name], name)
+            cross_entropy = loss is mask_cross_entropy
+            boxes, known = boxes.float(), torch.ones(len(boxes), dtype=torch.bool)
+            instances = MaskInstances(boxes, boxes, torch.zeros(len(boxes), dtype=torch.int64), known, targets)
+            weighted = MaskLoss(float(cross_entropy), float(not cross_entropy))
+            value = weighted.box_consistency(logits, instances, (config["H"], config["W"]))
+            name = f"per_instance/{case}/eval/img{image}/boxcons"
+            assert_near(value, arrays[name], name)
 
 
 def check_paste(arrays: Arrays) -> None:
@@ -96,9 +137,3 @@ def check_paste(arrays: Arrays) -> None:
         region, (left, top) = paste_mask_region(probability, box, (height, width), "corner")
         plane[top : top + region.shape[0], left : left + region.shape[1]] = region
     assert_near(pasted, expected, "pasted_provided", relative=1e-6)
-
-
-CASES: dict[str, Callable[[Arrays, Mapping[str, Any]], None]] = {
-    "c_roi_crop.npz": check_roi_crop,
-    "e_losses.npz": check_mask_losses,
-}

@@ -47,28 +47,29 @@ CHECKS: dict[str, list[Check]] = {
     "HourglassNetwork": [networks.check_hourglass],
     "MaskHeadNetwork": [networks.check_mask_head],
     "CenterNetHourglassFeatureExtractor": [networks.check_full_size],
-    CROPS: [_of_arrays(ops.check_roi_crop)],
+    CROPS: [_of_arrays(ops.check_roi_crop), _of_arrays(ops.check_full_resolution)],
     TARGETS: [detector.check_targets],
     LOSSES: [
         _of_arrays(ops.check_mask_losses),
         mask_branch.check_mask_losses_of_stacks,
         detector.check_detector_losses,
     ],
-    POSTPROCESS: [mask_branch.check_provided_masks, detector.check_detections],
+    POSTPROCESS: [
+        mask_branch.check_provided_masks,
+        mask_branch.check_full_resolution_masks,
+        detector.check_detections,
+    ],
     PREPROCESS: [mask_branch.check_preprocessing],
     END_TO_END: [mask_branch.check_inference, detector.check_inference_with_detector],
-    TRAINING_STEP: [mask_branch.check_training_step, detector.check_training_step_with_detector],
+    TRAINING_STEP: [
+        mask_branch.check_training_step,
+        detector.check_training_step_with_detector,
+        detector.check_first_adam_step,
+    ],
 }
 
 # (module, part): the issue that brings it.
 NOT_YET: dict[tuple[str, str], str] = {
-    (CROPS, "full-resolution masks and box consistency: head_input_fullres, fill_boxes, crop_masks_within_boxes"): (
-        "issue 4: options of the original"
-    ),
-    (CROPS, "resize_instance_masks"): "issue 4: needed by full-resolution masks only",
-    (LOSSES, "box consistency, full-resolution masks"): "issue 4: options of the original",
-    (POSTPROCESS, "full-resolution masks"): "issue 4: options of the original",
-    (TRAINING_STEP, "box consistency and gradients that hold it, first Adam step"): "issue 4: options, recipes",
     (RESNET_FPN, "all"): "issue 4: says where ours is the same function",
 }
 NEVER: dict[tuple[str, str], str] = {
