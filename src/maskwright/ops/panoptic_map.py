@@ -53,22 +53,3 @@ def rows_of_ids(ids: Int[Tensor, "h w"], segments: Int64[Tensor, " s"]) -> Int32
     ids = ids.long()
     places = torch.searchsorted(ordered, ids).clamp_(max=len(segments) - 1)
     return torch.where(ordered[places] == ids, order[places], -1).int()
-
-
-def resize_nearest(segmentation: Int[Tensor, "h w"], size: tuple[int, int]) -> Int[Tensor, "{size[0]} {size[1]}"]:
-    """The map at another (height, width), each pixel from the nearest, first and last pixels on one another.
-
-    Pixel i of n takes pixel `i * (m - 1) / (n - 1)` of m, computed in float32 and rounded half away from zero; of one
-    pixel only, the first.
-
-    Source: tf.compat.v1.image.resize_nearest_neighbor with align_corners, as the originals resize label maps.
-    """
-    rows, columns = (
-        _nearest_indices(extent, new, segmentation.device) for extent, new in zip(segmentation.shape, size, strict=True)
-    )
-    return segmentation[rows][:, columns]
-
-
-def _nearest_indices(extent: int, size: int, device: torch.device) -> Int64[Tensor, " {size}"]:
-    step = torch.tensor((extent - 1) / (size - 1) if size > 1 else 0.0, dtype=torch.float32, device=device)
-    return (torch.arange(size, device=device) * step + 0.5).floor().long().clamp(max=extent - 1)
