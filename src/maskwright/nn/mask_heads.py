@@ -63,7 +63,7 @@ class MaskHead(nn.Module):
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """Map crops `[N, C, S, S]` (or of any height and width) to logits `[N, K, uS, uS]`; N may be 0, also in training.
+        """Map crops `[N, C, S, S]`, of any height and width, to logits `[N, K, uS, uS]`; N may be 0, also in training.
 
         Raises:
             ValueError: S is not a multiple of `size_divisor`.
