@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from maskwright.nn.efficientnet_lite import EfficientNetLite0
 from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass, check_divisible
+from maskwright.nn.resnet_v1 import ResNetV1Trunk, TopDownPath
 
 
 class Backbone(nn.Module):
@@ -90,21 +91,12 @@ class PyramidTrunk(Protocol):
         ...
 
 
-class PyramidBackbone(Backbone):
-    """A classification network, torchvision's feature pyramid on its strides 4 to 32, and their sum.
+class TrunkBackbone(Backbone):
+    """A classification network whose finest levels may be frozen, and what makes one map of its four: see `merge`."""
 
-    The pyramid's levels are enlarged to stride 4 (bilinear) and added, so that every parameter of the
-    trunk and of the pyramid has a part in the one map.
-    """
-
-    CHANNELS = 64
-
-    def __init__(self, trunk: PyramidTrunk, frozen_levels: int, width: float, norm_momentum: float) -> None:
-        channels = max(1, round(self.CHANNELS * width))
+    def __init__(self, trunk: PyramidTrunk, channels: int, frozen_levels: int) -> None:
         super().__init__(channels, num_outputs=1, size_divisor=32)
         self.trunk = trunk
-        norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
-        self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, norm_layer=norm)
         self.frozen_levels = frozen_levels
         for part in self._frozen_parts():
             part.requires_grad_(False).eval()
@@ -113,7 +105,7 @@ class PyramidBackbone(Backbone):
         """See `Backbone.trunk_parameters`."""
         return self.trunk.parameters()
 
-    def train(self, mode: bool = True) -> PyramidBackbone:
+    def train(self, mode: bool = True) -> TrunkBackbone:
         """Set the training mode; frozen levels stay in inference mode and keep their norms' statistics."""
         super().train(mode)
         for part in self._frozen_parts():
@@ -127,11 +119,54 @@ class PyramidBackbone(Backbone):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """See `Backbone.forward`."""
         check_divisible(images, self.size_divisor)
-        levels = {str(index): level for index, level in enumerate(self.trunk(images))}
-        finest, *coarser = self.pyramid(levels).values()
+        return [self.merge(self.trunk(images))]
+
+    def merge(self, maps: list[Tensor]) -> Float[Tensor, "b c h w"]:
+        """The trunk's four maps, finest first, as one of stride 4."""
+        raise NotImplementedError
+
+
+class PyramidBackbone(TrunkBackbone):
+    """A classification network, torchvision's feature pyramid on its strides 4 to 32, and their sum.
+
+    The pyramid's levels are enlarged to stride 4 (bilinear) and added, so that every parameter of the
+    trunk and of the pyramid has a part in the one map.
+    """
+
+    CHANNELS = 64
+
+    def __init__(self, trunk: PyramidTrunk, frozen_levels: int, width: float, norm_momentum: float) -> None:
+        channels = max(1, round(self.CHANNELS * width))
+        super().__init__(trunk, channels, frozen_levels)
+        norm = partial(nn.BatchNorm2d, momentum=norm_momentum)
+        self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, norm_layer=norm)
+
+    def merge(self, maps: list[Tensor]) -> Float[Tensor, "b c h w"]:
+        """See `TrunkBackbone.merge`."""
+        finest, *coarser = self.pyramid({str(index): level for index, level in enumerate(maps)}).values()
         for level in coarser:
             finest = finest + F.interpolate(level, size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        return [finest]
+        return finest
+
+
+class ResNetV1Backbone(TrunkBackbone):
+    """The Object Detection API's ResNet-v1-FPN of CenterNet, with which the paper's table 3 was made.
+
+    The same function as the original's, so its checkpoints convert. `resnet50_fpn` and its like differ in all parts:
+    their blocks are torchvision's (the stride of a block in its 3 x 3 convolution, no biases; post-activation blocks
+    with 18 and 34 layers, too), for which there are ImageNet weights, and all levels of their pyramid are summed.
+
+    Source: CenterNetResnetV1FpnFeatureExtractor of the originals.
+    """
+
+    def __init__(self, trunk: ResNetV1Trunk, frozen_levels: int, width: float, norm_momentum: float) -> None:
+        top_down = TopDownPath(trunk.channels, width, norm_momentum)
+        super().__init__(trunk, top_down.channels, frozen_levels)
+        self.top_down = top_down
+
+    def merge(self, maps: list[Tensor]) -> Float[Tensor, "b c h w"]:
+        """See `TrunkBackbone.merge`."""
+        return self.top_down(maps)
 
 
 class ResNetTrunk(nn.Module):
@@ -229,6 +264,18 @@ def _resnet(name: str, *, width: float, norm_momentum: float, pretrained: bool, 
     return PyramidBackbone(trunk, frozen_levels, width, norm_momentum)
 
 
+def _resnet_v1(
+    blocks: Sequence[int], bottleneck: bool, *, width: float, norm_momentum: float, pretrained: bool, frozen_levels: int
+) -> Backbone:
+    if pretrained:
+        raise ValueError(
+            "there are no ImageNet weights for the resnet_v1 backbones, the original's; set pretrained to false, "
+            "or take torchvision's (resnet18_fpn to resnet101_fpn)"
+        )
+    trunk = ResNetV1Trunk(blocks, bottleneck=bottleneck, width=width, norm_momentum=norm_momentum)
+    return ResNetV1Backbone(trunk, frozen_levels, width, norm_momentum)
+
+
 def create_efficientnet_lite0_trunk(width: float, norm_momentum: float, *, pretrained: bool) -> EfficientNetLite0:
     """Build EfficientNet-Lite0; `pretrained` is the ImageNet weights of a package of their own, which fit width 1.
 
@@ -264,6 +311,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet34_fpn": partial(_resnet, "resnet34"),
     "resnet50_fpn": partial(_resnet, "resnet50"),
     "resnet101_fpn": partial(_resnet, "resnet101"),
+    "resnet_v1_18_fpn": partial(_resnet_v1, (2, 2, 2, 2), False),
+    "resnet_v1_34_fpn": partial(_resnet_v1, (3, 4, 6, 3), False),
+    "resnet_v1_50_fpn": partial(_resnet_v1, (3, 4, 6, 3), True),
+    "resnet_v1_101_fpn": partial(_resnet_v1, (3, 4, 23, 3), True),
     "efficientnet_lite0_fpn": _efficientnet_lite0,
 }
 

@@ -103,8 +103,8 @@ class ResidualBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """The originals' basic block of their small ResNets: norm and ReLU come first, and the sum is linear.
 
-    norm, ReLU, 3 x 3, norm, ReLU, 3 x 3, norm, ReLU, sum. With `skip_conv` the way past is a 1 x 1 convolution
-    with bias of the pre-activated input, else the identity of the plain input.
+    norm, ReLU, 3 x 3, norm, ReLU, 3 x 3 with the stride, norm, ReLU, sum. With `skip_conv` the way past is a 1 x 1
+    convolution with bias of the pre-activated input, else every `stride`-th pixel of the plain input.
 
     Source: object_detection/models/keras_models/resnet_v1.py, `block_basic`.
     """
@@ -117,6 +117,7 @@ class PreActivationBlock(nn.Module):
         out_channels: int,
         *,
         skip_conv: bool,
+        stride: int = 1,
         dilations: tuple[int, int] = (1, 1),
         norm_momentum: float = 0.1,
     ) -> None:
@@ -125,14 +126,15 @@ class PreActivationBlock(nn.Module):
         first, second = dilations
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=first, dilation=first, bias=False)
         self.norm1 = nn.BatchNorm2d(out_channels, eps=self.NORM_EPSILON, momentum=norm_momentum)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=second, dilation=second, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels, eps=self.NORM_EPSILON, momentum=norm_momentum)
+        self.stride = stride
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if skip_conv else None
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        """Map `[n, c, h, w]` to `[n, out_channels, h, w]`."""
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Map `[n, c, h, w]` to `[n, out_channels, h / stride, w / stride]`."""
         y = F.relu(normalize(self.norm0, x))
-        skip = x if self.skip is None else self.skip(y)
+        skip = x[:, :, :: self.stride, :: self.stride] if self.skip is None else self.skip(y)
         y = F.relu(normalize(self.norm1, self.conv1(y)))
         y = F.relu(normalize(self.norm2, self.conv2(y)))
         return y + skip
