@@ -44,6 +44,7 @@ class DeepMARC(nn.Module):
         backbone: a name of `nn.detection_backbones`.
         pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         padding: of the backbone, see `create_detection_backbone`.
+        frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
         anchor_scale: side of a square anchor in cells of its level (the originals: 8 for ResNets, 3 for SpineNets);
             each comes with the aspect ratios 0.5, 1 and 2.
         box_head: `4conv1fc`, the original's, or `2fc`, which is faster.
@@ -101,6 +102,7 @@ class DeepMARC(nn.Module):
         backbone: str = "resnet50_fpn",
         pretrained_backbone: bool = False,
         padding: Padding = "symmetric",
+        frozen_levels: int = 0,
         anchor_scale: float = 8.0,
         box_head: BoxHead = "4conv1fc",
         num_proposals: int = 1000,
@@ -294,13 +296,14 @@ class DeepMARC(nn.Module):
         )
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """`backbone` (with its pyramid) and `heads`, each with weight decay and without.
+        """`backbone` (without its pyramid) and `heads`, each with weight decay and without.
 
         Norms and biases have none, nor has anything in an hourglass of the mask head.
         """
-        backbone = {id(parameter) for parameter in self.network.backbone.parameters()}
-        trunk = getattr(self.network.mask_head, "trunk", None)
-        undecayed = {id(parameter) for parameter in trunk.parameters()} if isinstance(trunk, Hourglass) else set()
+        trunk = getattr(self.network.backbone, "trunk", self.network.backbone)  # a SpineNet has no pyramid
+        backbone = {id(parameter) for parameter in trunk.parameters()}
+        hourglasses = [part for part in self.network.mask_head.children() if isinstance(part, Hourglass)]
+        undecayed = {id(parameter) for part in hourglasses for parameter in part.parameters()}
         groups: list[ParameterGroup] = []
         for name in ("backbone", "heads"):
             members = [p for p in self.parameters() if p.requires_grad and (id(p) in backbone) == (name == "backbone")]

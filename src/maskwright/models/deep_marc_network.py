@@ -42,6 +42,7 @@ class DeepMARCNetwork(nn.Module):
         backbone: str,
         pretrained_backbone: bool,
         padding: Padding,
+        frozen_levels: int,
         anchor_scale: float,
         box_head: BoxHead,
         num_proposals: int,
@@ -59,7 +60,7 @@ class DeepMARCNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = create_detection_backbone(
-            backbone, width, norm_momentum, norm_epsilon, pretrained_backbone, padding
+            backbone, width, norm_momentum, norm_epsilon, pretrained_backbone, padding, frozen_levels
         )
         self.class_agnostic_masks = class_agnostic_masks
         self.mask_size = mask_size

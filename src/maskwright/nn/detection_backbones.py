@@ -42,6 +42,7 @@ class ResNetFPN(nn.Module):
         norm_momentum: of the pyramid's batch norms, in torch's sense.
         norm_epsilon: of the pyramid's batch norms.
         padding: of layers with stride 2, see `create_detection_backbone`.
+        frozen_levels: so many of the trunk's four levels, finest first, keep their weights and statistics in training.
 
     Source: official/vision/modeling/backbones/resnet.py and decoders/fpn.py.
     """
@@ -50,7 +51,13 @@ class ResNetFPN(nn.Module):
     size_divisor = 64
 
     def __init__(
-        self, trunk: PyramidTrunk, channels: int, norm_momentum: float, norm_epsilon: float, padding: Padding
+        self,
+        trunk: PyramidTrunk,
+        channels: int,
+        norm_momentum: float,
+        norm_epsilon: float,
+        padding: Padding,
+        frozen_levels: int = 0,
     ) -> None:
         super().__init__()
         self.out_channels = channels
@@ -59,6 +66,20 @@ class ResNetFPN(nn.Module):
         self.pyramid = FeaturePyramidNetwork(trunk.channels, channels, coarser)
         if padding == "same":
             pad_as_tensorflow(self)
+        self.frozen_levels = frozen_levels
+        for part in self._frozen_parts():
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ResNetFPN:
+        """Set the training mode; frozen levels stay in inference mode and keep their norms' statistics."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        # Asked anew each time: a conversion to synchronised norms replaces modules.
+        return [part for level in self.trunk.levels()[: self.frozen_levels] for part in level]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> OrderedDict[str, Tensor]:
         """Return the maps `[B, out_channels, H / 2 ** l, W / 2 ** l]` by level, "2" to "6", finest first.
@@ -137,6 +158,7 @@ def create_detection_backbone(
     norm_epsilon: float = 1e-5,
     pretrained: bool = False,
     padding: Padding = "symmetric",
+    frozen_levels: int = 0,
 ) -> ResNetFPN | SpineNet:
     """Build the backbone `name`; its `levels`, `out_channels` and `size_divisor` say what `forward` returns and takes.
 
@@ -150,6 +172,8 @@ def create_detection_backbone(
         padding: of a ResNet's layers with stride 2: "symmetric" as torchvision has it and its weights need it,
             "same" as TensorFlow has it and weights from there need it (an even size is padded on the right and
             at the bottom only: all maps lie up to half a cell apart). SpineNets are always "same".
+        frozen_levels: so many of a trunk's four levels, finest first, keep their weights and statistics in training
+            (not for SpineNets).
 
     Raises:
         ValueError: the name is unknown, the width is not positive, or there are no weights for this network.
@@ -162,17 +186,22 @@ def create_detection_backbone(
         raise ValueError(f"padding of a backbone must be 'symmetric' or 'same', but got {padding!r}")
     if pretrained and (width != 1 or padding != "symmetric"):
         raise ValueError(f"ImageNet weights fit width 1 and padding 'symmetric' only, but got {width} and {padding!r}")
+    if not 0 <= frozen_levels <= 4:
+        raise ValueError(f"frozen_levels of a backbone must lie in 0..4, but got {frozen_levels}")
     if name in SPINENET_SIZES:
         if pretrained:
             raise ValueError(f"there are no ImageNet weights for {name}; set pretrained to false")
+        if frozen_levels:
+            raise ValueError(f"a SpineNet has no levels to freeze, but got frozen_levels {frozen_levels}")
         return create_spinenet(name, width, norm_momentum, norm_epsilon)
     if name == EFFICIENTNET:
         if padding != "symmetric":
             raise ValueError(f"{name} is always padded as its weights need it; set padding to 'symmetric'")
         small = create_efficientnet_lite0_trunk(width, norm_momentum, pretrained=pretrained)
         channels = max(1, round(SMALL_PYRAMID_CHANNELS * width))
-        return ResNetFPN(small, channels, norm_momentum, norm_epsilon, padding)
+        return ResNetFPN(small, channels, norm_momentum, norm_epsilon, padding, frozen_levels)
     trunk = create_resnet_trunk(
         name.removesuffix("_fpn"), width, norm_momentum, norm_epsilon=norm_epsilon, pretrained=pretrained
     )
-    return ResNetFPN(trunk, max(1, round(PYRAMID_CHANNELS * width)), norm_momentum, norm_epsilon, padding)
+    channels = max(1, round(PYRAMID_CHANNELS * width))
+    return ResNetFPN(trunk, channels, norm_momentum, norm_epsilon, padding, frozen_levels)
