@@ -8,23 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.convert.checkpoint import OtherTensors, Variables
+from maskwright.convert.checkpoint import Variables
 from maskwright.convert.deep_mac import convert_deep_mac
+from maskwright.convert.deep_marc import convert_deep_marc
+from maskwright.convert.tables import Conversion
 from maskwright.data.categories import resolve_mask_classes
 from maskwright.errors import UserError
-from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import save_pretrained
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import resolve_recipe
 
-CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], DeepMAC]] = {"deep_mac": convert_deep_mac}
+CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Conversion]] = {
+    "deep_mac": convert_deep_mac,
+    "deep_marc": convert_deep_marc,
+}
 
 
 def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> None:
     """Convert a checkpoint and print what was used and what was passed over.
 
-    Every variable of the checkpoint's model must have its tensor in the recipe's model and the other way round.
-    Passed over, and counted, are only the optimizer's slots and values, the step and the number of saves.
+    Every variable of the checkpoint's model must have its tensor in the recipe's model and the other way round,
+    except for what a family's converter says it does not take. Passed over, and counted, are also the
+    optimizer's slots and values, the step and the number of saves.
 
     Args:
         checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
@@ -43,7 +48,8 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     if resolved.family != family:
         raise UserError(f"recipe {recipe} is of the family {resolved.family!r}, but --family is {family!r}")
     variables = Variables(checkpoint)
-    model = _convert(variables, checkpoint, resolved, recipe)
+    conversion = _convert(variables, checkpoint, resolved, recipe)
+    model = conversion.model
     others = variables.others()
     if others.unknown:
         raise UserError(
@@ -51,12 +57,12 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
             "it belongs neither to the model nor to its optimizer"
         )
     model.mask_classes = resolve_mask_classes(resolved.data.mask_classes, model.categories)
-    save_pretrained(model, out, card=_card(model, checkpoint, resolved))
-    print(_report(variables, others, model))
+    save_pretrained(model, out, card=_card(conversion, checkpoint, resolved))
+    print(_report(conversion, variables))
     print(out)
 
 
-def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> DeepMAC:
+def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> Conversion:
     try:
         return CONVERTERS[recipe.family](variables, recipe.model)
     except UserError as error:
@@ -65,23 +71,27 @@ def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str)
         raise UserError(f"recipe {source}: {error}") from error
 
 
-def _report(variables: Variables, others: OtherTensors, model: DeepMAC) -> str:
-    numbers = sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
-    kernel = " x ".join(str(size) for size in model.config["embedding_kernel"])
+def _report(conversion: Conversion, variables: Variables) -> str:
+    model, others = conversion.model, variables.others()
+    numbers = sum(variables[path].size for path in conversion.used)
     lines = [
-        f"variables converted: {len(variables)} ({numbers:,} numbers)",
+        f"variables converted: {len(conversion.used)} ({numbers:,} numbers)",
         f"optimizer slots skipped: {len(others.optimizer_slots)}",
         f"other bookkeeping skipped: {len(others.bookkeeping)}",
-        f"embedding heads: {kernel}",
+        *conversion.remarks,
         f"classes: {len(model.categories)}, {len(model.mask_classes)} of them with masks",
     ]
     return "\n".join(lines)
 
 
-def _card(model: DeepMAC, checkpoint: str, recipe: Recipe) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+def _card(conversion: Conversion, checkpoint: str, recipe: Recipe) -> str:
+    model = conversion.model
+    parameters = sum(parameter.numel() for group in model.parameter_groups() for parameter in group["params"])
+    remarks = "".join(f"- {remark}\n" for remark in conversion.remarks)
     return (
         f"# {Path(checkpoint).name}\n\n"
         f"Converted by `maskwright convert` from a TensorFlow checkpoint of the original ({model.family}, recipe "
-        f"`{recipe.name}`), {parameters:,} parameters. The licence and the terms of use are those of that checkpoint.\n"
+        f"`{recipe.name}`), {parameters:,} parameters. The licence and the terms of use are those of that "
+        "checkpoint.\n\n"
+        f"{remarks}"
     )

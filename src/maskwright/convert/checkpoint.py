@@ -19,7 +19,12 @@ from maskwright.errors import UserError
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MODEL_ATTRIBUTES = ("model", "_model")  # of a checkpoint, and of an exported SavedModel
-_BOOKKEEPING = ("optimizer", "step", "save_counter")  # what hangs beside the model, or on it where it is the root
+_BOOKKEEPING = (
+    "optimizer",
+    "step",
+    "global_step",
+    "save_counter",
+)  # what hangs beside the model, or on it where it is the root
 _OPTIMIZER_SLOT = "/.OPTIMIZER_SLOT/"
 _KERAS_COLLECTIONS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api", "signatures"}
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")

@@ -9,7 +9,15 @@ import numpy as np
 from torch import nn
 
 from maskwright.convert.coco_labels import coco_categories
-from maskwright.convert.tables import Table, below, hourglass_table, layer_rows, load_variables, weighted_layers
+from maskwright.convert.tables import (
+    Conversion,
+    Table,
+    below,
+    hourglass_table,
+    layer_rows,
+    load_variables,
+    weighted_layers,
+)
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.deep_mac_network import DeepMACNetwork
 from maskwright.nn.backbones import HourglassBackbone
@@ -88,8 +96,8 @@ def network_table(network: DeepMACNetwork) -> Table:
     return {name: row for path, table in parts.items() for name, row in below(path, table).items()}
 
 
-def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> DeepMAC:
-    """The model of an original checkpoint, in eval mode; every variable of its `model` is used.
+def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Conversion:
+    """The model of an original checkpoint; every variable of its `model` is used.
 
     The kernel of the embedding heads (3 x 3 until April 2021, then 1 x 3) is what the checkpoint has, whatever
     `values` say. A detector without `categories` has COCO's 90 classes.
@@ -109,8 +117,10 @@ def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, A
     if chosen.get("detector") and not chosen.get("categories"):
         chosen["categories"] = coco_categories()
     model = DeepMAC(**chosen)
-    load_variables(model.network, network_table(model.network), variables, "model")
-    return model.eval()
+    used = load_variables(model.network, network_table(model.network), variables, "model")
+    return Conversion(
+        model.eval(), used, [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
+    )
 
 
 def _resnet_table(trunk: ResNetTrunk, prefix: str) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from maskwright.errors import UserError
 from maskwright.nn.hourglass import Hourglass
+from maskwright.structures import SegmentationModel
 
 Layout = Literal["convolution", "depthwise", "linear", "vector"]
 
@@ -44,6 +45,20 @@ class Variable:
 
 
 Table = dict[str, Variable]
+
+
+class Conversion(NamedTuple):
+    """What a converter makes of a checkpoint.
+
+    model: in eval mode.
+    used: attribute paths of the variables that it took.
+    remarks: lines for the person who converts: what was chosen for them, and what was not taken.
+    """
+
+    model: SegmentationModel
+    used: set[str]
+    remarks: list[str]
+
 
 # The original's names of a layer's tensors, by ours.
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
