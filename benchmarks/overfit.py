@@ -2,8 +2,8 @@
 
     python benchmarks/overfit.py RECIPE --images DIR --annotations FILE --out RUN [--count 16] [--SECTION.KEY VALUE ...]
 
-`--count` images of the file are chosen by a hash of their names (`--seed` chooses others), all of their instances with
-them. The recipe trains on them whole, not cropped and not flipped, without weight decay and without a moving average,
+`--count` images of the file are chosen by a hash of their names (`--seed` chooses others) among those whose instances
+all have a box of at least `--min-side` pixels on either side, all of their instances with them. The recipe trains on them whole, not cropped and not flipped, without weight decay and without a moving average,
 and validates on the same images. Any key of the recipe can be given after these; it wins over the values named here.
 Then the weights folder `RUN/last` is evaluated as `maskwright evaluate` does it: with the boxes that the model finds,
 and, where it can be prompted, with the boxes of the file. A model of any family that has learnt should come to AP over
@@ -45,12 +45,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--min-side", type=float, default=0, help="of the boxes, in pixels of the image")
     arguments, overrides = parser.parse_known_args()
     subset = beside(arguments.out, ".json")
     if not subset.is_file():
         subset.parent.mkdir(parents=True, exist_ok=True)
         file = json.loads(arguments.annotations.read_text())
-        subset.write_text(json.dumps(few_images(file, arguments.count, arguments.seed)))
+        subset.write_text(json.dumps(few_images(file, arguments.count, arguments.seed, arguments.min_side)))
     train(arguments, subset, overrides)
     for boxes in ("predicted", "ground-truth"):
         numbers = beside(arguments.out, f".boxes-{boxes}.json")
@@ -63,10 +64,14 @@ def beside(run: Path, ending: str) -> Path:
     return run.with_name(run.name + ending)
 
 
-def few_images(file: dict, count: int, seed: int) -> dict:
-    """The COCO file with `count` of those of its images that have an instance; the categories that they have."""
+def few_images(file: dict, count: int, seed: int, min_side: float = 0) -> dict:
+    """The COCO file with `count` of the images that have an instance, none of them narrower or lower than `min_side`.
+
+    Its categories are those that these images have.
+    """
     annotated = {entry["image_id"] for entry in file["annotations"] if not entry.get("iscrowd")}
-    images = [image for image in file["images"] if image["id"] in annotated]
+    small = {entry["image_id"] for entry in file["annotations"] if min(entry["bbox"][2:]) < min_side}
+    images = [image for image in file["images"] if image["id"] in annotated - small]
     images.sort(key=lambda image: hashlib.blake2b(f"{seed}/{image['file_name']}".encode()).digest())
     images = images[:count]
     ids = {image["id"] for image in images}

@@ -307,6 +307,12 @@ class DeepMAC(nn.Module):
                 groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
         return groups
 
+    def class_layers(self) -> dict[str, Int64[Tensor, " rows"]]:
+        """The last layers of the detector's centre maps, which have a row per class."""
+        labels = torch.arange(len(self.categories))
+        stacks = range(len(self.network.detector or ()))
+        return {f"network.detector.{i}.center.2.{kind}": labels for i in stacks for kind in ("weight", "bias")}
+
     def _check_training_size(self, images: Sequence[Tensor]) -> None:
         for index, image in enumerate(images):
             if image.shape != images[0].shape:

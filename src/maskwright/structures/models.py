@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from maskwright.structures.predictions import InstancePrediction, PanopticPrediction
@@ -96,6 +97,13 @@ class SegmentationModel(Protocol):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter, in exactly one group."""
+        ...
+
+    def class_layers(self) -> dict[str, Int64[Tensor, " rows"]]:
+        """The tensors of the state dict that hold something of each class: name -> the label of each row.
+
+        Rows are the first dimension; -1 is a row of no class (background, void).
+        """
         ...
 
 

@@ -22,6 +22,7 @@ from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
 from maskwright.training.batches import DataSets, TrainingData, open_data_sets
 from maskwright.training.checkpoints import RunCheckpoints, read_step
+from maskwright.training.initial_weights import start_from
 from maskwright.training.interruption import StopRequest
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
@@ -56,6 +57,8 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
     data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
     task = TrainingTask(build_model(recipe, data_sets), recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
+    if checkpoint is None and recipe.trainer.initial_weights is not None:
+        start_from(task.model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
         rehearse(task.model, recipe)
     with StopRequest(announce=is_first_process()) as stop_request:
@@ -86,6 +89,8 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
     values["mask_classes"] = data_sets.training.mask_classes
+    if recipe.trainer.initial_weights is not None and "pretrained_backbone" in values:
+        values["pretrained_backbone"] = False  # other weights take their place
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:

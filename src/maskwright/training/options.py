@@ -129,6 +129,8 @@ class TrainerOptions:
     Attributes:
         steps: optimizer steps of the whole run.
         output: folder of the run; left out, `runs/` followed by the recipe's name.
+        initial_weights: where the weights of a new run come from: a bundled model, a weights folder or a Hub
+            repository of the same family; left out, they are random (the backbone's as the model says).
         seed: of the first weights, the data order, the augmentation and the model's own randomness.
         precision: number format; the mixed ones keep the weights in float32.
         accumulate: batches whose gradients are added up for one step.
@@ -148,6 +150,7 @@ class TrainerOptions:
 
     steps: int = 1000
     output: str | None = None
+    initial_weights: str | None = None
     seed: int = 0
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     accumulate: int = 1

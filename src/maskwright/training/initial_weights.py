@@ -1,0 +1,121 @@
+"""A run that starts from the weights of another model, whose classes may be others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from maskwright.data.categories import match_name
+from maskwright.errors import UserError
+from maskwright.models.hub import from_pretrained
+from maskwright.structures import Category, SegmentationModel
+
+
+def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
+    """Copy the weights of another model of the family into `model`.
+
+    Every tensor must fit by name and shape, but for two things, each told on stderr if `announce`:
+    the layers of the classes (`SegmentationModel.class_layers`), where the categories differ: rows of classes of the
+    same name (or its synonym) are copied, the others stay as they were initialised; and whole parts of the network
+    that only one of the two models has, such as a detector: what `model` lacks is left out, what `source` lacks
+    stays as it was initialised.
+
+    Args:
+        model: with its first, random weights.
+        source: a bundled model, a weights folder or a Hub repository.
+
+    Raises:
+        UserError: there is no such model, it is of another family, or a tensor does not fit (it is named).
+    """
+    other = from_pretrained(source)
+    ours, theirs = cast(SegmentationModel, model), cast(SegmentationModel, other)
+    if theirs.family != ours.family:
+        raise UserError(
+            f"{source}: these weights are of family {theirs.family!r}, but the recipe is of {ours.family!r}"
+        )
+    state, tensors = model.state_dict(), other.state_dict()
+    lines = _drop_parts_of_one(state, tensors)
+    match = _matching_labels(ours.categories, theirs.categories)
+    unchanged = match.tolist() == list(range(len(theirs.categories)))
+    rows = {} if unchanged else ours.class_layers()
+    their_rows = theirs.class_layers()
+    _check(state, tensors, rows.keys(), source)
+    for name, own in state.items():
+        if name in rows:
+            _copy_rows(own, rows[name], tensors[name], their_rows[name], match)
+        else:
+            own.copy_(tensors[name])
+    if rows:
+        lines += _about_classes(ours.categories, match, [name for name in rows if name in state])
+    if announce:
+        whole = sum(name not in rows for name in state)
+        print("\n".join([f"first weights: {whole} tensors of {source}", *lines]), file=sys.stderr)
+
+
+def _drop_parts_of_one(state: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """Take out the parts of the network that only one of the two has, and say which."""
+    ours, theirs = ({_part(name) for name in names} for names in (state, tensors))
+    lines = []
+    for part, owner, what in [
+        *((part, state, "it starts anew: those weights have none") for part in sorted(ours - theirs)),
+        *((part, tensors, "it is left out: this model has none") for part in sorted(theirs - ours)),
+    ]:
+        names = [name for name in owner if _part(name) == part]
+        lines.append(f"first weights: {part} ({len(names)} tensors), {what}")
+        for name in names:
+            del owner[name]
+    return lines
+
+
+def _part(name: str) -> str:
+    """`network.detector` of `network.detector.0.center.2.bias`."""
+    return ".".join(name.split(".")[:2])
+
+
+def _matching_labels(ours: Sequence[Category], theirs: Sequence[Category]) -> Int64[Tensor, " c"]:
+    """For each of our labels theirs of the same name, or -1."""
+    names = [category["name"] for category in theirs]
+    matches = [match_name(category["name"], names) for category in ours]
+    return torch.tensor([-1 if match is None else names.index(match) for match in matches], dtype=torch.int64)
+
+
+def _check(state: dict[str, Tensor], tensors: dict[str, Tensor], classes: Iterable[str], source: str) -> None:
+    for name in [*state, *tensors]:
+        if name not in tensors or name not in state:
+            there = "are not in these weights" if name not in tensors else "are not in this model"
+            raise UserError(
+                f"{source}: the values of {name!r} {there}; give the recipe the model values of the weights"
+            )
+        skip = int(name in classes)  # rows are matched one by one
+        mine, other = list(state[name].shape), list(tensors[name].shape)
+        if mine[skip:] != other[skip:]:
+            raise UserError(
+                f"{source}: {name!r} has shape {other} there and {mine} in this model; "
+                "give the recipe the model values of the weights"
+            )
+
+
+def _copy_rows(
+    own: Tensor,
+    own_labels: Int64[Tensor, " r"],
+    other: Tensor,
+    other_labels: Int64[Tensor, " s"],
+    match: Int64[Tensor, " c"],
+) -> None:
+    """Copy the rows of each class that both have, and those of no class, in their order."""
+    for label, their_label in [(-1, -1), *((label, found) for label, found in enumerate(match.tolist()) if found >= 0)]:
+        own[own_labels == label] = other[other_labels == their_label]
+
+
+def _about_classes(categories: Sequence[Category], match: Int64[Tensor, " c"], names: list[str]) -> list[str]:
+    if not names:
+        return []
+    known = int((match >= 0).sum())
+    fresh = [category["name"] for category, found in zip(categories, match.tolist(), strict=True) if found < 0]
+    anew = f"those of {len(fresh)} start anew ({', '.join(fresh)})" if fresh else "none starts anew"
+    return [f"first weights: the classes differ: of {', '.join(names)} the rows of {known} are copied, {anew}"]
