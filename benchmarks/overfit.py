@@ -3,11 +3,12 @@
     python benchmarks/overfit.py RECIPE --images DIR --annotations FILE --out RUN [--count 16] [--SECTION.KEY VALUE ...]
 
 `--count` images of the file are chosen by a hash of their names (`--seed` chooses others) among those whose instances
-all have a box of at least `--min-side` pixels on either side, all of their instances with them. The recipe trains on them whole, not cropped and not flipped, without weight decay and without a moving average,
-and validates on the same images. Any key of the recipe can be given after these; it wins over the values named here.
-Then the weights folder `RUN/last` is evaluated as `maskwright evaluate` does it: with the boxes that the model finds,
-and, where it can be prompted, with the boxes of the file. A model of any family that has learnt should come to AP over
-0.8. A run that RUN already holds is continued or only evaluated.
+all have a box of at least `--min-side` pixels on either side; all of their instances come with them. The recipe trains
+on them whole, not cropped and not flipped, without weight decay and without a moving average, and validates on the same
+images. Any key of the recipe can be given after these; it wins over the values named here. Then the weights folder
+`RUN/last` is evaluated as `maskwright evaluate` does it: with the boxes that the model finds, and, where it can be
+prompted, with the boxes of the file. A model of any family that has learnt should come to AP over 0.8. A run that RUN
+already holds is continued or only evaluated.
 
     python benchmarks/overfit.py deep_mac/tiny_detector --images DATA/images --annotations DATA/instances.json \\
         --out runs/overfit --trainer.precision bf16-mixed
