@@ -312,6 +312,18 @@ class DeepMARC(nn.Module):
                 groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
         return groups
 
+    def class_layers(self) -> dict[str, Int64[Tensor, " rows"]]:
+        """The box head's two outputs, and with one mask per class the last layer of the mask head."""
+        labels = torch.arange(len(self.categories))
+        with_background = torch.cat([torch.tensor([-1]), labels])
+        rows = {"cls_score": with_background, "bbox_pred": with_background.repeat_interleave(4)}
+        kinds = ("weight", "bias")
+        layers = {f"network.roi_heads.box_predictor.{k}.{kind}": row for k, row in rows.items() for kind in kinds}
+        if not self.network.class_agnostic_masks:
+            for name, values in list(self.network.mask_head.named_parameters())[-2:]:
+                layers[f"network.mask_head.{name}"] = labels.repeat_interleave(len(values) // len(labels))
+        return layers
+
     def _check_training_size(self, images: Sequence[Tensor]) -> None:
         for index, image in enumerate(images):
             if image.shape != images[0].shape:
