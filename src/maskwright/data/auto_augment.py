@@ -29,7 +29,7 @@ def auto_augment(image: Image) -> Image:
     return image
 
 
-def sharpness(image: Image, level: float) -> Image:
+def sharpness(image: Image, level: int) -> Image:
     """Blend with a softened copy (3 x 3, the centre five times as heavy); the outermost pixels stay."""
     height, width = image.shape[1:]
     if min(height, width) < 3:
@@ -40,17 +40,17 @@ def sharpness(image: Image, level: float) -> Image:
     return _blend(softened, image, _factor(level))
 
 
-def brightness(image: Image, level: float) -> Image:
+def brightness(image: Image, level: int) -> Image:
     """Blend with black."""
     return _blend(torch.zeros_like(image), image, _factor(level))
 
 
-def colour(image: Image, level: float) -> Image:
+def colour(image: Image, level: int) -> Image:
     """Blend with the grey image."""
     return _blend(_grey(image).expand_as(image), image, _factor(level))
 
 
-def contrast(image: Image, level: float) -> Image:
+def contrast(image: Image, level: int) -> Image:
     """Blend with one grey: the number of pixels / 256, at most 255.
 
     The originals take the mean of the histogram's counts for the mean of the greys.
@@ -59,17 +59,17 @@ def contrast(image: Image, level: float) -> Image:
     return _blend(torch.full_like(image, int(grey)), image, _factor(level))
 
 
-def equalize(image: Image, _level: float) -> Image:
+def equalize(image: Image, _level: int) -> Image:
     """Spread the values of each channel evenly over 0..255; it has no level."""
     return torch.stack([_equalize_channel(channel) for channel in image])
 
 
-def solarize(image: Image, level: float) -> Image:
+def solarize(image: Image, level: int) -> Image:
     """Invert the values that are not below the threshold level / 10 * 256, which is 0 at level 10 (it is a uint8)."""
     return torch.where(image.int() < int(level / 10 * 256) % 256, image, 255 - image)
 
 
-OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
+OPERATIONS: dict[str, Callable[[Image, int], Image]] = {
     "Brightness": brightness,
     "Color": colour,
     "Contrast": contrast,
@@ -79,7 +79,7 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
 }
 """By the originals' names. Each takes a level in 0..10."""
 
-POLICY: tuple[tuple[tuple[str, float, float], ...], ...] = (
+POLICY: tuple[tuple[tuple[str, float, int], ...], ...] = (
     (("Sharpness", 0.4, 7), ("Brightness", 0.2, 10)),
     (("Equalize", 0.0, 9), ("Contrast", 0.2, 10)),
     (("Sharpness", 0.2, 9), ("Color", 0.2, 9)),
@@ -89,7 +89,7 @@ POLICY: tuple[tuple[tuple[str, float, float], ...], ...] = (
 """Pairs of (operation, probability, level)."""
 
 
-def _factor(level: float) -> float:
+def _factor(level: int) -> float:
     return level / 10 * 1.8 + 0.1
 
 

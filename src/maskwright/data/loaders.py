@@ -14,10 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from maskwright.data.coco import CocoInstances
+from maskwright.data.panoptic import CocoPanoptic
 from maskwright.errors import UserError
-from maskwright.structures import Target
+from maskwright.structures import PanopticTarget, Target
 
-Batch = tuple[list[Tensor], list[Target]]
+Batch = tuple[list[Tensor], list[Any]]
+"""Images and their `Target`s, or their `PanopticTarget`s."""
+
+DataSet = CocoInstances | CocoPanoptic
 
 
 class EndlessSampler(Sampler[list[tuple[int, int]]]):
@@ -100,7 +104,7 @@ def _hash(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+def collate(samples: Sequence[tuple[Tensor, Target | PanopticTarget]]) -> Batch:
     """A list of images and a list of targets; nothing is stacked, since images differ in size."""
     return [image for image, _ in samples], [target for _, target in samples]
 
@@ -116,7 +120,7 @@ class BatchLoader(DataLoader[Any]):
 
 
 def training_loader(
-    dataset: CocoInstances,
+    dataset: DataSet,
     *,
     batch_size: int,
     seed: int,
@@ -143,7 +147,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: CocoInstances, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    dataset: DataSet, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> BatchLoader:
     """The images rank, rank + world_size, ... once each, in order; over all ranks every image comes exactly once.
 
@@ -154,7 +158,7 @@ def evaluation_loader(
     return _loader(dataset, batches, num_workers)
 
 
-def _loader(dataset: CocoInstances, batches: Any, num_workers: int) -> BatchLoader:
+def _loader(dataset: DataSet, batches: Any, num_workers: int) -> BatchLoader:
     return BatchLoader(
         dataset,  # pyright: ignore[reportArgumentType]
         batch_sampler=batches,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ class CocoPanoptic:
         self.categories: list[Category] = list(self._index.categories if categories is None else categories)
         used = set(np.unique(self._index.category_rows).tolist())
         self._labels = labels_of_categories(self._index.categories, used, self.categories, self._index.source)
-        self.skipped = dict(Counter(problem.kind for problem in self._index.problems))
+        self.skipped = self._index.skipped
         self.transforms = transforms
         if not self._images.is_dir():
             raise UserError(f"the image folder {self._images} does not exist or is no folder")

@@ -6,6 +6,8 @@ prints its problems.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,11 @@ class PanopticIndex:
         """
         refuse_problems(self.source, self.problems)
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many entries were dropped or are otherwise broken, by kind of reason."""
+        return dict(Counter(problem.kind for problem in self.problems))
+
 
 def is_panoptic(path: str | Path) -> bool:
     """Whether the annotation file at `path` is of COCO's panoptic format: its annotations have `segments_info`.
@@ -93,8 +100,15 @@ def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
     Raises:
         UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
     """
-    source = str(path)
-    content = read_json_object(path, ("images", "annotations", "categories"))
+    return index_panoptic_annotations(read_json_object(path, ("images", "annotations", "categories")), str(path))
+
+
+def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> PanopticIndex:
+    """The same of the content of a file, which has `images`, `annotations` and `categories`; `source` names it.
+
+    Raises:
+        UserError: one of them is not of the right kind.
+    """
     categories = parse_categories(content["categories"], source)
     for key in ("images", "annotations"):
         if not isinstance(content[key], list):

@@ -12,6 +12,7 @@ from typing import Any
 
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.panoptic_quality import PanopticQuality
 
 Cell = str | int | float | None
 
@@ -87,6 +88,38 @@ def coco_ap_tables(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def panoptic_quality_summary(metric: PanopticQuality) -> dict[str, Any]:
+    """All numbers of a metric, ready for JSON.
+
+    Returns:
+        The keys of `PanopticQuality.compute` (PQ, SQ and RQ in 0..1 or None, counts whole), `variant`, and `per_class`:
+        for each class that counts the fields of `ClassPQ`, in label order.
+    """
+    rows = [_plain(asdict(row)) for row in metric.per_class()]
+    counted = [row for row in rows if row["pq"] is not None]
+    return {**_plain(metric.compute()), "variant": metric.variant, "per_class": counted}
+
+
+def panoptic_quality_tables(summary: Mapping[str, Any]) -> str:
+    """A `panoptic_quality_summary` as two tables: the groups, and the classes with the worst first."""
+    groups: list[list[Cell]] = [
+        [name, *(summary[f"{key}{suffix}"] for key in ("pq", "sq", "rq", "classes"))]
+        for name, suffix in (("all", ""), ("things", "_things"), ("stuff", "_stuff"))
+    ]
+    counts = ("true_positives", "false_positives", "false_negatives")
+    per_class: list[list[Cell]] = [
+        [row["name"], row["pq"], row["sq"], row["rq"], *(row[key] for key in counts)]
+        for row in sorted(summary["per_class"], key=lambda row: row["pq"])
+    ]
+    return "\n\n".join(
+        [
+            format_table(["", "PQ", "SQ", "RQ", "classes"], groups),
+            format_table(["class", "PQ", "SQ", "RQ", "found", "wrong", "missed"], per_class),
+            f"{summary['images']} images, {summary['variant'].replace('_', '-')} evaluation",
+        ]
+    )
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Aligned text: the first column to the left, the others to the right, floats with 3 decimals, None as `-`.
 
@@ -108,7 +141,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Counts as whole numbers (metrics give them as floats) and NaN as None."""
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-    return plain | {key: int(value) for key, value in values.items() if key.startswith(("images", "instances"))}
+    return plain | {
+        key: int(value) for key, value in values.items() if key.startswith(("images", "instances", "classes"))
+    }
 
 
 def _text(cell: Cell) -> str:

@@ -56,7 +56,7 @@ def rows_of_ids(ids: Int[Tensor, "h w"], segments: Int64[Tensor, " s"]) -> Int32
 
 
 def small_segment_weights(
-    segmentation: Int[Tensor, "h w"], counted: Bool[Tensor, " s"], *, threshold: float, weight: float
+    segmentation: Int[Tensor, "h w"], counted: Bool[Tensor, " s"], *, threshold: int, weight: float
 ) -> Float[Tensor, "h w"]:
     """`weight` on the pixels of those `counted` segments that have fewer than `threshold` pixels, 1 elsewhere.
 

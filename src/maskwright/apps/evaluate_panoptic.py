@@ -1,0 +1,192 @@
+"""Panoptic quality of a model on a COCO panoptic file, or of one such file against another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from maskwright.data.categories import match_name, read_categories
+from maskwright.data.json_file import read_json_object
+from maskwright.data.loaders import evaluation_loader
+from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, read_id_map, write_panoptic
+from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
+from maskwright.errors import UserError
+from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
+from maskwright.evaluation.report import panoptic_quality_summary
+from maskwright.predictor import Predictor, load
+from maskwright.structures import PanopticPrediction, SegmentationModel
+
+
+def evaluate_panoptic(
+    model: str | Path | Predictor,
+    images: str | Path,
+    annotations: str | Path,
+    segmentations: str | Path | None = None,
+    *,
+    variant: Variant = "official",
+    save_results: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Panoptic quality of a model's predictions.
+
+    Areas of true segments are their pixels. Predicted segments of classes that the file does not list count as void.
+
+    Args:
+        model: a bundled model's name, a weights folder, a Hub repository, or a predictor.
+        images: folder of the images.
+        annotations: a COCO panoptic file.
+        segmentations: the folder of its PNGs; None takes the one beside it that is named like it.
+        variant: as of `PanopticQuality`.
+        save_results: write the predictions as a COCO panoptic file of this name, and their PNGs to the folder beside
+            it that is named like it.
+        device: `cpu`, `cuda`, or `auto` for a GPU where there is one; a predictor keeps its own.
+        batch_size: images that are predicted together.
+        num_workers: processes that read images.
+
+    Returns:
+        As `evaluation.report.panoptic_quality_summary`.
+
+    Raises:
+        UserError: an unusable file, folder or model, or an unknown variant.
+    """
+    _check_variant(variant)
+    predictor = model if isinstance(model, Predictor) else load(model, device)
+    network = cast(SegmentationModel, predictor.model)
+    if network.task != "panoptic":
+        raise UserError(f"{annotations} is a panoptic file, but the model finds single instances only")
+    dataset = CocoPanoptic(images, annotations, segmentations, categories=network.categories)
+    _tell_skipped(dataset.skipped, annotations)
+    names = [category["name"] for category in read_categories(annotations)]
+    known = {label for label, category in enumerate(network.categories) if match_name(category["name"], names)}
+    metric = PanopticQuality(network.categories, variant)
+    entries = _predict(predictor, dataset, metric, known, batch_size, num_workers)
+    if save_results is None:
+        for _ in entries:
+            pass
+    else:
+        write_panoptic(save_results, entries, network.categories)
+    return panoptic_quality_summary(metric)
+
+
+def _predict(
+    predictor: Predictor,
+    dataset: CocoPanoptic,
+    metric: PanopticQuality,
+    known: set[int],
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[PanopticEntry]:
+    """Each image's prediction, once `metric` has counted it; progress on standard error."""
+    loader = evaluation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
+    names = iter(dataset.file_names)
+    with tqdm(total=len(dataset), unit="image", file=sys.stderr, desc="evaluate", disable=None) as progress:
+        for batch, targets in loader:
+            with predictor.inference():
+                predictions = predictor.model([image.to(predictor.device) for image in batch])
+            metric.update([_only(prediction, known) for prediction in predictions], targets)
+            for prediction, target in zip(predictions, targets, strict=True):
+                name, (height, width) = next(names), prediction.image_size
+                image = {"id": target["image_id"], "file_name": name, "height": height, "width": width}
+                png = Path(name).with_suffix(".png").as_posix()
+                yield PanopticEntry(image, *prediction.to_coco(target["image_id"], png))
+            progress.update(len(batch))
+
+
+def _only(prediction: PanopticPrediction, labels: set[int]) -> PanopticPrediction:
+    """The prediction with the segments of these labels; the others become void."""
+    kept = [info for info in prediction.segments_info if info["label"] in labels]
+    if len(kept) == len(prediction):
+        return prediction
+    ids = torch.tensor([info["id"] for info in kept], device=prediction.segmentation.device)
+    is_kept = torch.isin(prediction.segmentation, ids.to(prediction.segmentation.dtype))
+    return replace(prediction, segmentation=prediction.segmentation * is_kept, segments_info=kept)
+
+
+def compare_panoptic_files(
+    annotations: str | Path,
+    predictions: str | Path,
+    segmentations: str | Path | None = None,
+    predicted_segmentations: str | Path | None = None,
+    variant: Variant = "official",
+) -> PanopticQuality:
+    """Panoptic quality of a file of predictions against a file of annotations, as panopticapi's script takes them.
+
+    Args:
+        annotations: a COCO panoptic file; it may lack `images`. Its own areas count, where it has them.
+        predictions: a file with `annotations` of the same form; nothing else of it is read.
+        segmentations: the folder of the PNGs of `annotations`; None takes the one beside it that is named like it.
+        predicted_segmentations: the same of `predictions`.
+        variant: as of `PanopticQuality`.
+
+    Raises:
+        UserError: an unusable file or PNG, an image without a prediction, a broken predicted segment, or an unknown
+            variant.
+    """
+    _check_variant(variant)
+    truth_folder = map_folder(annotations, segmentations)
+    content = read_json_object(annotations, ("annotations", "categories"))
+    if "images" not in content:
+        content["images"] = _images(content["annotations"], truth_folder, str(annotations))
+    truth = index_panoptic_annotations(content, str(annotations))
+    truth.refuse_unusable()
+    _tell_skipped(truth.skipped, annotations)
+    listed = read_json_object(predictions, ("annotations",))["annotations"]
+    predicted = index_panoptic_annotations({**content, "annotations": listed}, str(predictions))
+    if predicted.problems:
+        raise UserError(f"{predictions}: {predicted.problems[0]} ({len(predicted.problems)} problems in all)")
+    folder = map_folder(predictions, predicted_segmentations)
+    metric = PanopticQuality(truth.categories, variant)
+    places = {identity: row for row, identity in enumerate(predicted.image_ids.tolist())}
+    for row, identity in enumerate(truth.image_ids.tolist()):
+        prediction = _segments(predicted, places[identity], folder)
+        try:
+            metric.add(identity, prediction, _segments(truth, row, truth_folder))
+        except ValueError as error:
+            raise UserError(f"{predictions}: {error}") from error
+    return metric
+
+
+def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:
+    """Entries of `images` for a file that has none: one for each annotation, of the size of its PNG."""
+    images = []
+    for entry in entries if isinstance(entries, list) else []:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        try:
+            with Image.open(folder / str(name)) as stored:
+                size = {"height": stored.height, "width": stored.width}
+        except OSError as error:
+            raise UserError(f"{source}: cannot read the segmentation {folder / str(name)}: {error}") from error
+        images.append({"id": entry.get("image_id"), "file_name": name, **size})
+    return images
+
+
+def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
+    """One image of a file; areas are the file's own, where it has them."""
+    part = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
+    height, width = index.image_sizes[row].tolist()
+    id_map = read_id_map(folder / index.map_names[row], (height, width), index.source)
+    rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
+    segments = SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
+    listed = index.areas[part]
+    return replace(segments, areas=np.where(listed == NO_AREA, segments.areas, listed))
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in get_args(Variant):
+        raise UserError(f"the panoptic quality must be one of {', '.join(get_args(Variant))}, but got {variant!r}")
+
+
+def _tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:
+    if skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
