@@ -7,12 +7,16 @@ from torch import nn
 
 from maskwright.convert.deep_mac import (
     Table,
+    convert_deep_mac,
     embedding_head_table,
     hourglass_table,
     load_variables,
     mask_head_table,
+    network_table,
+    unused_variables,
 )
 from maskwright.errors import UserError
+from maskwright.models.deep_mac import DeepMAC
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.layers import prediction_head
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
@@ -148,3 +152,27 @@ def test_wrong_variables_are_named_and_nothing_is_loaded():
     with pytest.raises(UserError, match=message):
         load_variables(head, table, {**variables, "m/layer_with_weights-0/kernel": flat}, "m")
     assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize(("backbone", "left_out"), [("resnet_v1_18_fpn", 4), ("resnet_v1_50_fpn", 0)])
+def test_resnets_convert_and_leave_out_only_the_norm_that_the_original_does_not_use(backbone, left_out):
+    values = {"backbone": backbone, "width": 1 / 16, "image_size": 64, "mask_head": "resnet4", "mask_head_width": 16}
+    network = DeepMAC(**values).network
+    table = network_table(network)
+    assert set(table) == {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    variables = variables_for(network, table, "model")
+    unused = {f"model/_feature_extractor/{path}": np.zeros(32) for path in unused_variables(network.backbone)}
+    assert len(unused) == left_out
+    conversion = convert_deep_mac({**variables, **unused}, values)
+    assert conversion.used == set(variables)
+    assert len(conversion.remarks) == 1 + bool(left_out)
+    state = conversion.model.network.state_dict()
+    for name in ("backbone.trunk.conv.bias", "backbone.top_down.merge.2.norm.running_var"):
+        np.testing.assert_array_equal(state[name], variables[f"model/{table[name].path}"])
+    with pytest.raises(UserError, match="has 1 variables below 'model' that the model has not"):
+        convert_deep_mac({**variables, "model/_feature_extractor/_base_model/layer_with_weights-999/beta": 0}, values)
+
+
+def test_backbones_that_the_original_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="there is no table for this backbone"):
+        network_table(DeepMAC(backbone="resnet18_fpn", width=1 / 16, mask_head="resnet4").network)

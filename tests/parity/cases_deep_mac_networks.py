@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -13,11 +14,28 @@ from cases_deep_mac_ops import assert_near, channels_first
 from parity_data import ParityData, below
 from torch import Tensor, nn
 
-from maskwright.convert.deep_mac import Table, hourglass_table, load_variables, mask_head_table
-from maskwright.nn.backbones import HourglassBackbone, create_backbone
+from maskwright.convert.deep_mac import (
+    Table,
+    backbone_table,
+    hourglass_table,
+    load_variables,
+    mask_head_table,
+    unused_variables,
+)
+from maskwright.nn.backbones import create_backbone
 from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass
+from maskwright.nn.image_batch import ImageBatch
 from maskwright.nn.mask_heads import create_mask_head
 
+# In RGB order, of 0..1. The ResNets' normalise by ImageNet's means and deviations and then, as Keras does, turn the
+# channels and subtract 103.939, 116.779, 123.68 (BGR): one subtraction and one division.
+PREPROCESSING = {
+    "hourglass": (
+        (119.9165958 / 255, 114.03422265 / 255, 104.01362025 / 255),
+        (70.9150767 / 255, 69.89082075 / 255, 73.6027665 / 255),
+    ),
+    "resnet": ((0.485 + 0.229 * 123.68, 0.456 + 0.224 * 116.779, 0.406 + 0.225 * 103.939), (0.229, 0.224, 0.225)),
+}
 HOURGLASS_MOMENTUM = 0.9  # Keras: 0.1
 RESNET_MOMENTUM = 0.01  # Keras: 0.99
 INFERENCE, TRAINING, TRAINING_TO_ONE_CELL = 1e-4, 1e-4, 1e-2
@@ -98,17 +116,21 @@ def check_mask_head(data: ParityData, file: str) -> None:
 def check_full_size(data: ParityData, file: str) -> None:
     """A backbone at its published size, with weights from the manifest's rule."""
     config, arrays = data.files[file]["config"], data.arrays(file)
-    backbone = create_backbone(config["name"].replace("_", "")).eval()
-    assert isinstance(backbone, HourglassBackbone)
-    assert sum(p.numel() for p in backbone.parameters()) == config["params_trainable"]
-    table = hourglass_table(backbone.network)
-    prefix = "model/_feature_extractor/_network"
-    load_variables(backbone.network, table, RuleWeights(backbone.network, table, prefix), prefix)
-    raw = torch.from_numpy(arrays["raw"][..., ::-1].copy())  # the network takes BGR
-    mean = torch.tensor([104.01362025, 114.03422265, 119.9165958])
-    std = torch.tensor([73.6027665, 69.89082075, 70.9150767])
+    kind = "resnet" if config["name"].startswith("resnet") else "hourglass"
+    name = config["name"] if kind == "resnet" else config["name"].replace("_", "")
+    backbone = create_backbone(name).eval()
+    table, unused = backbone_table(backbone), unused_variables(backbone)
+    prefix = "model/_feature_extractor"
+    keys = data.folder / f"{file.replace('p_', 'p_keys_', 1).removesuffix('.npz')}.json"
+    if keys.exists():
+        paths = {row.path for row in table.values()} | unused
+        assert {f"{prefix}/{path}" for path in paths} == set(json.loads(keys.read_text()))
+    # The unused norm behind the last of 512 channels has a scale and an offset.
+    assert sum(p.numel() for p in backbone.parameters()) + 2 * 512 * bool(unused) == config["params_trainable"]
+    load_variables(backbone, table, RuleWeights(backbone, table, prefix), prefix)
+    image = torch.from_numpy(arrays["raw"][0]).permute(2, 0, 1) / 255
     with torch.no_grad():
-        outputs = backbone(((raw - mean) / std).permute(0, 3, 1, 2))
+        outputs = backbone(ImageBatch(1, "tf1", *PREPROCESSING[kind], "bgr").stack([image]))
     checked = 0
     for name in arrays:
         if match := re.fullmatch(r"y(\d+)_(every|channel_mean|channel_std)(\d*)", name):

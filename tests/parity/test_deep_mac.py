@@ -47,6 +47,7 @@ CHECKS: dict[str, list[Check]] = {
     "HourglassNetwork": [networks.check_hourglass],
     "MaskHeadNetwork": [networks.check_mask_head],
     "CenterNetHourglassFeatureExtractor": [networks.check_full_size],
+    RESNET_FPN: [networks.check_full_size],
     CROPS: [_of_arrays(ops.check_roi_crop), _of_arrays(ops.check_full_resolution)],
     TARGETS: [detector.check_targets],
     LOSSES: [
@@ -69,9 +70,7 @@ CHECKS: dict[str, list[Check]] = {
 }
 
 # (module, part): the issue that brings it.
-NOT_YET: dict[tuple[str, str], str] = {
-    (RESNET_FPN, "all"): "issue 4: says where ours is the same function",
-}
+NOT_YET: dict[tuple[str, str], str] = {}
 NEVER: dict[tuple[str, str], str] = {
     (POSTPROCESS, "detection_multiclass_scores"): "our predictions have one class each",
     (END_TO_END, "detection_multiclass_scores; masks of boxes that exceed the image, as predicted"): (
@@ -95,12 +94,9 @@ NOT_COPIED = {
     "b_maskhead_resnet16.npz",
     "b_maskhead_resnet8.npz",
     "ckpt_1x3",
-    "h_train_step_1x3.npz",
     "p_hourglass104.npz",
     "p_resnet101fpn.npz",
-    "p_resnet18fpn.npz",
     "p_resnet34fpn.npz",
-    "p_resnet50fpn.npz",
 }
 
 

@@ -20,9 +20,11 @@ from maskwright.convert.tables import (
 )
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.deep_mac_network import DeepMACNetwork
-from maskwright.nn.backbones import HourglassBackbone
+from maskwright.nn.backbones import Backbone, HourglassBackbone, ResNetV1Backbone
 from maskwright.nn.hourglass import Hourglass
+from maskwright.nn.layers import PreActivationBlock
 from maskwright.nn.mask_heads import FullyConnectedHead, MaskHead, ResNetTrunk
+from maskwright.nn.resnet_v1 import BottleneckBlock, ResNetV1Trunk, TopDownPath
 
 # The original's dictionary of prediction heads (a slash in a name is written `.S`), and our modules of each stack.
 _HEADS = "_prediction_head_dict"
@@ -34,9 +36,51 @@ _PREDICTION_HEADS = {
     "box.Soffset": "detector.{stack}.offset",
 }
 
-# The weighted layers of a pre-activation block in Keras' topological order, first block of a stack and others.
+# The weighted layers of a residual block in Keras' topological order, first block of a stack and others.
 _FIRST_BLOCK = ("norm0", "conv1", "norm1", "conv2", "norm2", "skip")
 _OTHER_BLOCK = ("norm0", "conv1", "norm1", "conv2", "norm2")
+_FIRST_BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "skip", "conv3", "skip_norm", "norm3")
+_OTHER_BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3")
+
+
+def backbone_table(backbone: Backbone, prefix: str = "") -> Table:
+    """The table of a backbone: `_feature_extractor` of the original.
+
+    `prefix` is put before our names.
+
+    Raises:
+        ValueError: the backbone is none of the original's.
+    """
+    if isinstance(backbone, HourglassBackbone):
+        return below("_network", hourglass_table(backbone.network, f"{prefix}network."))
+    if not isinstance(backbone, ResNetV1Backbone) or not isinstance(backbone.trunk, ResNetV1Trunk):
+        raise ValueError(
+            "there is no table for this backbone: only hourglass10 to 104 and resnet_v1_18_fpn to resnet_v1_101_fpn "
+            "are the original Deep-MAC's"
+        )
+    table: Table = {}
+    for number, name in enumerate(_trunk_layers(backbone.trunk)):
+        layer = backbone.trunk.get_submodule(name)
+        table |= layer_rows(layer, f"{prefix}trunk.{name}", f"_base_model/layer_with_weights-{number}")
+    for number, name in enumerate(_top_down_layers(backbone.top_down), start=1):  # number 0 is the whole trunk
+        layer = backbone.top_down.get_submodule(name)
+        path = f"_feature_extractor_model/layer_with_weights-{number}"
+        table |= layer_rows(layer, f"{prefix}top_down.{name}", path)
+    return table
+
+
+def unused_variables(backbone: Backbone) -> set[str]:
+    """Paths below `_feature_extractor` that the original stores and never reads, so that ours has none of them.
+
+    This is the norm behind the last pre-activation block: the pyramid is built on the block itself.
+    """
+    if not isinstance(backbone, ResNetV1Backbone) or not isinstance(backbone.trunk, ResNetV1Trunk):
+        return set()
+    if backbone.trunk.norm is not None:
+        return set()
+    number = len(_trunk_layers(backbone.trunk))
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return {f"_base_model/layer_with_weights-{number}/{name}" for name in names}
 
 
 def mask_head_table(head: nn.Module, prefix: str = "") -> Table:
@@ -81,10 +125,8 @@ def network_table(network: DeepMACNetwork) -> Table:
     Raises:
         ValueError: the backbone or the mask head is none of the original's.
     """
-    if not isinstance(network.backbone, HourglassBackbone):
-        raise ValueError("there is no table for this backbone: only the hourglasses are the original Deep-MAC's")
     parts = {
-        "_feature_extractor/_network": hourglass_table(network.backbone.network, "backbone.network."),
+        "_feature_extractor": backbone_table(network.backbone, "backbone."),
         "_mask_net": mask_head_table(network.mask_head, "mask_head."),
     }
     heads = {name: module for name, module in network.named_modules() if isinstance(module, nn.Sequential)}
@@ -97,7 +139,7 @@ def network_table(network: DeepMACNetwork) -> Table:
 
 
 def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Conversion:
-    """The model of an original checkpoint; every variable of its `model` is used.
+    """The model of an original checkpoint; every variable of its `model` is used (but `unused_variables`).
 
     The kernel of the embedding heads (3 x 3 until April 2021, then 1 x 3) is what the checkpoint has, whatever
     `values` say. A detector without `categories` has COCO's 90 classes.
@@ -117,10 +159,13 @@ def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, A
     if chosen.get("detector") and not chosen.get("categories"):
         chosen["categories"] = coco_categories()
     model = DeepMAC(**chosen)
+    remarks = [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
+    unused = {f"model/_feature_extractor/{path}" for path in unused_variables(model.network.backbone)}
+    if unused:
+        variables = {path: variables[path] for path in variables if path not in unused}
+        remarks.append(f"not taken, a norm of the backbone that the original does not use: {len(unused)} variables")
     used = load_variables(model.network, network_table(model.network), variables, "model")
-    return Conversion(
-        model.eval(), used, [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
-    )
+    return Conversion(model.eval(), used, remarks)
 
 
 def _resnet_table(trunk: ResNetTrunk, prefix: str) -> Table:
@@ -132,3 +177,21 @@ def _resnet_table(trunk: ResNetTrunk, prefix: str) -> Table:
             table |= layer_rows(layer, f"{prefix}blocks.{index}.{name}", f"model/layer_with_weights-{number}")
             number += 1
     return table
+
+
+def _trunk_layers(trunk: ResNetV1Trunk) -> list[str]:
+    """Our names of the weighted layers in Keras' topological order."""
+    names = ["conv"] if trunk.norm is None else ["conv", "norm"]
+    for name, block in trunk.named_modules():
+        if isinstance(block, BottleneckBlock):
+            parts = _OTHER_BOTTLENECK if block.skip is None else _FIRST_BOTTLENECK
+            names += [f"{name}.{part}" for part in parts]
+        elif isinstance(block, PreActivationBlock):
+            names += [f"{name}.{part}" for part in (_OTHER_BLOCK if block.skip is None else _FIRST_BLOCK)]
+    return names
+
+
+def _top_down_layers(top_down: TopDownPath) -> list[str]:
+    steps = range(len(top_down.merge))
+    turns = ((f"lateral.{step}", f"merge.{step}.conv", f"merge.{step}.norm") for step in steps)
+    return ["top", *(name for turn in turns for name in turn)]

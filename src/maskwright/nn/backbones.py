@@ -156,6 +156,9 @@ class ResNetV1Backbone(TrunkBackbone):
     their blocks are torchvision's (the stride of a block in its 3 x 3 convolution, no biases; post-activation blocks
     with 18 and 34 layers, too), for which there are ImageNet weights, and all levels of their pyramid are summed.
 
+    The original's preprocessing, in the terms of `ImageBatch`: channel order `bgr`, std (0.229, 0.224, 0.225), mean
+    (28.80772, 26.614496, 23.792275), which is ImageNet's and, in its units, the one that Keras subtracts after it.
+
     Source: CenterNetResnetV1FpnFeatureExtractor of the originals.
     """
 

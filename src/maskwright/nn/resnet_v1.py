@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -156,9 +156,3 @@ class TopDownPath(nn.Module):
         for level, lateral, merge in zip(reversed(finer), self.lateral, self.merge, strict=True):
             x = merge(F.interpolate(x, scale_factor=2, mode="nearest") + lateral(level))
         return x
-
-    def steps(self) -> Iterator[nn.Module]:
-        """The layers in the order in which they run: `top`, then `lateral` and `merge` in turns."""
-        yield self.top
-        for lateral, merge in zip(self.lateral, self.merge, strict=True):
-            yield from (lateral, merge)
