@@ -76,6 +76,21 @@ def test_boxes_come_back(height, width):
     torch.testing.assert_close(boxes_to_original(there, geometry), boxes, rtol=1e-5, atol=1e-4)
 
 
+def test_the_other_size_rule_rounds_down_twice():
+    """333 * (1025 / 500) = 682.65."""
+    once, twice = (ImageBatch(1025, "align_corners", *NEUTRAL, size_rule=rule) for rule in ("round", "floor_twice"))
+    image = torch.empty(3, 333, 500)
+    assert once.geometry(image).resized_size == (683, 1025)
+    assert twice.geometry(image).resized_size == (682, 1025)
+
+
+def test_the_padding_is_normalised_with_the_image():
+    batcher = ImageBatch(5, "align_corners", [0.5] * 3, [0.5] * 3, padding=0.5)
+    batch, _ = batcher([torch.ones(3, 2, 4)])
+    assert (batch[:, :, :2] == 1).all()
+    assert (batch[:, :, 2:] == 0).all()
+
+
 def build_unchecked(*arguments):
     """Values come from JSON, too, and only tests check types: the constructor without that check."""
     batcher = ImageBatch.__new__(ImageBatch)
@@ -93,6 +108,7 @@ def test_whole_numbers_are_good_means():
     [
         ((8, "tf-1", *NEUTRAL), "resize must be one of antialias"),
         ((8, "tf1", *NEUTRAL, "BGR"), "channel_order must be one of rgb, bgr, but got 'BGR'"),
+        ((8, "tf1", *NEUTRAL, "rgb", "ceil"), "size_rule must be one of round, floor_twice, but got 'ceil'"),
         ((0, "tf1", *NEUTRAL), "image_size must be at least 1"),
     ],
 )

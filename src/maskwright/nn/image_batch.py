@@ -10,16 +10,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskwright.ops.resize import fitted_size
 from maskwright.structures import ImageGeometry
 
 ResizeMethod = Literal["antialias", "half_pixel", "tf1", "align_corners"]
 ChannelOrder = Literal["rgb", "bgr"]
+SizeRule = Literal["round", "floor_twice"]
 
 
 class ImageBatch(nn.Module):
     """Resizes, pads and normalises images into one square batch.
 
-    The long side is fitted to `image_size` (small images are enlarged), the rest is padded with black
+    The long side is fitted to `image_size` (small images are enlarged), the rest is padded with one colour
     at the right and at the bottom *before* the normalisation, as the originals do.
 
     Args:
@@ -30,10 +32,12 @@ class ImageBatch(nn.Module):
         mean: per channel, in 0..1, in RGB order.
         std: per channel, in 0..1, in RGB order.
         channel_order: the order in which the network takes the channels.
+        size_rule: how the sides are rounded to pixels: once to the nearest, or `ops.resize.fitted_size`.
+        padding: the value of all channels where there is no image, in 0..1: black, or 0.5 for MaX-DeepLab.
 
     Raises:
-        ValueError: an unknown `resize` or `channel_order`, not three means and stds, a std that is not above 0, or
-            an `image_size` below 1.
+        ValueError: an unknown `resize`, `channel_order` or `size_rule`, not three means and stds, a std that is not
+            above 0, or an `image_size` below 1.
 
     Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`.
     """
@@ -48,9 +52,15 @@ class ImageBatch(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         channel_order: ChannelOrder = "rgb",
+        size_rule: SizeRule = "round",
+        padding: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, known in (("resize", resize, ResizeMethod), ("channel_order", channel_order, ChannelOrder)):
+        for name, value, known in (
+            ("resize", resize, ResizeMethod),
+            ("channel_order", channel_order, ChannelOrder),
+            ("size_rule", size_rule, SizeRule),
+        ):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {value!r}")
         if len(mean) != 3 or len(std) != 3:
@@ -62,6 +72,8 @@ class ImageBatch(nn.Module):
         self.image_size = image_size
         self.resize: ResizeMethod = resize
         self.channel_order: ChannelOrder = channel_order
+        self.size_rule: SizeRule = size_rule
+        self.padding = padding
         # Constants of the configuration, not weights: they stay out of the state dict.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -72,7 +84,7 @@ class ImageBatch(nn.Module):
         """RGB images (uint8, or float in 0..1) -> network input, and how each image lies in it."""
         geometry = tuple(self.geometry(image) for image in images)
         size = self.image_size
-        batch = self.mean.new_zeros(len(images), 3, size, size)
+        batch = self.mean.new_full((len(images), 3, size, size), self.padding)
         for row, image, lies in zip(batch, images, geometry, strict=True):
             height, width = lies.resized_size
             row[:, :height, :width] = resize_image(self._as_float(image), lies.resized_size, self.resize)
@@ -83,11 +95,14 @@ class ImageBatch(nn.Module):
         return self._normalize(torch.stack([self._as_float(image) for image in images]))
 
     def geometry(self, image: Tensor) -> ImageGeometry:
-        """Sizes of one image [3, H, W] before and after resizing; halves round to even, as in numpy."""
+        """Sizes of one image [3, H, W] before and after resizing; rounding once takes halves to even, as in numpy."""
         height, width = image.shape[-2:]
+        input_size = (self.image_size, self.image_size)
+        if self.size_rule == "floor_twice":
+            return ImageGeometry((height, width), fitted_size((height, width), input_size), input_size)
         scale = min(self.image_size / height, self.image_size / width)
         resized = (max(1, round(scale * height)), max(1, round(scale * width)))
-        return ImageGeometry((height, width), resized, (self.image_size, self.image_size))
+        return ImageGeometry((height, width), resized, input_size)
 
     def _normalize(self, batch: Tensor) -> Tensor:
         batch = (batch - self.mean) / self.std
