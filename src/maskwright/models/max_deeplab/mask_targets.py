@@ -69,11 +69,11 @@ def create_mask_targets(
         labels, thing = target["labels"], isthing[target["labels"]]
         weights = segmentation.new_ones(len(labels), dtype=torch.float32)
         if small_instance_weight != 1:
-            small = _areas(segmentation, len(labels)) < small_instance_area
+            small = count_rows(segmentation, len(labels)) < small_instance_area
             weights[small & thing & ~target["iscrowd"]] = small_instance_weight
         sampled = segmentation[::stride, ::stride].flatten()
         padding = (0, count - len(labels))
-        rows = _rows(labels, thing, target["iscrowd"], len(isthing))
+        rows = rows_of_masks(labels, thing, len(isthing)).masked_fill(target["iscrowd"], -1)
         for column, value in zip(
             columns,
             (
@@ -87,25 +87,23 @@ def create_mask_targets(
         ):
             column.append(value)
     mask_index, pixel_labels, pixel_weights, mask_labels, mask_is_thing = (torch.stack(column) for column in columns)
-    counts = torch.stack([_areas(index, count) for index in mask_index])
+    counts = torch.stack([count_rows(index, count) for index in mask_index])
     return MaskTargets(mask_index, pixel_labels, pixel_weights, mask_labels, counts > 0, mask_is_thing)
 
 
-def _rows(
-    labels: Int64[Tensor, " s"], thing: Bool[Tensor, " s"], iscrowd: Bool[Tensor, " s"], num_classes: int
-) -> Int64[Tensor, " s"]:
-    """The row of each segment's mask: its own, or that of the first segment of the same stuff; -1 for crowds."""
+def rows_of_masks(labels: Int64[Tensor, " s"], thing: Bool[Tensor, " s"], num_classes: int) -> Int64[Tensor, " s"]:
+    """The row of each segment's mask: its own for a thing, that of the first of its class for stuff."""
     own = torch.arange(len(labels), device=labels.device)
     first = own.new_full((num_classes,), len(labels)).scatter_reduce(0, labels, own, "amin")
-    return torch.where(thing, own, first[labels]).masked_fill(iscrowd, -1)
+    return torch.where(thing, own, first[labels])
+
+
+def count_rows(rows: Int64[Tensor, "*any"], count: int) -> Int64[Tensor, " {count}"]:
+    """How many pixels each row has, -1 being none; unlike `bincount` on a GPU it does not wait for the values."""
+    flat = rows.flatten() + 1
+    return flat.new_zeros(count + 1).scatter_add(0, flat, torch.ones_like(flat))[1:]
 
 
 def _look_up(values: Tensor, rows: Int64[Tensor, " p"], void: float) -> Tensor:
     """The value of each pixel's segment, `void` where the row is -1 (the last of the padded values)."""
     return functional.pad(values, (0, 1), value=void)[rows]
-
-
-def _areas(rows: Int64[Tensor, "*any"], count: int) -> Int64[Tensor, " {count}"]:
-    """Pixels of each row; unlike `bincount` on a GPU it does not wait for the values."""
-    flat = rows.flatten() + 1
-    return flat.new_zeros(count + 1).scatter_add(0, flat, torch.ones_like(flat))[1:]

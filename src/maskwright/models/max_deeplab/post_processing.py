@@ -1,0 +1,219 @@
+"""From mask and class logits to a map of segments: pixel by pixel, or mask by mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from maskwright.models.max_deeplab.mask_targets import count_rows, rows_of_masks
+from maskwright.ops.resize import resize_nearest
+from maskwright.structures import Category, ImageGeometry, PanopticPrediction, SegmentInfo
+
+Merging = Literal["pixelwise", "maskwise"]
+
+_STRIP = 8  # rows of logits that are enlarged at a time
+
+
+class SlotMap(NamedTuple):
+    """Which slot each pixel of the network's input belongs to.
+
+    slot: its position; of no meaning where the pixel is not confident and nothing is detected.
+    probability: of the most probable slot: among those that are detected, or in maskwise merging among all.
+    confident: whether the pixel is part of a segment; the others are void.
+    """
+
+    slot: Int64[Tensor, "h w"]
+    probability: Float[Tensor, "h w"]
+    confident: Bool[Tensor, "h w"]
+
+
+class SlotClasses(NamedTuple):
+    """What each slot shows: its most probable class but void, that class's probability, and whether that is enough."""
+
+    labels: Int64[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    detected: Bool[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class PanopticMerging:
+    """The merging of slots to segments.
+
+    categories: the label space.
+    merging: `pixelwise` gives each pixel to the slot with the largest logit; `maskwise` lays whole masks on top of
+        each other, the best first.
+    class_threshold: least probability of a detected slot's class.
+    stuff_class_threshold: the same for classes of stuff; None takes `class_threshold`.
+    pixel_threshold: a pixel's probability of its slot must exceed it.
+    thing_area_limit, stuff_area_limit: least area of a segment, in pixels of the network's input.
+    overlap_threshold: in `maskwise`, the share of a mask that must be free when its turn comes.
+    class_exponent, mask_exponent: in `maskwise`, masks are ordered by the class's probability to the power of the
+        first times the mean probability of the mask's pixels to the power of the second.
+
+    Source: arXiv 2012.00759, section 3.1; `PostProcessor` of the original's post_processor/max_deeplab.py.
+    """
+
+    categories: Sequence[Category]
+    merging: Merging = "pixelwise"
+    class_threshold: float = 0.7
+    stuff_class_threshold: float | None = None
+    pixel_threshold: float = 0.4
+    thing_area_limit: int = 100
+    stuff_area_limit: int = 1600
+    overlap_threshold: float = 0.8
+    class_exponent: float = 1.0
+    mask_exponent: float = 1.0
+
+    def __call__(
+        self,
+        mask_logits: Float[Tensor, "n h w"],
+        class_logits: Float[Tensor, "n classes"],
+        geometry: ImageGeometry,
+        score_threshold: float = 0.0,
+    ) -> PanopticPrediction:
+        """The segments of one image, in its original frame.
+
+        A segment's score is the mean, over its pixels of the input, of the pixel's probability times that of the
+        class; segments below `score_threshold` are void. Ids count from 1, in the order of the slots.
+        """
+        classes = self.classify(class_logits)
+        slots = self.assign(mask_logits, classes, geometry.input_size)
+        segments, scores = self.segments(slots, classes)
+        scores = scores.cpu()
+        height, width = geometry.resized_size
+        original = resize_nearest(segments[:height, :width], geometry.original_size).cpu()
+        areas = count_rows(original, len(scores))
+        kept = ((areas > 0) & (scores >= score_threshold)).nonzero().flatten()
+        new_ids = torch.zeros(len(scores) + 1, dtype=torch.int32)  # the last stands for void, -1
+        new_ids[kept] = torch.arange(len(kept), dtype=torch.int32) + 1
+        labels = classes.labels.cpu()
+        infos = [self._info(i, int(labels[row]), scores[row], areas[row]) for i, row in enumerate(kept.tolist(), 1)]
+        return PanopticPrediction(new_ids[original], infos, geometry.original_size, tuple(self.categories))
+
+    def classify(self, class_logits: Float[Tensor, "n classes"]) -> SlotClasses:
+        """What each slot shows; void, the last of the classes, is no class."""
+        confidence, labels = class_logits.float().softmax(dim=1)[:, :-1].max(dim=1)
+        of_stuff = self.class_threshold if self.stuff_class_threshold is None else self.stuff_class_threshold
+        threshold = torch.where(self._isthing(labels.device)[labels], self.class_threshold, of_stuff)
+        return SlotClasses(labels, confidence, confidence >= threshold)
+
+    def assign(self, mask_logits: Float[Tensor, "n h w"], classes: SlotClasses, size: tuple[int, int]) -> SlotMap:
+        """The slot of every pixel of the input, whose (height, width) is `size`."""
+        mask_logits = mask_logits.float()
+        if self.merging == "pixelwise":
+            return assign_pixels(mask_logits, classes.detected, size, self.pixel_threshold)
+        order = self._order(mask_logits, classes)
+        return assign_masks(mask_logits, order, size, self.pixel_threshold, self.overlap_threshold)
+
+    def segments(self, slots: SlotMap, classes: SlotClasses) -> tuple[Int64[Tensor, "h w"], Float[Tensor, " n"]]:
+        """The slot that stands for each pixel's segment, -1 for void, and the score of each such slot.
+
+        Slots of one class of stuff are one segment, for which the first of them stands.
+        """
+        isthing = self._isthing(classes.labels.device)
+        thing = isthing[classes.labels]
+        rows = rows_of_masks(classes.labels, thing, len(isthing))
+        segments = torch.where(slots.confident, rows[slots.slot], -1)
+        areas = count_rows(segments, len(rows))
+        large = areas >= torch.where(thing, self.thing_area_limit, self.stuff_area_limit)
+        certainty = slots.probability * classes.confidence[slots.slot]
+        index = segments.flatten() + 1
+        total = certainty.new_zeros(len(rows) + 1).scatter_add(0, index, certainty.flatten())[1:]
+        kept = functional.pad(large, (0, 1))[segments]
+        return torch.where(kept, segments, -1), total / areas.clamp(min=1)
+
+    def _order(self, mask_logits: Float[Tensor, "n h w"], classes: SlotClasses) -> Int64[Tensor, " k"]:
+        """The detected slots, the best first."""
+        probabilities = mask_logits.softmax(dim=0)
+        inside = probabilities > self.pixel_threshold
+        mean = (probabilities * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        score = classes.confidence**self.class_exponent * mean**self.mask_exponent
+        order = score.argsort(descending=True, stable=True)
+        return order[classes.detected[order]]
+
+    def _isthing(self, device: torch.device) -> Bool[Tensor, " c"]:
+        return torch.tensor([category.get("isthing", True) for category in self.categories], device=device)
+
+    def _info(self, segment_id: int, label: int, score: Tensor, area: Tensor) -> SegmentInfo:
+        category = self.categories[label]
+        return {
+            "id": segment_id,
+            "label": label,
+            "category_id": category["id"],
+            "isthing": category.get("isthing", True),
+            "score": float(score),
+            "area": int(area),
+        }
+
+
+def assign_pixels(
+    mask_logits: Float[Tensor, "n h w"], detected: Bool[Tensor, " n"], size: tuple[int, int], threshold: float
+) -> SlotMap:
+    """Each pixel's detected slot with the largest logit.
+
+    A pixel is confident if the probability of that slot among the detected ones exceeds `threshold`, and no other
+    slot has a larger logit there: what a slot without a class has won is void, not the next slot's.
+    """
+    order = torch.cat([detected.nonzero().flatten(), (~detected).nonzero().flatten()])
+    count, strips = int(detected.sum()), []
+    if count == 0:
+        nothing = torch.zeros(size, device=mask_logits.device)
+        return SlotMap(nothing.long(), nothing, nothing.bool())
+    for logits in enlarged_strips(mask_logits[order], size):
+        largest, position = logits[:count].max(dim=0)
+        probability = 1 / (logits[:count] - largest).exp().sum(dim=0)
+        confident = probability > threshold
+        if count < len(order):
+            confident &= largest >= logits[count:].amax(dim=0)
+        strips.append(SlotMap(order[position], probability, confident))
+    return SlotMap(*(torch.cat(parts) for parts in zip(*strips, strict=True)))
+
+
+def assign_masks(
+    mask_logits: Float[Tensor, "n h w"],
+    order: Int64[Tensor, " k"],
+    size: tuple[int, int],
+    pixel_threshold: float,
+    overlap_threshold: float,
+) -> SlotMap:
+    """The masks of the slots in `order`, each laid where no earlier one lies.
+
+    A mask is the pixels at which its slot's probability, among all slots, exceeds `pixel_threshold`; it is left out
+    whole where no more than a share of `overlap_threshold` of it is free.
+    """
+    parts = []
+    for logits in enlarged_strips(mask_logits, size):
+        probabilities = logits.softmax(dim=0)
+        parts.append((probabilities.amax(dim=0), probabilities[order] > pixel_threshold))
+    probability = torch.cat([largest for largest, _ in parts])
+    masks = torch.cat([inside for _, inside in parts], dim=1)
+    slot = torch.zeros(size, dtype=torch.int64, device=masks.device)
+    taken = torch.zeros(size, dtype=torch.bool, device=masks.device)
+    for position, mask in zip(order, masks, strict=True):
+        free = mask & ~taken
+        free &= free.sum() > overlap_threshold * mask.sum()
+        slot = torch.where(free, position, slot)
+        taken |= free
+    return SlotMap(slot, probability, taken)
+
+
+def enlarged_strips(
+    mask_logits: Float[Tensor, "n h w"], size: tuple[int, int]
+) -> Iterator[Float[Tensor, "n rows {size[1]}"]]:
+    """The logits at `size`, corner pixels on one another, a few rows at a time so that memory stays small.
+
+    Both sides are `s k + 1` for the maps' stride s and their sides k + 1.
+    """
+    stride, last = (size[0] - 1) // (mask_logits.shape[1] - 1), mask_logits.shape[1] - 1
+    for top in range(0, last, _STRIP):
+        bottom = min(top + _STRIP, last)
+        rows = mask_logits[None, :, top : bottom + 1]
+        new_size = (stride * (bottom - top) + 1, size[1])
+        strip = functional.interpolate(rows, size=new_size, mode="bilinear", align_corners=True)[0]
+        yield strip if bottom == last else strip[:, :-1]
