@@ -57,11 +57,11 @@ def test_no_boxes_are_no_masks(predictor: Predictor, boxes):
     assert prediction.to_coco(1) == []
 
 
-def test_encode_once_prompt_many_times(predictor: Predictor, ellipse_model):
+def test_encode_once_prompt_many_times(predictor: Predictor):
     features = predictor.encode(photo())
     first = predictor.masks_from_boxes(features, [[0, 0, 10, 10]])
     both = predictor.masks_from_boxes(features, [[5, 5, 20, 25], [0, 0, 10, 10]])
-    assert ellipse_model.encoded == 1
+    assert predictor.model.encoded == 1
     assert torch.equal(first.masks[0], both.masks[1])
     assert torch.equal(both.masks, predictor.predict(photo(), [[5, 5, 20, 25], [0, 0, 10, 10]]).masks)
 
@@ -96,10 +96,10 @@ def test_labels_stay_with_their_boxes(predictor: Predictor):
         ([[0, -9, 5, 0]], "box 0: .* outside"),
     ],
 )
-def test_wrong_boxes_are_named(predictor: Predictor, ellipse_model, boxes, words: str):
+def test_wrong_boxes_are_named(predictor: Predictor, boxes, words: str):
     with pytest.raises(UserError, match=words):
         predictor.predict(photo(), boxes)
-    assert ellipse_model.encoded == 0  # told before the network's work
+    assert predictor.model.encoded == 0  # told before the network's work
 
 
 def test_check_boxes_keeps_values_and_order():
@@ -157,3 +157,78 @@ def test_load_reads_a_weights_folder(tmp_path: Path):
     assert not prediction.masks.requires_grad
     with pytest.raises(UserError, match="no-such-model"):
         maskwright.load("no-such-model")
+
+
+def small_model(**values) -> maskwright.DeepMAC:
+    torch.manual_seed(0)
+    small = {"backbone": "hourglass10", "mask_head": "hourglass10", "mask_size": 8, "image_size": 64, "width": 0.1}
+    return maskwright.DeepMAC(**{**small, **values}).eval()
+
+
+def test_the_model_runs_folded_on_a_copy(tmp_path: Path):
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predictor = Predictor(model, "cpu")
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in predictor.model.modules())
+    weight = predictor.model.get_parameter("network.backbone.network.stem.conv.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[4.0, 2.0, 24.0, 22.0]])
+    with torch.inference_mode():
+        expected = model.masks_from_boxes(model.encode([image]), [boxes])[0].mask_probabilities
+    torch.testing.assert_close(predictor.predict(image, boxes).mask_probabilities, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="rebuilt for inference"):
+        maskwright.save_pretrained(predictor.model, tmp_path / "weights")
+
+
+def test_bfloat16_is_the_networks_alone():
+    """The layers compute in it; boxes, scores and masks come in float32, near those of float32."""
+    model = small_model()
+    found: list[torch.dtype] = []
+    predictor = Predictor(model, "cpu", "bfloat16")
+    predictor.model.get_submodule("network.mask_head.project_out").register_forward_hook(
+        lambda layer, arguments, output: found.append(output.dtype)
+    )
+    image = torch.rand(3, 64, 64)
+    prediction = predictor.predict(image, [[4, 2, 24, 22], [0, 0, 60, 60]])
+    assert found == [torch.bfloat16]
+    assert prediction.mask_probabilities.dtype == prediction.boxes.dtype == torch.float32
+    exact = Predictor(model, "cpu").predict(image, [[4, 2, 24, 22], [0, 0, 60, 60]])
+    difference = (prediction.mask_probabilities - exact.mask_probabilities).abs()
+    assert 0 < float(difference.max()) < 0.05
+    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, but got 'half'"):
+        maskwright.load(device="cpu", precision="half")
+
+
+def test_compile_is_for_the_plain_tensor_methods(monkeypatch: pytest.MonkeyPatch, ellipse_model):
+    compiled: list[str] = []
+    called: list[str] = []
+
+    def fake_compile(method):
+        compiled.append(method.__name__)
+        return lambda *arguments: (called.append(method.__name__), method(*arguments))[1]
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    categories = [{"id": 1, "name": "disc"}]
+    predictor = Predictor(small_model(detector="centernet", categories=categories), "cpu", compile=True)
+    assert {"maps", "maps_and_detection", "mask_logits"} <= set(compiled)
+    image = torch.rand(3, 64, 64)
+    predictor.predict(image, score_threshold=0.0)
+    assert called[0] == "maps_and_detection"
+    predictor.predict(image, [[4, 2, 24, 22]])
+    assert called[-2:] == ["maps", "mask_logits"]
+    with pytest.raises(UserError, match="EllipseModel has no network that could be compiled"):
+        Predictor(ellipse_model, "cpu", compile=True)
+
+
+@pytest.mark.slow
+def test_compiled_predictions_are_the_same():
+    model = small_model()
+    image = torch.rand(3, 64, 64)
+    plain, compiled = Predictor(model, "cpu"), Predictor(model, "cpu", compile=True)
+    for count in (2, 3, 0, 1):
+        boxes = torch.tensor([[4.0, 2.0, 24.0, 22.0]]).repeat(count, 1)
+        expected = plain.predict(image, boxes).mask_probabilities
+        torch.testing.assert_close(compiled.predict(image, boxes).mask_probabilities, expected, rtol=0, atol=1e-4)

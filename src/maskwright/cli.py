@@ -93,7 +93,7 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
-    _add_device(parser)
+    _add_loading(parser)
     parser.add_argument("--masks", action="store_true", help="also write every mask as a PNG picture")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, help="without --boxes: the smallest score of a detection"
@@ -137,9 +137,12 @@ def _evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
     parser.add_argument("--save-results", type=str, metavar="OUT", help="write the predictions as COCO results, too")
-    _add_device(parser)
+    _add_loading(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that share the images, each with a GPU where there are more"
+    )
     values = _parse(parser, arguments)
 
     from maskwright.apps.evaluate import evaluate_and_report
@@ -153,7 +156,7 @@ def _convert(arguments: list[str]) -> int:
     parser.add_argument(
         "checkpoint", type=str, help="a TensorFlow 2 checkpoint (its prefix DIR/ckpt-0), or a SavedModel's variables"
     )
-    parser.add_argument("--family", type=str, required=True, help="the model's family: deep_mac")
+    parser.add_argument("--family", type=str, required=True, help="the model's family: deep_mac, deep_marc")
     parser.add_argument(
         "--recipe",
         type=str,
@@ -189,6 +192,37 @@ def _check_data(arguments: list[str]) -> int:
     return 0 if report.usable else 2
 
 
+def _make_panoptic(arguments: list[str]) -> int:
+    parser = _parser("data panoptic")
+    parser.add_argument("instances", type=str, metavar="FILE", help="COCO instances; their classes are things")
+    parser.add_argument(
+        "--out",
+        type=str,
+        required=True,
+        metavar="FILE",
+        help="the panoptic file to write; PNGs go to its stem's folder",
+    )
+    parser.add_argument(
+        "--stuff",
+        type=str,
+        metavar="DIR|FILE",
+        help="PNGs of category ids, named like the images, or COCO stuff regions",
+    )
+    parser.add_argument(
+        "--stuff-categories", type=str, metavar="FILE", help="COCO file whose `categories` list the stuff classes"
+    )
+    parser.add_argument(
+        "--stuff-offset", type=int, default=0, help="added to the PNGs' values (1 where they are category ids less 1)"
+    )
+    values = _parse(parser, arguments)
+
+    from maskwright.apps.panoptic_from_instances import panoptic_from_instances
+
+    print(panoptic_from_instances(**values))
+    print(values["out"])
+    return 0
+
+
 def _models(arguments: list[str]) -> int:
     _parse(_parser("models"), arguments)
 
@@ -204,6 +238,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "evaluate": ("mask IoU or COCO AP on a COCO file, seen and unseen classes apart", _evaluate),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
+    "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", _make_panoptic),
     "models": ("list the bundled models and the recipes", _models),
 }
 
@@ -220,8 +255,12 @@ def _parser(verb: str) -> ArgumentParser:
     )
 
 
-def _add_device(parser: ArgumentParser) -> None:
+def _add_loading(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto for a GPU where there is one")
+    parser.add_argument(
+        "--precision", type=str, default="float32", help="bfloat16 is faster on processors and GPUs that have it"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many images")
 
 
 def _parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:

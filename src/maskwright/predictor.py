@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,41 +17,72 @@ from torch import Tensor, nn
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
+from maskwright.nn.inference import fold_batch_norms, store_weights
 from maskwright.ops.boxes import clip_boxes
 from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, SegmentationModel
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
 
+PRECISIONS = ("float32", "bfloat16")
+
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 BoxSource = Sequence[Any] | np.ndarray | Tensor  # rows of four numbers; `check_boxes` says which row is none
 
 
-def load(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None) -> Predictor:
+def load(
+    name_or_path: str | Path = DEFAULT_MODEL,
+    device: str | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+) -> Predictor:
     """A predictor of a bundled model, a weights folder, or a Hub repository (`owner/name`).
 
-    `device`: see `Predictor`.
+    `device`, `precision` and `compile`: see `Predictor`.
 
     Raises:
-        UserError: there is no such model, its files are damaged, or the device is not there.
+        UserError: there is no such model, its files are damaged, the device is not there, or the precision is unknown.
     """
-    return Predictor(from_pretrained(name_or_path), device)
+    return Predictor(from_pretrained(name_or_path), device, precision, compile)
 
 
 class Predictor:
-    """A model in eval mode on a device, and the way from pictures and boxes to predictions.
+    """A model as inference runs it, on a device, and the way from pictures and boxes to predictions.
+
+    `model` is a copy with folded batch norms (`nn.inference.fold_batch_norms`), in channels-last order: it can be
+    neither trained nor saved. Who calls it directly does so within `inference()`.
 
     Args:
-        model: of any family.
+        model: of any family; it stays as it is.
         device: `cpu`, `cuda`, `cuda:1`, ...; None or `auto` takes a GPU where there is one.
+        precision: of convolutions and matrix products, one of `PRECISIONS`; with `bfloat16` (by autocast) what
+            predictions hold is float32 still.
+        compile: compile the network (`torch.compile`) in the first predictions, which takes minutes and, on a CPU, a
+            C++ compiler; the results are the same, rounding aside.
 
     Raises:
-        UserError: the device is unknown or not there.
+        UserError: the device is unknown or not there, the precision is unknown, or the model has nothing to compile.
     """
 
-    def __init__(self, model: nn.Module, device: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, device: str | None = None, precision: str = "float32", compile: bool = False
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self.device = choose_device(device)
-        self.model = model.eval().to(self.device)
+        self.precision = precision
+        self.model = fold_batch_norms(model).to(self.device).to(memory_format=torch.channels_last)
+        if precision == "bfloat16":
+            store_weights(self.model, torch.bfloat16)
+        if compile:
+            compile_network(self.model)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """The context in which `model` runs: no gradients, and arithmetic of the predictor's precision."""
+        reduced = self.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+            yield
 
     @property
     def needs_boxes(self) -> bool:
@@ -86,7 +118,7 @@ class Predictor:
             return self.masks_from_boxes(self.encode(pixels), checked, labels)
         if self.needs_boxes:
             raise UserError("this model has no detector: it needs boxes [[x1, y1, x2, y2], ...] beside the image")
-        with torch.inference_mode():
+        with self.inference():
             found = self.model([read_image(image).to(self.device)], score_threshold=score_threshold)[0]
         return _on_cpu(found)
 
@@ -96,7 +128,7 @@ class Predictor:
         Raises:
             UserError: an unreadable image, or a model that takes no boxes.
         """
-        with torch.inference_mode():
+        with self.inference():
             return self._box_prompted().encode([read_image(image).to(self.device)])
 
     def masks_from_boxes(
@@ -105,7 +137,7 @@ class Predictor:
         """Masks of boxes on an image that `encode` has seen; arguments, result and errors as in `predict`."""
         (geometry,) = features.geometry
         checked = boxes_inside(check_boxes(boxes), geometry.original_size)
-        with torch.inference_mode():
+        with self.inference():
             predicted = _on_cpu(self._box_prompted().masks_from_boxes(features, [checked.to(self.device)])[0])
         if labels is None:
             return predicted
@@ -118,6 +150,20 @@ class Predictor:
         if not isinstance(self.model, BoxPrompted):
             raise UserError(f"{type(self.model).__name__} takes no boxes: it finds the instances itself")
         return self.model
+
+
+def compile_network(model: nn.Module) -> None:
+    """Have the plain-tensor methods of the model's network compiled when they are first called.
+
+    Raises:
+        UserError: the model has no network apart from its pre- and post-processing.
+    """
+    network = getattr(model, "network", None)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{type(model).__name__} has no network that could be compiled")
+    for name in ("forward", "maps", "maps_and_detection", "mask_logits"):
+        if hasattr(network, name):
+            setattr(network, name, torch.compile(getattr(network, name)))
 
 
 def choose_device(device: str | None) -> torch.device:

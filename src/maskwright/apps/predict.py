@@ -41,6 +41,8 @@ class PredictOptions:
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         masks: also write every mask as a black-and-white PNG.
         score_threshold: without boxes, the smallest score of a detection.
+        precision: see `Predictor`.
+        compile: see `Predictor`.
     """
 
     boxes: str | None = None
@@ -49,6 +51,8 @@ class PredictOptions:
     device: str = "auto"
     masks: bool = False
     score_threshold: float = 0.3
+    precision: str = "float32"
+    compile: bool = False
 
 
 def predict_files(images: Sequence[str], options: PredictOptions) -> None:
@@ -68,7 +72,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
     """
     paths = find_images(images)
     given = boxes_of_images(options.boxes, paths) if options.boxes is not None else [None] * len(paths)
-    predictor = load(options.model, options.device)
+    predictor = load(options.model, options.device, options.precision, options.compile)
     if options.boxes is None and predictor.needs_boxes:
         raise UserError(
             f"{options.model} has no detector and needs boxes: add --boxes, as "
