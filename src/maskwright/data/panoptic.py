@@ -244,7 +244,9 @@ def write_panoptic(
     """
     annotations = Path(annotations)
     folder = annotations.with_suffix("") if segmentations is None else Path(segmentations)
-    if folder.exists() or folder == annotations:
+    if folder == annotations:
+        raise UserError(f"the panoptic file {annotations} needs a suffix (.json): its PNGs go to the folder without it")
+    if folder.exists():
         raise UserError(f"the folder {folder} of the segmentations exists already; remove it or choose another name")
     images, written = [], []
     try:

@@ -1,0 +1,237 @@
+"""`maskwright data panoptic`: a COCO panoptic file out of COCO instances and, if there are any, stuff maps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from maskwright.data.annotations import AnnotationIndex, read_annotations
+from maskwright.data.categories import parse_categories, read_categories
+from maskwright.data.panoptic import PanopticEntry, panoptic_to_coco, write_panoptic
+from maskwright.data.panoptic_transforms import drop_empty_segments
+from maskwright.errors import UserError
+from maskwright.structures import Category, PanopticTarget
+
+VOID = -1
+
+StuffMap = Callable[[int, str, tuple[int, int]], Int[np.ndarray, "h w"]]
+"""(image id, file name, (height, width)) -> the category id of the stuff at each pixel; other values are void."""
+
+
+@dataclass
+class Counts:
+    """What came out, and what was lost on the way.
+
+    hidden: instances that others cover wholly. boxes: instances without a mask, whose box is void where nothing else
+    is. unknown: pixels with a value that no stuff class has. void: pixels of no segment, of all `pixels`.
+    """
+
+    images: int = 0
+    things: int = 0
+    stuff: int = 0
+    crowds: int = 0
+    hidden: int = 0
+    boxes: int = 0
+    unknown: int = 0
+    void: int = 0
+    pixels: int = 0
+    problems: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The counts as lines of text."""
+        lines = [
+            f"images: {self.images}",
+            f"segments: {self.things + self.stuff} (things: {self.things}, stuff: {self.stuff}, "
+            f"crowds among them: {self.crowds})",
+            f"instances wholly hidden by others: {self.hidden}",
+            f"instances without a mask, their boxes void: {self.boxes}",
+            f"pixels of stuff maps whose value is no stuff class: {self.unknown}",
+            f"void: {self.void / max(self.pixels, 1):.1%} of all pixels",
+        ]
+        if self.problems:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.problems.items())
+            lines.append(f"broken in the instances: {kinds} (`maskwright data check` names each)")
+        return "\n".join(lines)
+
+
+def panoptic_from_instances(
+    instances: str | Path,
+    out: str | Path,
+    *,
+    stuff: str | Path | None = None,
+    stuff_categories: str | Path | None = None,
+    stuff_offset: int = 0,
+    segmentations: str | Path | None = None,
+) -> Counts:
+    """Write a COCO panoptic file and its PNGs: every pixel goes to the uppermost of what lies on it.
+
+    From bottom to top: stuff, the boxes of instances without a mask (as void: what is in them is not known), crowds,
+    instances. Among crowds and among instances the one with the smaller mask lies on top; of equal ones, the one that
+    the file lists first. Instances without a pixel left are dropped. Stuff of one class is one segment. Ids are
+    1, 2, ... in each image: instances in the order of the file, then stuff.
+
+    Args:
+        instances: a COCO instances file; its classes are things.
+        out: the COCO panoptic file to write.
+        stuff: a folder with a PNG per image, named like it, whose values are category ids (less `stuff_offset`); or a
+            COCO file whose annotations are stuff regions. Without it the file has things only.
+        stuff_categories: a COCO file whose `categories` list the stuff classes (those with `isthing` true are left
+            out); other stuff is void. A folder needs it; a file of stuff has its own.
+        stuff_offset: what is added to the PNG's values (1 where they are the category ids less 1, as in COCO-Stuff).
+        segmentations: the folder for the PNGs, which must not exist; None takes the one beside `out` named like it.
+
+    Raises:
+        UserError: an input is missing or unusable, classes of things and stuff share an id or a name, or an output
+            is there already or cannot be written.
+    """
+    inputs = {Path(given).resolve() for given in (instances, stuff, stuff_categories) if given is not None}
+    if Path(out).resolve() in inputs:
+        raise UserError(f"cannot write {out}: it is one of the inputs; give another name")
+    index = read_annotations(instances)
+    index.refuse_unusable()
+    listed = _stuff_categories(stuff, stuff_categories)
+    things = [Category(id=category["id"], name=category["name"], isthing=True) for category in index.categories]
+    categories = parse_categories([*things, *listed], f"{instances} with {stuff_categories or stuff}")
+    counts = Counts()
+    for problem in index.problems:
+        counts.problems[problem.kind] = counts.problems.get(problem.kind, 0) + 1
+    stuff_map = _open_stuff(stuff, stuff_offset)
+    write_panoptic(out, _entries(index, categories, stuff_map, counts), categories, segmentations)
+    return counts
+
+
+def _stuff_categories(stuff: str | Path | None, stuff_categories: str | Path | None) -> list[Category]:
+    if stuff is None:
+        if stuff_categories is not None:
+            raise UserError("--stuff-categories without --stuff: name the stuff maps, too")
+        return []
+    if stuff_categories is None and Path(stuff).is_dir():
+        raise UserError(f"{stuff} is a folder of stuff maps: --stuff-categories must name a file with their categories")
+    source = stuff if stuff_categories is None else stuff_categories
+    listed = [category for category in read_categories(source) if not category.get("isthing", False)]
+    return [Category(id=category["id"], name=category["name"], isthing=False) for category in listed]
+
+
+def _open_stuff(stuff: str | Path | None, offset: int) -> StuffMap | None:
+    if stuff is None:
+        return None
+    if Path(stuff).is_dir():
+        return lambda _, name, size: _read_stuff(Path(stuff) / Path(name).with_suffix(".png"), size) + offset
+    regions = read_annotations(stuff)
+    regions.refuse_unusable()
+    rows = {identity: row for row, identity in enumerate(regions.image_ids.tolist())}
+    return lambda identity, _, size: _paint_stuff(regions, rows.get(identity), size)
+
+
+def _read_stuff(path: Path, size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
+    """The values of a PNG with one channel."""
+    try:
+        with Image.open(path) as stored:
+            values = np.asarray(stored).astype(np.int64)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read the stuff map {path}: {error}") from error
+    if values.shape != size:
+        raise UserError(
+            f"the stuff map {path} must have one value per pixel and {size[0]} x {size[1]} pixels (height x width), "
+            f"but its shape is {values.shape}"
+        )
+    return values
+
+
+def _paint_stuff(regions: AnnotationIndex, row: int | None, size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
+    """Category ids of the stuff regions of one image, the smaller on top; 0 elsewhere."""
+    canvas = np.zeros(size, dtype=np.int64)
+    if row is not None:
+        part = np.arange(regions.offsets[row], regions.offsets[row + 1])
+        masks, _ = regions.segmentations.decode(part.tolist(), size)
+        identities = [regions.categories[place]["id"] for place in regions.category_rows[part]]
+        for region in _bottom_to_top(masks):
+            canvas[masks[region].numpy()] = identities[region]
+    return canvas
+
+
+def _bottom_to_top(masks: Bool[Tensor, "n h w"]) -> list[int]:
+    """The order of painting: larger masks first; of equal ones, the later."""
+    areas = masks.flatten(1).sum(dim=1)
+    return sorted(range(len(masks)), key=lambda row: (-int(areas[row]), -row))
+
+
+def _entries(
+    index: AnnotationIndex, categories: list[Category], stuff_map: StuffMap | None, counts: Counts
+) -> Iterator[PanopticEntry]:
+    num_images = len(index.image_ids)
+    for row in tqdm(range(num_images), unit="image", file=sys.stderr, desc="panoptic", disable=None):
+        height, width = index.image_sizes[row].tolist()
+        identity, name = index.image_ids.tolist()[row], index.file_names[row]
+        stuff = None if stuff_map is None else stuff_map(identity, name, (height, width))
+        target = _merge(index, row, categories, stuff, counts)
+        image = {"id": identity, "file_name": name, "height": height, "width": width}
+        png = Path(name).with_suffix(".png").as_posix()
+        yield PanopticEntry(image, *panoptic_to_coco(target, categories, png))
+
+
+def _merge(
+    index: AnnotationIndex,
+    row: int,
+    categories: list[Category],
+    stuff: Int[np.ndarray, "h w"] | None,
+    counts: Counts,
+) -> PanopticTarget:
+    """The segments of one image, in the order of their ids: instances, then stuff."""
+    height, width = index.image_sizes[row].tolist()
+    part = np.arange(index.offsets[row], index.offsets[row + 1])
+    masks, has_mask = index.segmentations.decode(part.tolist(), (height, width))
+    boxes, iscrowd = torch.from_numpy(index.boxes[part]), torch.from_numpy(index.iscrowd[part])
+    labels = index.category_rows[part].tolist()
+    canvas = torch.full((height, width), VOID, dtype=torch.int32)
+    if stuff is not None:
+        labels += _lay_stuff(canvas, stuff, categories, first=len(part), counts=counts)
+    for box in boxes[~has_mask].tolist():
+        left, top, right, bottom = box
+        canvas[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = VOID
+    order = _bottom_to_top(masks)
+    for instance in [row for row in order if iscrowd[row]] + [row for row in order if not iscrowd[row]]:
+        canvas[masks[instance]] = instance
+    target = PanopticTarget(
+        segmentation=canvas,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        iscrowd=torch.cat([iscrowd, torch.zeros(len(labels) - len(part), dtype=torch.bool)]),
+        ids=torch.arange(1, len(labels) + 1),
+        image_id=index.image_ids.tolist()[row],
+    )
+    visible = drop_empty_segments(target)
+    is_thing = visible["ids"] <= len(part)
+    counts.images += 1
+    counts.things += int(is_thing.sum())
+    counts.stuff += int((~is_thing).sum())
+    counts.crowds += int(visible["iscrowd"].sum())
+    counts.hidden += int(has_mask.sum()) - int(is_thing.sum())
+    counts.boxes += int((~has_mask).sum())
+    counts.void += int((canvas == VOID).sum())
+    counts.pixels += canvas.numel()
+    visible["ids"] = torch.arange(1, len(visible["ids"]) + 1)
+    return visible
+
+
+def _lay_stuff(
+    canvas: Int[Tensor, "h w"], stuff: Int[np.ndarray, "h w"], categories: list[Category], first: int, counts: Counts
+) -> list[int]:
+    """Paint one segment for each stuff class of the map, rows from `first` on; returns their labels."""
+    labels = {category["id"]: label for label, category in enumerate(categories) if not category.get("isthing")}
+    found = []
+    for value, count in zip(*(column.tolist() for column in np.unique(stuff, return_counts=True)), strict=True):
+        if value in labels:
+            canvas[torch.from_numpy(stuff == value)] = first + len(found)
+            found.append(labels[value])
+        else:
+            counts.unknown += count
+    return found
