@@ -20,6 +20,7 @@ BUNDLED = Path(__file__).parents[1] / "weights"
 FAMILIES = {
     "deep_mac": ("maskwright.models.deep_mac", "DeepMAC"),
     "deep_marc": ("maskwright.models.deep_marc", "DeepMARC"),
+    "max_deeplab": ("maskwright.models.max_deeplab", "MaXDeepLab"),
 }
 
 

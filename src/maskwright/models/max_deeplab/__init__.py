@@ -1,0 +1,5 @@
+"""MaX-DeepLab, family `max_deeplab`."""
+
+from maskwright.models.max_deeplab.model import MaXDeepLab
+
+__all__ = ["MaXDeepLab"]

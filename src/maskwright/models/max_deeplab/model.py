@@ -1,0 +1,222 @@
+"""MaX-DeepLab: end-to-end panoptic segmentation with a mask transformer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from maskwright.models.max_deeplab.decoder import DECODER_STRIDE
+from maskwright.models.max_deeplab.dual_path import DualPathLayer
+from maskwright.models.max_deeplab.encoder import MaXDeepLabEncoder
+from maskwright.models.max_deeplab.losses import MaXDeepLabLoss, UnmatchedWeight
+from maskwright.models.max_deeplab.mask_targets import create_mask_targets
+from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
+from maskwright.models.max_deeplab.post_processing import Merging, PanopticMerging
+from maskwright.models.max_deeplab.stages import DropPathSchedule
+from maskwright.nn.image_batch import ImageBatch
+from maskwright.structures import (
+    Category,
+    PanopticPrediction,
+    PanopticTarget,
+    ParameterGroup,
+    Task,
+    check_panoptic_targets,
+)
+
+_GREY = [0.5, 0.5, 0.5]
+
+
+class MaXDeepLab(nn.Module):
+    """A panoptic map of an image, without boxes: each slot of a memory becomes a mask with a class, or void.
+
+    Args:
+        categories: the label space, in label order; things and stuff in any order, things alone or stuff alone, too. A
+            category that does not say `isthing` is a thing.
+        mask_classes: of no meaning here, since all masks are learnt; the model's own is empty.
+        image_size: side of the square network input, in pixels; `16 k + 1`.
+        backbone: the published size.
+        num_mask_slots: at most so many masks are found in an image.
+        stem_width, backbone_width, transformer_width, memory_channels, memory_feature_channels, feed_forward_channels,
+            num_heads, semantic_channels, low_level_channels, pixel_head_channels, pixel_feature_channels: see
+            `MaXDeepLabNetwork`; the defaults are the published sizes.
+        drop_path_keep, drop_path_schedule, norm_momentum, activation_checkpointing: likewise.
+        pq_weight, mask_id_weight, instance_discrimination_weight, semantic_weight, unmatched_weight, contrast_pixels,
+            semantic_top_k, mask_id_top_k, instance_discrimination_top_k: see `MaXDeepLabLoss`.
+        small_instance_weight, small_instance_area: see `create_mask_targets`.
+        merging, class_threshold, stuff_class_threshold, pixel_threshold, thing_area_limit, stuff_area_limit,
+            overlap_threshold, class_exponent, mask_exponent: see `PanopticMerging`.
+
+    Raises:
+        ValueError: no categories, an unknown name, or a value out of its range.
+
+    Source: arXiv 2012.00759; deeplab2. Departures: those of `MaXDeepLabNetwork`, `MaXDeepLabLoss` and `match_masks`.
+    """
+
+    family = "max_deeplab"
+    task: Task = "panoptic"
+    needs_boxes = False
+
+    def __init__(
+        self,
+        *,
+        categories: list[Category] | None = None,
+        mask_classes: list[str] | None = None,
+        image_size: int = 641,
+        backbone: Backbone = "max_deeplab_s",
+        num_mask_slots: int = 128,
+        stem_width: float = 1.0,
+        backbone_width: float = 1.0,
+        transformer_width: float = 1.0,
+        memory_channels: int | None = None,
+        memory_feature_channels: int | None = None,
+        feed_forward_channels: int = 2048,
+        num_heads: int = 8,
+        semantic_channels: int = 256,
+        low_level_channels: Sequence[int] = (64, 32),
+        pixel_head_channels: int = 256,
+        pixel_feature_channels: int = 128,
+        drop_path_keep: float = 0.8,
+        drop_path_schedule: DropPathSchedule = "linear",
+        norm_momentum: float = 0.01,
+        activation_checkpointing: bool = False,
+        pq_weight: float = 3.0,
+        mask_id_weight: float = 0.3,
+        instance_discrimination_weight: float = 1.0,
+        semantic_weight: float = 1.0,
+        unmatched_weight: UnmatchedWeight = "void_share",
+        contrast_pixels: int = 0,
+        semantic_top_k: float = 1.0,
+        mask_id_top_k: float = 1.0,
+        instance_discrimination_top_k: float = 1.0,
+        small_instance_weight: float = 1.0,
+        small_instance_area: int = 4096,
+        merging: Merging = "pixelwise",
+        class_threshold: float = 0.7,
+        stuff_class_threshold: float | None = None,
+        pixel_threshold: float = 0.4,
+        thing_area_limit: int = 100,
+        stuff_area_limit: int = 1600,
+        overlap_threshold: float = 0.8,
+        class_exponent: float = 1.0,
+        mask_exponent: float = 1.0,
+    ) -> None:
+        self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.categories: list[Category] = list(categories or [])
+        self.mask_classes: list[str] = []
+        self.image_size = image_size
+        if not self.categories:
+            raise ValueError("MaXDeepLab needs categories, the classes that it tells apart, but got none")
+        self.network = self._create_network()
+        self.loss = MaXDeepLabLoss(**self._values_of(MaXDeepLabLoss))
+        self.post_processing = PanopticMerging(**{**self._values_of(PanopticMerging), "categories": self.categories})
+        self.image_batch = ImageBatch(
+            image_size, "align_corners", _GREY, _GREY, size_rule="floor_twice", padding=_GREY[0]
+        )
+
+    def _create_network(self) -> MaXDeepLabNetwork:
+        names = inspect.signature(MaXDeepLabNetwork.__init__).parameters
+        shared = {name: value for name, value in self.config.items() if name in names}
+        shared["image_size"] = (self.image_size, self.image_size)
+        return MaXDeepLabNetwork(num_classes=len(self.categories), **shared)
+
+    def _values_of(self, kind: type[MaXDeepLabLoss | PanopticMerging]) -> dict[str, Any]:
+        return {field.name: self.config[field.name] for field in fields(kind)}
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: list[PanopticTarget] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int = 100,  # noqa: ARG002
+    ) -> dict[str, Tensor] | list[PanopticPrediction]:
+        """Training: already weighted losses by name, whose sum is the objective. In eval: one map per image.
+
+        In training, `images` are RGB [3, H, W] (uint8, or float in 0..1) of one size with sides `16 k + 1`,
+        `image_size` as a rule, and their maps of segments have the same pixels: nothing is resized.
+
+        In eval, images have any size. Segments of a score below `score_threshold` are void. `max_detections` has no
+        effect: a map has at most as many segments as the model has slots.
+
+        Raises:
+            ValueError: targets that break their contract, or images of several sizes in training.
+        """
+        if not self.training:
+            return self._predict(images, score_threshold)
+        if targets is None:
+            raise ValueError("in training the model needs targets, one per image")
+        check_panoptic_targets(images, targets, len(self.categories))
+        self._check_training_size(images)
+        outputs = self.network(self.image_batch.stack(images))
+        device = outputs.mask_logits.device
+        isthing = torch.tensor([category.get("isthing", True) for category in self.categories], device=device)
+        with torch.autocast(device.type, enabled=False):
+            mask_targets = create_mask_targets(
+                [_to_device(target, device) for target in targets],
+                isthing,
+                DECODER_STRIDE,
+                self.config["small_instance_weight"],
+                self.config["small_instance_area"],
+            )
+            return self.loss(outputs, mask_targets)
+
+    def _predict(self, images: list[Tensor], score_threshold: float) -> list[PanopticPrediction]:
+        batch, geometry = self.image_batch(images)
+        mask_logits, class_logits = self.network.masks(batch)
+        return [
+            self.post_processing(masks.detach(), classes.detach(), lies, score_threshold)
+            for masks, classes, lies in zip(mask_logits, class_logits, geometry, strict=True)
+        ]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """`backbone` (what ImageNet pretraining knows of the encoder) and `heads`, the rest.
+
+        Each with weight decay and, for norms and biases, without.
+
+        Source: the two optimizers of the original's trainer.py.
+        """
+        pretrained = {id(parameter) for parameter in backbone_parameters(self.network.encoder)}
+        groups: list[ParameterGroup] = []
+        for name in ("backbone", "heads"):
+            members = [p for p in self.parameters() if (id(p) in pretrained) == (name == "backbone")]
+            for decay in (1.0, 0.0):
+                parameters = [p for p in members if (p.ndim > 1) == bool(decay)]
+                groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
+        return groups
+
+    def class_layers(self) -> dict[str, Int64[Tensor, " rows"]]:
+        """The last layers of the class head, which has void last, and of the semantic head, which has it first."""
+        labels, void = torch.arange(len(self.categories)), torch.tensor([-1])
+        rows = {"class_head": torch.cat([labels, void]), "semantic_head": torch.cat([void, labels])}
+        return {f"network.{head}.logits.{kind}": row for head, row in rows.items() for kind in ("weight", "bias")}
+
+    def _check_training_size(self, images: Sequence[Tensor]) -> None:
+        for index, image in enumerate(images):
+            if image.shape != images[0].shape:
+                first, other = list(images[0].shape), list(image.shape)
+                raise ValueError(
+                    f"in training all images must have one size, but image 0 is {first} and {index} {other}"
+                )
+
+
+def backbone_parameters(encoder: MaXDeepLabEncoder) -> list[nn.Parameter]:
+    """The encoder without its memory, its dual-path layers, and the stages and features behind the pretrained ones."""
+    later: list[nn.Module | None] = [encoder.stage5_extra, encoder.class_feature, encoder.mask_feature]
+    later += [module for module in encoder.modules() if isinstance(module, DualPathLayer)]
+    for stage in encoder.decoder.stages:
+        later += [stage.extra, stage.fuse if stage.backbone is None else None]
+    excluded = {id(encoder.memory)}
+    excluded |= {id(parameter) for module in later if module is not None for parameter in module.parameters()}
+    return [parameter for parameter in encoder.parameters() if id(parameter) not in excluded]
+
+
+def _to_device(target: PanopticTarget, device: torch.device) -> PanopticTarget:
+    moved = {name: target[name].to(device) for name in ("segmentation", "labels", "iscrowd", "ids")}
+    return PanopticTarget(**moved, image_id=target["image_id"])
