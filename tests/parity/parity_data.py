@@ -29,7 +29,8 @@ class ParityData:
     @property
     def files(self) -> dict[str, dict[str, Any]]:
         """The manifest's entry of every file."""
-        return self.manifest["files"]
+        files = self.manifest["files"]
+        return files if isinstance(files, dict) else {entry["file"]: entry for entry in files}
 
     def arrays(self, file: str) -> Mapping[str, np.ndarray]:
         """The arrays of one file, read when asked for."""

@@ -1,0 +1,108 @@
+"""Whole checkpoints of the original Deep-MARC: what carries over, through the converter, against forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cases_deep_mac_networks import INFERENCE
+from cases_deep_mac_ops import assert_near, channels_first
+from cases_deep_marc_networks import create_head, create_resnet
+from parity_data import ParityData
+from torch import Tensor
+
+from maskwright.convert.checkpoint import Variables
+from maskwright.convert.deep_marc import convert_deep_marc, mask_head_table, pyramid_table, resnet_table
+from maskwright.convert.tables import load_variables
+from maskwright.models.deep_marc import DeepMARC
+from maskwright.nn.detection_backbones import ResNetFPN
+from maskwright.nn.mask_heads import MaskHead
+
+MASKS = 1e-3  # probabilities after all of it: the reference's own tolerance
+
+
+def check_forward(data: ParityData, file: str) -> None:
+    """Pyramid and masks of a checkpoint; boxes are given, and crops are the original's."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    variables = Variables(data.folder / config["checkpoint"])
+    network, head = _load(config, variables)
+    with torch.no_grad():
+        maps = network.eval()(channels_first(arrays["image"]))
+        for name in [name for name in arrays if name.startswith("decoder_")]:
+            assert_near(maps[name.removeprefix("decoder_")], channels_first(arrays[name]), name, INFERENCE)
+        # The original takes the background's mask for given boxes, which we leave out: there, detected boxes.
+        given = config["mask_head"]["class_agnostic"]
+        boxes, expected = arrays["given_boxes"], arrays["given_boxes_masks"]
+        if not given:
+            boxes, expected = arrays["detection_outer_boxes"], arrays["detection_masks"]
+        crops = original_crops(list(maps.values()), boxes, config["mask_roi_aligner"]["crop_size"], network.levels[0])
+        probabilities = head.eval()(crops).sigmoid()
+        if given:
+            assert_near(probabilities.squeeze(1), expected.reshape(-1, *expected.shape[2:]), "masks", MASKS)
+            return
+        count = boxes.shape[1]
+        for image, detected in enumerate(arrays["num_detections"]):
+            rows = torch.arange(int(detected)) + image * count
+            labels = torch.from_numpy(arrays["detection_classes"][image, :detected]).long() - 1
+            assert_near(probabilities[rows, labels], expected[image, :detected], "masks", MASKS)
+
+
+def _load(config: Mapping[str, Any], variables: Variables) -> tuple[ResNetFPN, MaskHead]:
+    """By the converter, or part by part where no recipe builds such a model (ResNet-18, other widths)."""
+    resnet = config["backbone"]["resnet"]
+    width, channels = resnet["depth_multiplier"], config["decoder"]["fpn"]["num_filters"]
+    if resnet["model_id"] in (50, 101) and channels == 256 * width:
+        names = {"width": width, "backbone": f"resnet{resnet['model_id']}_fpn"}
+        mask_head = config["mask_head"]
+        model = convert_deep_marc(
+            variables,
+            {
+                **names,
+                "image_size": config["input_size"][0],
+                "categories": [{"id": i + 1, "name": str(i)} for i in range(config["num_classes"] - 1)],
+                "mask_head": mask_head["convnet_variant"].replace("default", "fcn"),
+                "mask_head_width": round(mask_head["num_filters"] / width),
+                "mask_size": config["mask_roi_aligner"]["crop_size"],
+                "mask_upsample": mask_head["upsample_factor"],
+                "class_agnostic_masks": mask_head["class_agnostic"],
+            },
+        ).model
+        assert isinstance(model, DeepMARC)
+        assert isinstance(model.network.backbone, ResNetFPN)
+        assert isinstance(model.network.mask_head, MaskHead)
+        return model.network.backbone, model.network.mask_head
+    epsilon = config["norm_activation"]["norm_epsilon"]
+    trunk = create_resnet(resnet["model_id"], width, epsilon)
+    network = ResNetFPN(trunk, channels, 0.003, epsilon, "same")
+    load_variables(network, resnet_table(trunk, "trunk."), variables, "model/backbone")
+    load_variables(network, pyramid_table(network.pyramid, "pyramid."), variables, "model/decoder")
+    per_class = not config["mask_head"]["class_agnostic"]
+    settings = {**config["mask_head"], **config["norm_activation"]}
+    head = create_head(settings, channels, config["num_classes"] - 1 if per_class else 1)
+    load_variables(head, mask_head_table(head, skip_background=per_class), variables, "model/mask_head")
+    return network, head
+
+
+def original_crops(maps: list[Tensor], boxes: np.ndarray, size: int, finest_level: int) -> Tensor:
+    """Box crops as the original makes them: one sample per cell, an index of a map being coordinate / stride.
+
+    boxes: [B, N, 4] yxyx, pixels of the network input.
+    """
+    crops = []
+    for image, rows in enumerate(torch.from_numpy(boxes)):
+        for top, left, bottom, right in rows.tolist():
+            extent = max((bottom - top) * (right - left), 0.0) ** 0.5
+            level = 0
+            if extent > 0:
+                level = int(np.clip(np.floor(np.log2(extent / 224)) + 4 - finest_level, 0, len(maps) - 1))
+            stride, features = 2.0 ** (level + finest_level), maps[level][image][None]
+            steps = (torch.arange(size) + 0.5) / size
+            ends = ((top, bottom, features.shape[2]), (left, right, features.shape[3]))
+            # `align_corners` counts from -1, the first index, to 1, the last.
+            y, x = ((a + steps * (b - a)) / stride / max(count - 1, 1) * 2 - 1 for a, b, count in ends)
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+            crops.append(F.grid_sample(features, grid, padding_mode="border", align_corners=True))
+    return torch.cat(crops)

@@ -1,0 +1,198 @@
+"""Deep-MARC's networks alone: backbones, feature pyramid and mask heads, in both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from cases_deep_mac_networks import HOURGLASS_MOMENTUM, INFERENCE, TRAINING, record_counts
+from cases_deep_mac_ops import assert_near, channels_first
+from parity_data import ParityData, below
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import Conv2dNormActivation
+
+from maskwright.convert.deep_marc import mask_head_table, pyramid_table, resnet_table, spinenet_table
+from maskwright.convert.tables import Table, load_variables
+from maskwright.nn.backbones import ResNetTrunk
+from maskwright.nn.detection_backbones import ResNetFPN, pad_as_tensorflow
+from maskwright.nn.mask_heads import MaskHead, MaskHeadSettings, create_mask_head, fcn_head
+from maskwright.nn.spinenet import SpineNet, SpineNetSize
+
+GRADIENT, DEEP_INFERENCE = 1e-3, 1e-3
+RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+def check_spinenet(data: ParityData, file: str) -> None:
+    """All five maps, by the static rule."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    names = ("endpoints_num_filters", "filter_size_scale", "resample_alpha", "block_repeats")
+    network = SpineNet(SpineNetSize(*(config[name] for name in names)), norm_epsilon=config["norm_epsilon"]).eval()
+    load_variables(network, spinenet_table(network), below(arrays, "w:"), "backbone")
+    # In float64, so that only the reference's own rounding is seen: 1e-5 for one block per node, 4e-4 for three.
+    tolerance = INFERENCE if config["block_repeats"] == 1 else DEEP_INFERENCE
+    with torch.no_grad():
+        outputs = network.double()(channels_first(arrays["image"]).double())
+    assert list(outputs) == [str(level) for level in range(config["min_level"], config["max_level"] + 1)]
+    for level, output in outputs.items():
+        assert_near(output, channels_first(arrays[f"out_{level}"]), f"out_{level}", tolerance)
+
+
+def create_resnet(model_id: int, width: float, norm_epsilon: float) -> ResNetTrunk:
+    """The original's ResNet: for depths under 50 with the shortcut of the first block that torchvision's lack."""
+    trunk = ResNetTrunk(*RESNETS[model_id], width, 0.003, norm_epsilon)
+    first = trunk.get_submodule("layer1.0")
+    if isinstance(first, BasicBlock):
+        channels = trunk.channels[0]
+
+        def norm(size: int) -> nn.Module:
+            return nn.BatchNorm2d(size, eps=norm_epsilon)
+
+        first.downsample = Conv2dNormActivation(channels, channels, 1, norm_layer=norm, activation_layer=None)
+    return trunk
+
+
+def check_resnet_fpn(data: ParityData, file: str) -> None:
+    """The maps of the ResNet (odd sizes, too) and those of the pyramid."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    trunk = create_resnet(config["model_id"], config["depth_multiplier"], config["norm_epsilon"])
+    network = ResNetFPN(trunk, config["fpn_filters"], 0.003, config["norm_epsilon"], "same").eval()
+    weights = below(arrays, "w:")
+    load_variables(network, resnet_table(trunk, "trunk."), weights, "backbone")
+    image = channels_first(arrays["image"])
+    with torch.no_grad():
+        for level, output in enumerate(trunk(image), start=2):
+            assert_near(output, channels_first(arrays[f"backbone_{level}"]), f"backbone_{level}", INFERENCE)
+        if "fpn_2" not in arrays:
+            return
+        load_variables(network, pyramid_table(network.pyramid, "pyramid."), weights, "decoder")
+        # 64 x 96 pixels are no multiple of the divisor, but the pyramid takes them.
+        levels = dict(zip(map(str, network.levels), trunk(image), strict=False))
+        for level, output in network.pyramid(levels).items():
+            assert_near(output, channels_first(arrays[f"fpn_{level}"]), f"fpn_{level}", INFERENCE)
+
+
+def check_symmetric_padding_is_another_function(data: ParityData, file: str) -> None:
+    """What torchvision's own padding makes of the same weights: why `padding` is a choice."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    trunk = create_resnet(config["model_id"], config["depth_multiplier"], config["norm_epsilon"]).eval()
+    load_variables(trunk, resnet_table(trunk), below(arrays, "w:"), "backbone")
+    image, expected = channels_first(arrays["image"]), channels_first(arrays["backbone_2"])
+    with torch.no_grad():
+        symmetric = trunk(image)[0]
+        pad_as_tensorflow(trunk)
+        same = trunk(image)[0]
+    scale = float(expected.std())
+    assert float((same - expected).abs().mean()) < 1e-5 * scale
+    assert float((symmetric - expected).abs().mean()) > 0.1 * scale
+
+
+def create_head(config: Mapping[str, Any], in_channels: int, num_masks: int) -> MaskHead:
+    """The mask head of a fixture."""
+    momentum, epsilon = 1 - config["norm_momentum"], config["norm_epsilon"]
+    upsample = config["upsample_factor"]
+    if config["convnet_variant"] == "default":
+        settings = MaskHeadSettings(
+            in_channels, config["num_filters"], num_masks, upsample, None, momentum, norm_epsilon=epsilon
+        )
+        return fcn_head(settings, config["num_convs"], config.get("use_separable_conv", False))
+    name = config["convnet_variant"]
+    head = create_mask_head(
+        name,
+        in_channels,
+        config["num_filters"],
+        num_masks,
+        upsample,
+        norm_momentum=HOURGLASS_MOMENTUM,
+        norm_epsilon=epsilon,
+    )
+    assert isinstance(head, MaskHead)
+    head.enlarge_norm.momentum = momentum  # the original has one momentum for it, one for the hourglass
+    return head
+
+
+def check_mask_head(data: ParityData, file: str) -> None:
+    """Logits in inference: of the one mask, or of the classes asked for, with and without the background's."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    crops = channels_first(arrays["roi_features"])
+    classes = torch.from_numpy(arrays["roi_classes"].ravel()).long()
+    expected = torch.from_numpy(arrays["logits"]).flatten(0, 1)
+    variables, num_classes = below(arrays, "w:"), config["num_classes"]
+    for skip in (False,) if config["class_agnostic"] else (False, True):
+        num_masks = 1 if config["class_agnostic"] else num_classes - skip
+        head = create_head(config, crops.shape[1], num_masks).eval()
+        load_variables(head, mask_head_table(head, skip_background=skip), variables, "mask_head")
+        with torch.no_grad():
+            logits = head(crops)
+        if config["class_agnostic"]:
+            assert_near(logits.squeeze(1), expected, "logits", INFERENCE)
+            continue
+        rows = (classes >= int(skip)).nonzero().flatten()
+        assert len(rows)
+        assert_near(logits[rows, classes[rows] - int(skip)], expected[rows], "logits", INFERENCE)
+
+
+def check_mask_head_in_training(data: ParityData, file: str) -> None:
+    """Logits, gradients of everything, and the statistics after one step; unbiased variances but for synchronised."""
+    config, arrays = data.files[file]["config"], data.arrays(file)
+    crops = channels_first(arrays["roi_features"]).requires_grad_()
+    head = create_head(config, crops.shape[1], 1).train()
+    table = mask_head_table(head)
+    load_variables(head, table, below(arrays, "w:"), "mask_head")
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    counts = record_counts(head)
+    logits = head(crops).squeeze(1)
+    assert_near(logits.detach(), arrays["logits_train"].reshape(logits.shape), "logits_train", TRAINING)
+    (logits * torch.from_numpy(arrays["cotangent"]).flatten(0, 1)).sum().div(1000).backward()
+    assert crops.grad is not None
+    assert_near(crops.grad, channels_first(arrays["grad_roi_features"]), "grad_roi_features", GRADIENT)
+    _check_gradients(head, table, below(arrays, "grad:mask_head/"))
+    _check_statistics(head, table, before, counts, below(arrays, "after:mask_head/"), config["use_sync_bn"])
+
+
+def _check_gradients(head: nn.Module, table: Table, expected: Mapping[str, np.ndarray]) -> None:
+    parameters = dict(head.named_parameters())
+    assert expected
+    largest = max(float(np.abs(value).max()) for value in expected.values())
+    for name, row in table.items():
+        if row.path not in expected:
+            assert name not in parameters
+            continue
+        gradient, reference = parameters[name].grad, torch.from_numpy(expected[row.path])
+        assert gradient is not None
+        if gradient.ndim == 4:
+            reference = reference.permute(3, 2, 0, 1)
+        # A bias before a norm has the gradient zero, up to rounding: hence no less than a share of the largest.
+        allowed = GRADIENT * max(float(reference.abs().max()), 1e-3 * largest)
+        assert float((gradient - reference).abs().max()) <= allowed, row.path
+
+
+def _check_statistics(
+    head: nn.Module,
+    table: Table,
+    before: Mapping[str, torch.Tensor],
+    counts: Mapping[str, int],
+    expected: Mapping[str, np.ndarray],
+    synchronised: bool,
+) -> None:
+    state = head.state_dict()
+    checked = 0
+    for name, row in table.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf not in ("running_mean", "running_var"):
+            continue
+        value = state[name]
+        if leaf == "running_var" and (synchronised or "_hourglass" in row.path):
+            momentum = head.get_submodule(module).momentum
+            assert isinstance(momentum, float)
+            kept = (1 - momentum) * before[name]
+            value = kept + (value - kept) * (counts[module] - 1) / counts[module]
+        assert_near(value, expected[row.path], row.path, TRAINING)
+        checked += 1
+    assert checked == len(expected)
