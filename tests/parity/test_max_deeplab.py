@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +62,10 @@ NOT_YET: dict[tuple[str, str], str] = {
     )
     if module not in CHECKS
 }
-NEVER: dict[tuple[str, str], str] = {}
+NEVER: dict[tuple[str, str], str] = {
+    ("autoaugment_utils", "AutoContrast, Invert, Posterize"): "the recipes' policy does not use them",
+    ("evaluation.panoptic_quality.PanopticQuality", "means of tp, fn and fp"): "ours reports their sums per class",
+}
 
 # Files of the manifest that the project's own copy leaves out for their size; elsewhere every file must be there.
 NOT_COPIED = {
@@ -111,4 +112,6 @@ def test_every_case_is_checked_or_listed(capsys: pytest.CaptureFixture[str]) -> 
     missing = {name for name in DATA.files if not (DATA.folder / name).exists()}
     assert missing == (NOT_COPIED if DATA.is_own_copy else set())
     with capsys.disabled():
-        print(f"\nMaX-DeepLab parity: {len(NOT_YET)} parts not yet, {len(NEVER)} never, {len(missing)} files not copied")
+        print(
+            f"\nMaX-DeepLab parity: {len(NOT_YET)} parts not yet, {len(NEVER)} never, {len(missing)} files not copied"
+        )

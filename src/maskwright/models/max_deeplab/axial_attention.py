@@ -1,0 +1,170 @@
+"""Position-sensitive axial attention: every pixel attends to its column, then to its row."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from maskwright.nn.layers import ConvBlock, normalize
+
+LONGEST_SPAN = 255  # positions further apart share the last row of a table
+_EPSILON, _MOMENTUM = 1e-3, 0.01
+
+
+def relative_positions(queries: int, keys: int) -> Int64[Tensor, "l m"]:
+    """Row of the position table for each query and key: their distance, limited to the table.
+
+    Keys beyond the queries' number lie on both sides of them, half on each.
+
+    Source: deeplab2 `positional_encodings.RelativePositionalEncoding`.
+    """
+    distance = torch.arange(keys)[None] - torch.arange(queries)[:, None] - (keys - queries) // 2
+    return (distance + LONGEST_SPAN - 1).clamp(0, 2 * LONGEST_SPAN - 2)
+
+
+class RelativePositions(nn.Module):
+    """A learned vector for each distance between a query and a key, shared by all heads."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.empty(2 * LONGEST_SPAN - 1, depth))
+        nn.init.trunc_normal_(self.embeddings, std=1.0)
+
+    def forward(self, length: int) -> Float[Tensor, "l l d"]:
+        """The vectors of all pairs on an axis of `length`: query, key, depth."""
+        return F.embedding(relative_positions(length, length).to(self.embeddings.device), self.embeddings)
+
+
+class AxialAttention(nn.Module):
+    """Attention along one axis, with learned relative positions for queries, keys and values.
+
+    Three kinds of similarity (content with content, query with position, key with position) are normalised, each
+    with statistics of its own per head, and summed; the logits are not divided by sqrt(depth), the norms set their
+    scale. The two retrieved maps (contents and positions) are normalised per channel and summed.
+    No output projection: the block around it has one.
+
+    Args:
+        in_channels: of the input.
+        key_channels: of the queries and of the keys, all heads together.
+        value_channels: of the values and of the output.
+        num_heads: heads; contiguous groups of channels.
+        axis: `height` attends within columns, `width` within rows.
+        query_positions: use the similarity of queries with positions.
+        key_positions: use the similarity of keys with positions.
+        value_positions: retrieve positions, too.
+
+    Source: arXiv 2003.07853, equation 4; deeplab2 `axial_layers.AxialAttention`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        key_channels: int,
+        value_channels: int,
+        num_heads: int,
+        axis: Literal["height", "width"],
+        *,
+        query_positions: bool = True,
+        key_positions: bool = True,
+        value_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        if key_channels % num_heads or value_channels % num_heads:
+            raise ValueError(
+                f"key_channels and value_channels must be multiples of num_heads {num_heads}, "
+                f"but got {key_channels} and {value_channels}"
+            )
+        self.sizes = [key_channels, key_channels, value_channels]
+        self.num_heads = num_heads
+        self.axis = axis
+        self.qkv = ConvBlock(
+            in_channels, sum(self.sizes), 1, relu=False, norm_epsilon=_EPSILON, norm_momentum=_MOMENTUM
+        )
+        key_depth, value_depth = key_channels // num_heads, value_channels // num_heads
+        self.query_positions = RelativePositions(key_depth) if query_positions else None
+        self.key_positions = RelativePositions(key_depth) if key_positions else None
+        self.value_positions = RelativePositions(value_depth) if value_positions else None
+        # One norm for each term of the two sums, in the order content, query or value position, key position.
+        terms = 1 + query_positions + key_positions
+        self.similarity_norms = nn.ModuleList(_norm(num_heads) for _ in range(terms))
+        self.retrieved_norms = nn.ModuleList(_norm(value_channels) for _ in range(1 + value_positions))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        """Map `[n, c, h, w]` to `[n, value_channels, h, w]`."""
+        queries, keys, values = (self._split_heads(part) for part in self.qkv(x).split(self.sizes, dim=1))
+        similarities = self._similarities(queries, keys)
+        logits = sum(normalize(norm, part) for norm, part in zip(self.similarity_norms, similarities, strict=True))
+        weights = torch.softmax(logits, dim=-1)
+        retrieved = [self._merge_heads(part, x) for part in self._retrieve(weights, values)]
+        return sum(normalize(norm, part) for norm, part in zip(self.retrieved_norms, retrieved, strict=True))
+
+    def _similarities(
+        self, queries: Float[Tensor, "r heads l d"], keys: Float[Tensor, "r heads l d"]
+    ) -> list[Float[Tensor, "r heads l l"]]:
+        length = queries.shape[2]
+        similarities = [queries @ keys.transpose(2, 3)]
+        if self.query_positions is not None:
+            table = self.query_positions(length)  # query, key, depth
+            similarities.append(_multiply_by_position(queries, table.transpose(1, 2)))
+        if self.key_positions is not None:
+            table = self.key_positions(length)
+            similarities.append(_multiply_by_position(keys, table.permute(1, 2, 0)).transpose(2, 3))
+        return similarities
+
+    def _retrieve(
+        self, weights: Float[Tensor, "r heads l l"], values: Float[Tensor, "r heads l d"]
+    ) -> list[Float[Tensor, "r heads l d"]]:
+        retrieved = [weights @ values]
+        if self.value_positions is not None:
+            retrieved.append(_multiply_by_position(weights, self.value_positions(values.shape[2])))
+        return retrieved
+
+    def _split_heads(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "r heads l d"]:
+        """The rows (or columns) of all images, their heads apart."""
+        heads = x.unflatten(1, (self.num_heads, -1))
+        order = (0, 4, 1, 3, 2) if self.axis == "height" else (0, 3, 1, 4, 2)
+        return heads.permute(order).flatten(0, 1)
+
+    def _merge_heads(self, x: Float[Tensor, "r heads l d"], like: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e h w"]:
+        """The way back of `_split_heads`, channels last in memory."""
+        rows = x.unflatten(0, (like.shape[0], -1))  # n, row, heads, l, d
+        order = (0, 3, 1, 2, 4) if self.axis == "height" else (0, 1, 3, 2, 4)
+        return rows.permute(order).flatten(3).permute(0, 3, 1, 2)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=_EPSILON, momentum=_MOMENTUM)
+
+
+def _multiply_by_position(
+    x: Float[Tensor, "r heads l d"], matrices: Float[Tensor, "l d m"]
+) -> Float[Tensor, "r heads l m"]:
+    """Multiply the vectors at position `l` of all rows and heads by that position's matrix, in one batched product."""
+    rows, heads = x.shape[:2]
+    return torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices).transpose(0, 1).unflatten(0, (rows, heads))
+
+
+class AxialAttention2d(nn.Module):
+    """Attention along the height axis, then along the width axis.
+
+    `stride` keeps every so many rows, then every so many columns. For the other arguments see `AxialAttention`.
+
+    Source: deeplab2 `axial_layers.AxialAttention2D`.
+    """
+
+    def __init__(
+        self, in_channels: int, key_channels: int, value_channels: int, num_heads: int, *, stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.height = AxialAttention(in_channels, key_channels, value_channels, num_heads, "height")
+        self.width = AxialAttention(value_channels, key_channels, value_channels, num_heads, "width")
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Map `[n, c, h, w]` to `[n, value_channels, ceil(h / stride), ceil(w / stride)]`."""
+        x = self.height(x)[:, :, :: self.stride]
+        return self.width(x)[:, :, :, :: self.stride]

@@ -1,0 +1,153 @@
+"""The decoder: stages that climb to stride 4, and in MaX-DeepLab-L go up and down several times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from maskwright.models.max_deeplab.blocks import conv_block
+from maskwright.models.max_deeplab.stages import OUTPUT_STRIDE, Stage, StageOptions
+
+DECODER_STRIDE = 4
+_EARLIER = 2  # so many earlier maps of the same stride join a decoder stage
+_CHANNELS_PER_STRIDE = 64
+
+
+def resize_to(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c i j"]:
+    """Bilinear, the corner pixels' centres staying where they are."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class ResizedFuse(nn.Module):
+    """The sum of maps of several strides and channels, at one stride.
+
+    A map with the right channels is only resized; one of half the stride goes through a 1 x 1 convolution of
+    stride 2; any other through a 1 x 1 convolution, then it is resized. Both kinds of convolution see the activated
+    map.
+
+    Source: deeplab2 `resized_fuse.ResizedFuse`.
+    """
+
+    def __init__(self, in_channels: Sequence[int], in_strides: Sequence[int], out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict()
+        for index, (channels, in_stride) in enumerate(zip(in_channels, in_strides, strict=True)):
+            if channels != out_channels:
+                step = 2 if 2 * in_stride == stride else 1
+                self.convs[str(index)] = conv_block(channels, out_channels, 1, stride=step, relu=False)
+
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
+        """Fuse the features, in the constructor's order, at `size`; not activated."""
+        fused = []
+        for index, feature in enumerate(features):
+            if str(index) in self.convs:
+                feature = self.convs[str(index)](F.relu(feature))
+            fused.append(resize_to(feature, size))
+        return torch.stack(fused).sum(0) if len(fused) > _EARLIER else fused[0] + fused[1]
+
+
+class DecoderStage(nn.Module):
+    """Fuses the current map with earlier ones of the target stride; then residual blocks.
+
+    `backbone` holds the blocks that ImageNet pretraining knows, `extra` the others; both occur together where the
+    backbone ends.
+    """
+
+    def __init__(self, fuse: ResizedFuse, backbone: Stage | None, extra: Stage | None) -> None:
+        super().__init__()
+        self.fuse = fuse
+        self.backbone = backbone
+        self.extra = extra
+
+    def forward(
+        self, features: list[Tensor], size: tuple[int, int], memory: Float[Tensor, "n s e"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n s e"]]:
+        """The map at `size`, not activated, and the memory."""
+        pixel = self.fuse(features, size)
+        for stage in (self.backbone, self.extra):
+            if stage is not None:
+                pixel, memory = stage(pixel, memory)
+        return pixel, memory
+
+
+class StackedDecoder(nn.Module):
+    """`backbone_stacks + extra_stacks` hour-glasses (strides 8, 4, 8, 16), then a climb (8, 4).
+
+    Args:
+        in_channels: channels of the encoder's last map (stride 16).
+        channels: of the encoder's maps at strides 4 and 8, which join the decoder's.
+        options: shared by all stages.
+        backbone_stacks: hour-glasses that ImageNet pretraining knows; one block per stage.
+        extra_stacks: the others; the climb belongs to them.
+        extra_blocks: blocks per stage of those.
+        width: multiplies the channels.
+        transformer_width: see `DualPathLayer.width`.
+
+    Source: deeplab2 `axial_resnet.AxialResNet.call_stacked_decoder`; arXiv 2012.00759, section 3.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: dict[int, int],
+        options: StageOptions,
+        *,
+        backbone_stacks: int,
+        extra_stacks: int,
+        extra_blocks: int,
+        width: float,
+        transformer_width: int,
+    ) -> None:
+        super().__init__()
+        self.strides = (8, 4, 8, 16) * (backbone_stacks + extra_stacks) + (8, 4)
+        backbone_end = 4 * backbone_stacks
+        earlier = {stride: [count] for stride, count in channels.items()} | {OUTPUT_STRIDE: [in_channels]}
+        self.stages = nn.ModuleList()
+        current, current_stride = in_channels, OUTPUT_STRIDE
+        for number, stride in enumerate(self.strides, 1):
+            resnet_stride = 2 * OUTPUT_STRIDE if stride == OUTPUT_STRIDE else stride
+            out = round(resnet_stride * _CHANNELS_PER_STRIDE * width)
+            joining = earlier[stride][-_EARLIER:]
+            fuse = ResizedFuse([current, *joining], [current_stride] + [stride] * len(joining), out, stride)
+            backbone, extra = (
+                Stage(
+                    out,
+                    out,
+                    blocks,
+                    options,
+                    input_stride=resnet_stride,
+                    shrink=False,
+                    transformer_width=transformer_width,
+                )
+                if wanted
+                else None
+                for blocks, wanted in ((1, number <= backbone_end), (extra_blocks, number >= backbone_end))
+            )
+            self.stages.append(DecoderStage(fuse, backbone, extra))
+            earlier[stride].append(out)
+            current, current_stride = out, stride
+        self.out_channels = current
+
+    def forward(
+        self, pixel: Float[Tensor, "n c h w"], low_level: dict[int, Tensor], memory: Float[Tensor, "n s e"]
+    ) -> tuple[list[Tensor], Float[Tensor, "n s e"]]:
+        """The maps at stride 4, first to last, not activated, and the memory.
+
+        Args:
+            pixel: the encoder's last map, stride 16.
+            low_level: its maps by stride, 4 and 8.
+            memory: as the encoder left it.
+        """
+        earlier = {stride: [feature] for stride, feature in low_level.items()} | {OUTPUT_STRIDE: [pixel]}
+        for stride, stage in zip(self.strides, self.stages, strict=True):
+            joining = earlier[stride][-_EARLIER:]
+            height, width = joining[0].shape[2:]
+            pixel, memory = stage([pixel, *joining], (height, width), memory)
+            earlier[stride].append(pixel)
+        return earlier[DECODER_STRIDE][1:], memory
