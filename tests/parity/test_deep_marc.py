@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases_deep_marc_checkpoints as checkpoints
+import cases_deep_marc_model as model
 import cases_deep_marc_networks as networks
 import pytest
 from parity_data import ParityData
@@ -28,12 +29,11 @@ CHECKS: dict[str, list[Check]] = {
     SPINENET: [networks.check_spinenet],
     RESNET_FPN: [networks.check_resnet_fpn, networks.check_symmetric_padding_is_another_function],
     MODEL: [checkpoints.check_forward],
+    "_build_mask_loss": [model.check_mask_loss],
 }
 
 # (module, part): the issue that brings it.
-NOT_YET: dict[tuple[str, str], str] = {
-    ("_build_mask_loss", "all"): "issue 5: class filter, ground-truth boxes, soft targets",
-}
+NOT_YET: dict[tuple[str, str], str] = {}
 
 DETECTOR = "the detector is torchvision's: what differs is listed in `DeepMARC`"
 CROPS = "compared inside of the image only, with `original_crops`: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -112,9 +111,7 @@ class DeepMARCNetwork(nn.Module):
         names = {"proposal_class": "loss_objectness", "proposal_regression": "loss_rpn_box_reg"}
         return {name: first[theirs] for name, theirs in names.items()} | second, samples
 
-    def detect(
-        self, maps: Maps, image_sizes: list[tuple[int, int]]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def detect(self, maps: Maps, image_sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per image boxes [N, 4] (xyxy, pixels of the network input), labels [N] from 0, and scores [N], falling.
 
         Args:
@@ -156,7 +153,7 @@ class DeepMARCNetwork(nn.Module):
         return logits[:, 1:].argmax(dim=1)
 
     def _image_list(self, maps: Maps, image_sizes: list[tuple[int, int]] | None = None) -> ImageList:
-        """What torchvision wants to know of the images: the size of the network input, and how much of it each fills."""
+        """What torchvision asks of the images: the size of the network input, and how much of it each fills."""
         (count, _, height, width), stride = maps[0].shape, 2**self.finest_level
         size = (height * stride, width * stride)
         return ImageList(maps[0].new_empty(count, 0, *size), image_sizes or [size] * count)
@@ -180,7 +177,9 @@ def _proposal_network(channels: int, anchor_sizes: list[float], num_proposals: i
     )
 
 
-def _create_box_head(name: BoxHead, channels: int, width: float, norm: partial[nn.Module]) -> tuple[nn.Module, int]:
+def _create_box_head(
+    name: BoxHead, channels: int, width: float, norm: partial[nn.BatchNorm2d]
+) -> tuple[nn.Module, int]:
     """The box head `name` and the length of its output vectors."""
     if name not in get_args(BoxHead):
         raise ValueError(f"box_head must be one of {', '.join(get_args(BoxHead))}, but got {name!r}")

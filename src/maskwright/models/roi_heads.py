@@ -1,4 +1,4 @@
-"""What Deep-MARC adds to torchvision's Faster R-CNN parts: box crops of a pyramid, samples of training, number formats."""
+"""What Deep-MARC adds to torchvision's Faster R-CNN: box crops of a pyramid, samples of training, number formats."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class RoIHeads(roi_heads.RoIHeads):
                 are candidates of the sampling, too, so that they are among the samples (unless there are too many).
         """
         boxes, rows, labels, deltas = self.select_training_samples(proposals, targets)
-        features = self.box_head(self.box_roi_pool(maps, boxes, None))
-        box_class, box_regression = roi_heads.fastrcnn_loss(*self.box_predictor(features), labels, deltas)
+        logits, predicted = self.box_predictor(self.box_head(self.box_roi_pool(maps, boxes, None)))
+        box_class, box_regression = roi_heads.fastrcnn_loss(logits, predicted, labels, deltas)
         samples = [(b[lab > 0], r[lab > 0]) for b, r, lab in zip(boxes, rows, labels, strict=True)]
         return {"box_class": box_class, "box_regression": box_regression}, samples

@@ -1,0 +1,59 @@
+"""Box crops of a pyramid: the level that fits a box, the frame of the crop; and the samples of the second stage."""
+
+import pytest
+import torch
+
+from maskwright.models.roi_heads import crop_levels, image_indices
+
+
+def ramps(levels, size=256):
+    """Maps of three channels: x and y of each cell's centre, in pixels of the input, and the level."""
+    maps = []
+    for level in levels:
+        stride = 2**level
+        centres = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        maps.append(torch.stack([x, y, torch.full_like(x, level)])[None])
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("side", "level"), [(20.0, 2), (111.9, 2), (112.0, 3), (223.9, 3), (224.0, 4), (448.0, 5), (470.0, 5), (0.0, 2)]
+)
+def test_a_box_is_cropped_from_the_level_that_fits_its_size(side, level):
+    maps = [torch.full((1, 1, 2 ** (9 - level), 2 ** (9 - level)), float(level)) for level in (2, 3, 4, 5)]
+    boxes = torch.tensor([[30.0, 20.0, 30.0 + side, 20.0 + side]])
+    crop = crop_levels(maps, boxes, torch.tensor([0]), 1, finest_level=2)
+    assert crop.item() == level
+
+
+def test_a_backbone_without_level_2_takes_its_finest():
+    maps = ramps((3, 4))
+    crops = crop_levels(maps, torch.tensor([[60.0, 60.0, 70.0, 70.0]]), torch.tensor([0]), 1, finest_level=3)
+    assert crops[0, 2].item() == 3
+
+
+def test_crops_are_the_pixel_frame_on_every_level():
+    boxes = torch.tensor([[40.0, 50.0, 80.0, 74.0], [40.0, 24.0, 200.0, 200.0]])
+    crops = crop_levels(ramps((2, 3, 4)), boxes, torch.tensor([0, 0]), 4, finest_level=2)
+    steps = (torch.arange(4) + 0.5) / 4
+    for crop, (x1, y1, x2, y2) in zip(crops, boxes, strict=True):
+        torch.testing.assert_close(crop[0], (x1 + steps * (x2 - x1)).expand(4, 4))
+        torch.testing.assert_close(crop[1], (y1 + steps * (y2 - y1))[:, None].expand(4, 4))
+    assert crops[:, 2, 0, 0].tolist() == [2, 3]
+
+
+def test_each_box_reads_its_own_image_whatever_the_order():
+    maps = [torch.cat([level, level + 1000]) for level in ramps((2, 3))]
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, 200.0, 200.0], [16.0, 8.0, 40.0, 60.0]])
+    index = torch.tensor([1, 0, 1])
+    crops = crop_levels(maps, boxes, index, 2, finest_level=2)
+    assert (crops[:, 0].mean(dim=(1, 2)) > 1000).tolist() == [True, False, True]
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(crop_levels(maps, boxes[order], index[order], 2, finest_level=2), crops[order])
+
+
+def test_image_indices_count_images_without_boxes():
+    boxes = [torch.zeros(2, 4), torch.zeros(0, 4), torch.zeros(1, 4)]
+    assert image_indices(boxes).tolist() == [0, 0, 2]
+    assert image_indices([torch.zeros(0, 4)]).tolist() == []
