@@ -44,7 +44,7 @@ class PanopticFolder:
         self.images.mkdir()
         self.maps.mkdir()
 
-    def write(self, *scenes: tuple[np.ndarray, list], categories: list | None = None, **keys) -> "PanopticFolder":
+    def write(self, *scenes: tuple[np.ndarray, list], **keys) -> "PanopticFolder":
         """Each scene is (map of ids, segments_info) of the image with its number, from 1; `keys` replace the file's."""
         images, annotations = [], []
         for number, (ids, segments) in enumerate(scenes, 1):
@@ -54,6 +54,6 @@ class PanopticFolder:
             Image.fromarray(colours(ids)).save(self.maps / name)
             images.append({"id": number, "file_name": name, "height": height, "width": width})
             annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
-        content = {"images": images, "annotations": annotations, "categories": categories or CATEGORIES, **keys}
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES, **keys}
         self.annotations.write_text(json.dumps(content))
         return self
