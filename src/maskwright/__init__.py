@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from maskwright.data.images import read_image
     from maskwright.errors import UserError
     from maskwright.models.deep_mac import DeepMAC
+    from maskwright.models.deep_marc import DeepMARC
     from maskwright.models.hub import from_pretrained, push_to_hub, save_pretrained
     from maskwright.predictor import Predictor, load
     from maskwright.structures import Category, ImageFeatures, InstancePrediction, Target
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Category": "maskwright.structures",
     "DeepMAC": "maskwright.models.deep_mac",
+    "DeepMARC": "maskwright.models.deep_marc",
     "ImageFeatures": "maskwright.structures",
     "InstancePrediction": "maskwright.structures",
     "Predictor": "maskwright.predictor",
@@ -35,6 +37,7 @@ _HOMES = {
 __all__ = [
     "Category",
     "DeepMAC",
+    "DeepMARC",
     "ImageFeatures",
     "InstancePrediction",
     "Predictor",

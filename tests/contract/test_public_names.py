@@ -13,6 +13,7 @@ import maskwright
 PUBLIC = [
     "Category",
     "DeepMAC",
+    "DeepMARC",
     "ImageFeatures",
     "InstancePrediction",
     "Predictor",
