@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,25 @@ from parity_data import ParityData
 from torch import Tensor
 
 from maskwright.convert.checkpoint import Variables
-from maskwright.convert.deep_marc import convert_deep_marc, mask_head_table, pyramid_table, resnet_table
+from maskwright.convert.coco_labels import coco_categories
+from maskwright.convert.deep_marc import (
+    convert_deep_marc,
+    mask_head_table,
+    network_tables,
+    pyramid_table,
+    resnet_table,
+)
 from maskwright.convert.tables import load_variables
 from maskwright.models.deep_marc import DeepMARC
 from maskwright.nn.detection_backbones import ResNetFPN
 from maskwright.nn.mask_heads import MaskHead
 
+BACKBONES = {
+    "r50": "resnet50_fpn",
+    "r101": "resnet101_fpn",
+    "spine49": "spinenet49",
+    "spine143": "spinenet143",
+}
 MASKS = 1e-3  # probabilities after all of it: the reference's own tolerance
 
 
@@ -106,3 +122,28 @@ def original_crops(maps: list[Tensor], boxes: np.ndarray, size: int, finest_leve
             grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
             crops.append(F.grid_sample(features, grid, padding_mode="border", align_corners=True))
     return torch.cat(crops)
+
+
+def check_full_size(file: Path) -> None:
+    """Names, shapes and numbers of all that carries over from a model of published size, built on `meta`."""
+    listing = json.loads(file.read_text())
+    backbone, mask_head = file.stem.split("_")
+    values: dict[str, Any] = {"categories": coco_categories(), "backbone": BACKBONES[backbone]}
+    if mask_head == "default":
+        values |= {"mask_head": "fcn", "mask_head_width": 256, "mask_size": 14}
+    else:
+        values["mask_head"] = mask_head.replace("hg", "hourglass")
+    with torch.device("meta"):
+        model = DeepMARC(**values)
+    state = model.network.state_dict()
+    found: dict[str, list[int]] = {}
+    for prefix, table in network_tables(model.network).items():
+        for name, row in table.items():
+            shape = state[name].shape
+            shape = [shape[2], shape[3], shape[1], shape[0]] if len(shape) == 4 else list(shape)
+            found[f"{prefix.removeprefix('model/')}/{row.path}"] = shape
+    not_taken = ("rpn_head/", "detection_head/")
+    assert found == {key: shape for key, shape in listing["keys"].items() if not key.startswith(not_taken)}
+    for part in {key.partition("/")[0] for key in found}:
+        numbers = sum(math.prod(shape) for key, shape in found.items() if key.startswith(f"{part}/"))
+        assert numbers == listing["params"][part], part

@@ -7,6 +7,7 @@ that other seeds and sizes of the same kinds run through the same checks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cases_deep_marc_checkpoints as checkpoints
@@ -118,6 +119,11 @@ def _cases() -> list[Any]:
 @pytest.mark.parametrize(("check", "file"), _cases())
 def test_reference(check: Check, file: str) -> None:
     check(DATA, file)
+
+
+@pytest.mark.parametrize("file", sorted((DATA.folder / "full_model_keys").glob("*.json")), ids=lambda file: file.stem)
+def test_published_size(file: Path) -> None:
+    checkpoints.check_full_size(file)
 
 
 def test_every_case_is_checked_or_listed(capsys: pytest.CaptureFixture[str]) -> None:
