@@ -1,0 +1,138 @@
+"""Panoptic quality of models and of files; panopticapi's own numbers are in tests/parity."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from panoptic_folder import CATEGORIES, PanopticFolder, segment, stripes
+from torch import Tensor, nn
+
+from maskwright.apps.evaluate_panoptic import compare_panoptic_files, evaluate_panoptic
+from maskwright.errors import UserError
+from maskwright.predictor import Predictor
+from maskwright.structures import Category, PanopticPrediction, SegmentInfo
+
+
+class Painter(nn.Module):
+    """Finds the left half of each image to be a dog, the right half to be the model's last class."""
+
+    family, task, needs_boxes, image_size = "painter", "panoptic", False, 8
+
+    def __init__(self, categories: list[Category]) -> None:
+        super().__init__()
+        self.categories = categories
+
+    def forward(self, images: list[Tensor], targets: None = None, **_: object) -> list[PanopticPrediction]:
+        names = [category["name"] for category in self.categories]
+        labels = {5: names.index("dog"), 9: len(names) - 1}
+        found = []
+        for image in images:
+            height, width = image.shape[1:]
+            ids = torch.full((height, width), 9, dtype=torch.int32)
+            ids[:, : width // 2] = 5
+            infos = [
+                SegmentInfo(
+                    id=identity,
+                    label=label,
+                    category_id=self.categories[label]["id"],
+                    isthing=bool(self.categories[label].get("isthing", True)),
+                    score=0.9,
+                    area=height * width // 2,
+                )
+                for identity, label in labels.items()
+            ]
+            found.append(PanopticPrediction(ids, infos, (height, width), self.categories))
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PanopticFolder:
+    scenes = [
+        (stripes(1, 2), [segment(1, 3), segment(2, 200)]),
+        (stripes(3, 3, 4, 4), [segment(3, 3), segment(4, 200)]),
+    ]
+    return PanopticFolder(tmp_path).write(*scenes)
+
+
+MODEL = [Category(id=1, name="dog"), Category(id=2, name="cat"), Category(id=3, name="sky", isthing=False)]
+IMAGINATIVE = [Category(id=1, name="dog"), Category(id=3, name="sky", isthing=False), Category(id=2, name="cat")]
+
+
+def test_a_model_with_its_own_label_space(folder: PanopticFolder, tmp_path: Path):
+    content = json.loads(folder.annotations.read_text())
+    content["categories"] = [CATEGORIES[2], CATEGORIES[1]]
+    folder.annotations.write_text(json.dumps(content))
+    out = tmp_path / "found.json"
+    summary = evaluate_panoptic(
+        Predictor(Painter(MODEL)), folder.images, folder.annotations, save_results=out, batch_size=2
+    )
+    assert (summary["pq"], summary["pq_things"], summary["pq_stuff"]) == (1.0, 1.0, 1.0)
+    assert (summary["images"], summary["classes"]) == (2, 2)
+    # The written file, in the model's categories, holds the same against its own copy of the truth.
+    written = json.loads(out.read_text())
+    assert [entry["id"] for entry in written["categories"]] == [1, 2, 3]
+    assert compare_panoptic_files(out, out).compute()["pq"] == 1.0
+
+
+def test_a_class_that_the_file_does_not_have_is_void(folder: PanopticFolder):
+    content = json.loads(folder.annotations.read_text())
+    content["categories"] = [CATEGORIES[2], CATEGORIES[1]]
+    folder.annotations.write_text(json.dumps(content))
+    summary = evaluate_panoptic(Predictor(Painter(IMAGINATIVE)), folder.images, folder.annotations)
+    rows = {row["name"]: (row["pq"], row["false_positives"], row["false_negatives"]) for row in summary["per_class"]}
+    assert rows == {"dog": (1.0, 0, 0), "sky": (0.0, 0, 2)}
+
+
+def test_a_model_for_instances_is_refused(folder: PanopticFolder):
+    model = Painter(MODEL)
+    model.task = "instance"
+    with pytest.raises(UserError, match="but the model finds single instances only"):
+        evaluate_panoptic(Predictor(model), folder.images, folder.annotations)
+    with pytest.raises(UserError, match="must be one of official, in_house, but got 'best'"):
+        evaluate_panoptic.__wrapped__(Predictor(model), folder.images, folder.annotations, variant="best")
+
+
+class TestFiles:
+    def predicted(self, tmp_path: Path, *scenes: tuple) -> Path:
+        (tmp_path / "found").mkdir()
+        found = PanopticFolder(tmp_path / "found").write(*scenes)
+        content = json.loads(found.annotations.read_text())
+        found.annotations.write_text(json.dumps({"annotations": content["annotations"]}))
+        return found.annotations
+
+    def test_areas_are_those_of_the_file(self, folder: PanopticFolder, tmp_path: Path):
+        """24 common pixels; the file says that the dog has 36: 24 / (24 + 36 - 24)."""
+        content = json.loads(folder.annotations.read_text())
+        content["annotations"][0]["segments_info"][0]["area"] = 36
+        folder.annotations.write_text(json.dumps(content))
+        found = self.predicted(
+            tmp_path, (stripes(8, 0), [segment(8, 3)]), (stripes(1, 2), [segment(1, 3), segment(2, 200)])
+        )
+        dog = compare_panoptic_files(folder.annotations, found).per_class()[2]
+        assert dog.iou == pytest.approx(24 / 36 + 1)
+
+    @pytest.mark.parametrize(
+        ("scene", "words"),
+        [
+            ((stripes(1), [segment(1, 3), segment(2, 3)]), "image 1: 1 predicted segments have no pixel"),
+            ((stripes(1, 2), [segment(1, 3)]), "image 1: the predicted map has ids that are not in its list"),
+            ((stripes(1), [segment(1, 55)]), "unknown category, category_id is 55"),
+        ],
+    )
+    def test_broken_predictions(self, folder: PanopticFolder, tmp_path: Path, scene: tuple, words: str):
+        found = self.predicted(tmp_path, scene, (stripes(), []))
+        with pytest.raises(UserError, match=words):
+            compare_panoptic_files(folder.annotations, found)
+
+    def test_an_image_without_a_prediction(self, folder: PanopticFolder, tmp_path: Path):
+        found = self.predicted(tmp_path, (stripes(), []))
+        with pytest.raises(UserError, match="image 2: the image has no usable annotation"):
+            compare_panoptic_files(folder.annotations, found)
+
+    def test_nothing_predicted(self, folder: PanopticFolder, tmp_path: Path):
+        found = self.predicted(tmp_path, (stripes(), []), (stripes(), []))
+        numbers = compare_panoptic_files(folder.annotations, found).compute()
+        assert (numbers["pq"], numbers["classes"]) == (0.0, 2)
+        assert not math.isnan(numbers["pq_stuff"])
