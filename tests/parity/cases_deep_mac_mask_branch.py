@@ -293,15 +293,14 @@ def check_gradients(network: torch.nn.Module, table: Table, arrays: Arrays, mode
 def check_step_statistics(
     network: torch.nn.Module, table: Table, before: Mapping[str, Tensor], counts: Mapping[str, int], arrays: Arrays
 ) -> None:
-    """The backbone's statistics after its one pass.
-
-    The head's after four passes (two images, two stacks) mix unbiased variances of each: they are compared on
-    single passes, in the cases of the heads.
-    """
-    part = {name: row for name, row in table.items() if name.startswith("backbone.")}
-    expected = below(arrays, "after/")
-    expected = {path: value for path, value in expected.items() if "_feature_extractor" in path}
-    check_statistics(network, part, before, counts, expected, TRAINING)
+    """The backbone's statistics after its one pass, the head's after one for each stack and image."""
+    images = sum(name.startswith("gt_boxes") for name in arrays)
+    stacks = len(list(network.get_submodule("pixel_embedding").children()))
+    for ours, theirs, passes in (("backbone.", "_feature_extractor", 1), ("mask_head.", "_mask_net", stacks * images)):
+        part = {name: row for name, row in table.items() if name.startswith(ours)}
+        expected = {path: value for path, value in below(arrays, "after/").items() if theirs in path}
+        assert expected
+        check_statistics(network, part, before, counts, expected, TRAINING, passes)
 
 
 def losses_image_by_image(

@@ -199,8 +199,12 @@ def check_statistics(
     counts: Mapping[str, int] | None,
     expected: Mapping[str, np.ndarray],
     tolerance: float,
+    passes: int = 1,
 ) -> None:
-    """Moving means and variances after one step. With `counts` the reference's variance is the biased one."""
+    """Moving means and variances after a step of so many passes, each of as many values per channel.
+
+    With `counts`, of a pass, the reference's variance is the biased one.
+    """
     state = network.state_dict()
     checked = 0
     for name, row in table.items():
@@ -211,7 +215,7 @@ def check_statistics(
         if leaf == "running_var" and counts is not None:
             momentum = network.get_submodule(module).momentum
             assert isinstance(momentum, float)
-            kept = (1 - momentum) * before[name]
+            kept = (1 - momentum) ** passes * before[name]
             value = kept + (value - kept) * (counts[module] - 1) / counts[module]
         assert_near(value, expected[row.path], row.path, tolerance)
         checked += 1

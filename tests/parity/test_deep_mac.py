@@ -77,9 +77,6 @@ NEVER: dict[tuple[str, str], str] = {
         "one class each; we clip a box before its mask is made (the original's order is compared in the network)"
     ),
     (PREPROCESS, "resized_masks"): "our models never resize masks: targets are gathered from the masks as they are",
-    (TRAINING_STEP, "statistics of the mask head after its four passes"): (
-        "they mix four unbiased variances; single passes are compared in the cases of the heads"
-    ),
 }
 
 # Files of the manifest that the project's own copy leaves out for their size; elsewhere every file must be there.

