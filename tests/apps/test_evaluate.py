@@ -21,7 +21,7 @@ from maskwright.errors import UserError
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import save_pretrained
 from maskwright.predictor import Predictor
-from maskwright.structures import InstancePrediction
+from maskwright.structures import Category, InstancePrediction
 
 ELLIPSE_IN_BOX = math.pi / 4
 
@@ -151,6 +151,7 @@ def test_command_line_prints_tables_and_writes_json(weights: Path, data: Path, c
     [
         (["--boxes", "drawn"], "boxes must be one of ground-truth, predicted, but got 'drawn'"),
         (["--boxes", "predicted"], "this model has no detector"),
+        (["--processes", "0"], "processes >= 1"),
         (["--seen", "airplane,spoon"], "unknown class names: spoon; known are: airplane, fork"),
         (["--json", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
         (["--save-results", "missing/out.json"], "cannot write missing/out.json: the folder missing does not exist"),
@@ -191,6 +192,50 @@ def test_a_model_without_boxes_is_refused(predictor: Predictor, data: Path, tmp_
         evaluate(Predictor(nn.Identity(), "cpu"), data, data / "instances.json")
     with pytest.raises(UserError, match="nothing-here"):
         evaluate_and_report(tmp_path / "nothing-here", data, data / "instances.json")
+
+
+class InThisProcess:
+    """In place of a pool of processes, whose start takes seconds."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.map = map
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("boxes", ["ground-truth", "predicted"])
+def test_two_processes_measure_every_image_once(
+    data: Path, tmp_path: Path, boxes: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Three images in two processes; all that is printed and saved is that of one process."""
+    if boxes == "ground-truth":
+        monkeypatch.setattr("maskwright.apps.measure.ProcessPoolExecutor", InThisProcess)
+    torch.manual_seed(0)
+    categories: list[Category] = [{"id": 1, "name": "fork"}, {"id": 2, "name": "airplane"}]
+    model = DeepMAC(
+        categories=categories,
+        detector="centernet",
+        image_size=64,
+        backbone="resnet18_fpn",
+        mask_head="fully_connected",
+        mask_size=8,
+        width=0.1,
+    )
+    save_pretrained(model, tmp_path / "weights")
+    found = []
+    for processes in (1, 2):
+        file = tmp_path / f"results{processes}.json"
+        options = {"boxes": boxes, "processes": processes, "batch_size": 1, "save_results": file, "device": "cpu"}
+        numbers = evaluate(tmp_path / "weights", data, data / "instances.json", **options)
+        found.append((numbers, json.loads(file.read_text())))
+    (expected, entries), (numbers, shared_entries) = found
+    assert shared_entries == entries
+    assert {entry["image_id"] for entry in entries} == ({1, 2, 9} if boxes == "predicted" else {1, 2})
+    assert numbers.pop("classes") == expected.pop("classes")
+    assert numbers == pytest.approx(expected)
 
 
 def change_annotations(data: Path, **fields: Any) -> None:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-from tqdm import tqdm
-
-from maskwright.data.categories import match_name, read_categories, resolve_mask_classes
-from maskwright.data.coco import CocoInstances
-from maskwright.data.ground_truth import read_ground_truth
-from maskwright.data.loaders import Batch, evaluation_loader
+from maskwright.apps.measure import Measurement, measure, require_instances
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.report import (
     coco_ap_summary,
     coco_ap_tables,
     mask_iou_summary,
     mask_iou_tables,
-    write_json,
 )
-from maskwright.predictor import Predictor, load
-from maskwright.structures import BoxPrompted, Category, InstancePrediction, SegmentationModel, Target, select_rows
+from maskwright.files import write_json
+from maskwright.predictor import Predictor
 
 BOXES = ("ground-truth", "predicted")
-
-MAX_DETECTIONS = 100
-"""Per image; COCO counts no more."""
 
 
 def evaluate(
@@ -43,10 +28,11 @@ def evaluate(
     *,
     boxes: str = "ground-truth",
     seen: str | Sequence[str] | None = None,
-    device: str | None = None,
     batch_size: int = 4,
     num_workers: int = 0,
+    processes: int = 1,
     save_results: str | Path | None = None,
+    **loading: Any,
 ) -> dict[str, Any]:
     """The model on the images of a COCO file, compared with its annotations at the images' own resolution.
 
@@ -62,11 +48,13 @@ def evaluate(
         boxes: whose boxes, one of `BOXES`.
         seen: classes whose masks the model was trained on, as `resolve_mask_classes` takes them; by default
             those classes of the file that the model itself names in `mask_classes` (none, where it names none).
-        device: where the model runs, if it is loaded here; by default the GPU if there is one.
         batch_size: images that are encoded together.
-        num_workers: processes that read images; 0 reads them in this one.
+        num_workers: processes that read images, for each process that computes; 0 reads them in the same one.
+        processes: so many processes share the images, each with the next GPU where there are several; the numbers are
+            those of one process.
         save_results: file for the predicted masks in COCO's results format; with boxes `predicted` the boxes come
             beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the masks).
+        loading: `device`, `precision` and `compile` of `maskwright.load`, where the model is loaded here.
 
     Broken annotations that are left out are counted on standard error.
 
@@ -79,104 +67,27 @@ def evaluate(
     """
     if boxes not in BOXES:
         raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {boxes!r}")
-    if batch_size < 1 or num_workers < 0:
-        raise UserError(f"expected batch_size >= 1 and num_workers >= 0, but got {batch_size} and {num_workers}")
-    check_outputs(_results_files(save_results, boxes), annotations)
-    if boxes == "predicted":
-        predictor = model if isinstance(model, Predictor) else load(model, device=device)
-        if predictor.needs_boxes:
-            raise UserError(
-                f"{model}: this model has no detector; it takes the boxes of the file (`--boxes ground-truth`)"
-            )
-        return _evaluate_detections(predictor, images, annotations, seen, batch_size, num_workers, save_results)
-    dataset = CocoInstances(images, annotations)
-    _tell_skipped(dataset, annotations)
-    _require_instances(dataset.count_instances()[0], "mask of an instance", annotations)
-    predictor = model if isinstance(model, Predictor) else load(model, device=device)
-    if not isinstance(predictor.model, BoxPrompted):
-        raise UserError(f"{model}: this model cannot be prompted with boxes")
-    return _evaluate_masks(predictor, dataset, annotations, seen, batch_size, num_workers, save_results)
-
-
-@torch.inference_mode()
-def _evaluate_masks(
-    predictor: Predictor,
-    dataset: CocoInstances,
-    annotations: str | Path,
-    seen: str | Sequence[str] | None,
-    batch_size: int,
-    num_workers: int,
-    save_results: str | Path | None,
-) -> dict[str, Any]:
-    """Mask IoU with the boxes of the ground truth; arguments as of `evaluate`."""
-    model = cast(BoxPrompted, predictor.model)
-    metric = MaskIoU(dataset.categories, seen_classes(seen, model, dataset.categories))
-    results: list[dict[str, Any]] = []
-    for batch, targets in _batches(dataset, batch_size, num_workers):
-        targets = [without_crowds(target) for target in targets]
-        features = model.encode([image.to(predictor.device) for image in batch])
-        predictions = model.masks_from_boxes(features, [target["boxes"] for target in targets])
-        metric.update(predictions, targets)
-        if save_results is not None:
-            for prediction, target in zip(predictions, targets, strict=True):
-                category_ids = [dataset.categories[label]["id"] for label in target["labels"].tolist()]
-                results += prediction.to_coco(target["image_id"], category_ids)
-    summary = mask_iou_summary(metric)
-    # Compressed run lengths that cover no pixel are known only now.
-    _require_instances(summary["instances"], "mask of an instance", annotations)
-    if save_results is not None:
-        write_json(save_results, results, indent=None)
+    if batch_size < 1 or num_workers < 0 or processes < 1:
+        raise UserError(
+            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
+            f"{batch_size}, {num_workers} and {processes}"
+        )
+    files = _results_files(save_results, boxes)
+    check_outputs(files, annotations)
+    metric, masks = measure(
+        Measurement(
+            model, images, annotations, boxes, seen, batch_size, num_workers, loading, processes, keep_masks=bool(files)
+        )
+    )
+    if isinstance(metric, CocoAP):
+        summary, results = coco_ap_summary(metric), [metric.mask_results(), metric.box_results()]
+    else:
+        summary, results = mask_iou_summary(metric), [[entry for place in sorted(masks) for entry in masks[place]]]
+        # Compressed run lengths that cover no pixel are known only now.
+        require_instances(summary["instances"], "mask of an instance", annotations)
+    for file, entries in zip(files, results, strict=False):  # no files where none are asked for
+        write_json(file, entries, indent=None)
     return summary
-
-
-@torch.inference_mode()
-def _evaluate_detections(
-    predictor: Predictor,
-    images: str | Path,
-    annotations: str | Path,
-    seen: str | Sequence[str] | None,
-    batch_size: int,
-    num_workers: int,
-    save_results: str | Path | None,
-) -> dict[str, Any]:
-    """COCO's AP of what the model finds; arguments as of `evaluate`."""
-    model = predictor.model
-    known = cast(SegmentationModel, model).categories
-    # No mask of the data set is decoded: the metric takes the truth from the file.
-    dataset = CocoInstances(images, annotations, categories=known, mask_classes=[])
-    _tell_skipped(dataset, annotations)
-    _require_instances(sum(dataset.count_instances()), "instance", annotations)
-    categories = read_categories(annotations)
-    metric = CocoAP(categories, seen_classes(seen, model, categories), read_ground_truth(annotations))
-    names = [category["name"] for category in categories]
-    matches = [match_name(category["name"], names) for category in known]
-    label_of = torch.tensor([-1 if match is None else names.index(match) for match in matches])
-    for batch, targets in _batches(dataset, batch_size, num_workers):
-        pixels = [image.to(predictor.device) for image in batch]
-        predictions = model(pixels, score_threshold=0.0, max_detections=MAX_DETECTIONS)
-        metric.update([_relabelled(prediction, label_of) for prediction in predictions], targets)
-    if save_results is not None:
-        masks_file, boxes_file = _results_files(save_results, "predicted")
-        write_json(masks_file, metric.mask_results(), indent=None)
-        write_json(boxes_file, metric.box_results(), indent=None)
-    return coco_ap_summary(metric)
-
-
-def _relabelled(prediction: InstancePrediction, label_of: Int64[Tensor, " c"]) -> InstancePrediction:
-    """The instances whose label l has a new one, `label_of[l]`; those where that is -1 are left out."""
-    labels = label_of[prediction.labels.cpu()]
-    keep = (labels >= 0).to(prediction.boxes.device)
-    rows = {name: value[keep] for name, value in vars(prediction).items() if isinstance(value, Tensor)}
-    return replace(prediction, **{**rows, "labels": labels[labels >= 0]})
-
-
-def _batches(dataset: CocoInstances, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """The images of the data set in order, once each, with progress on standard error."""
-    loader = evaluation_loader(dataset, batch_size=batch_size, rank=0, world_size=1, num_workers=num_workers)
-    with tqdm(total=len(dataset), unit="image", file=sys.stderr, desc="evaluate", disable=None) as progress:
-        for batch in loader:
-            yield batch
-            progress.update(len(batch[0]))
 
 
 def evaluate_and_report(
@@ -202,20 +113,6 @@ def evaluate_and_report(
         write_json(json, summary)
 
 
-def seen_classes(spec: str | Sequence[str] | None, model: Any, categories: Sequence[Category]) -> list[str]:
-    """The names among `categories` of the classes that count as seen; `spec` None means the model's own."""
-    if spec is not None:
-        return resolve_mask_classes(spec, categories)
-    names = [category["name"] for category in categories]
-    matches = {match_name(name, names) for name in model.mask_classes}
-    return [name for name in names if name in matches]
-
-
-def without_crowds(target: Target) -> Target:
-    """The rows that are single objects."""
-    return select_rows(target, ~target["iscrowd"])
-
-
 def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:
     """Refuse output files that cannot be written, or would overwrite the annotations or one another; before any work.
 
@@ -239,17 +136,3 @@ def _results_files(save_results: str | Path | None, boxes: str) -> list[Path]:
         return []
     path = Path(save_results)
     return [path, path.parent / f"{path.stem}.bbox{path.suffix}"] if boxes == "predicted" else [path]
-
-
-def _tell_skipped(dataset: CocoInstances, annotations: str | Path) -> None:
-    if dataset.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
-        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
-
-
-def _require_instances(count: int, what: str, annotations: str | Path) -> None:
-    if count == 0:
-        raise UserError(
-            f"{annotations}: nothing to measure, it has no usable {what} (crowds do not count); "
-            "`maskwright data check` says what it holds"
-        )

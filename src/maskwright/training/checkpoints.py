@@ -87,10 +87,10 @@ class RunCheckpoints(Checkpoint):
         if trainer.sanity_checking:
             return
         self._save(trainer, pl_module)
-        score = cast(TrainingTask, pl_module).validation_metrics["mask_iou"]
-        if trainer.is_global_zero and score > read_best_score(self._folder):
+        name, score = next(iter(cast(TrainingTask, pl_module).validation_metrics.items()))
+        if trainer.is_global_zero and score > read_best_score(self._folder, name):
             self._save_weights(pl_module, BEST_WEIGHTS)
-            best = {"step": trainer.global_step, "mask_iou": score}
+            best = {"step": trainer.global_step, name: score}
             write_text(self._folder / BEST_SCORE, json.dumps(best, indent=2) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -121,10 +121,10 @@ class RunCheckpoints(Checkpoint):
         save_pretrained(cast(SegmentationModel, pl_module.model), self._folder / name, state=self._weights)
 
 
-def read_best_score(folder: Path) -> float:
-    """Mask IoU of the weights folder `best` of a run; minus infinity where there is none yet."""
+def read_best_score(folder: Path, name: str) -> float:
+    """The number `name` of the weights folder `best` of a run; minus infinity where there is none yet."""
     path = folder / BEST_SCORE
-    return float(json.loads(path.read_text())["mask_iou"]) if path.is_file() else -float("inf")
+    return float(json.loads(path.read_text())[name]) if path.is_file() else -float("inf")
 
 
 def read_step(checkpoint: Path) -> int:

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         again = shlex.join(["maskwright", "train", name, *overrides, "--resume", "last"])
         print(f"stopped with a checkpoint of step {result.step}; go on with: {again}", file=sys.stderr)
     elif result.is_first_process:
-        print(f"finished {result.step} steps; mask_iou {result.metrics['mask_iou']:.4f}", file=sys.stderr)
+        name, score = next(iter(result.metrics.items()))
+        print(f"finished {result.step} steps; {name} {score:.4f}", file=sys.stderr)
         print(result.folder / BEST_WEIGHTS)
     return 0 if result.signal_number is None else 128 + result.signal_number
 

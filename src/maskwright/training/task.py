@@ -1,4 +1,4 @@
-"""The one LightningModule: any family's losses; mask IoU from ground-truth boxes and detections' AP as validation."""
+"""The one LightningModule: any family's losses, and the validations of what it is for."""
 
 # ruff: noqa: ARG002  (Lightning gives its hooks more than each of them needs)
 
@@ -12,36 +12,24 @@ import torch.distributed
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.structures import BoxPrompted, SegmentationModel, Target, select_rows
+from maskwright.structures import SegmentationModel
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import OptimizerOptions
+from maskwright.training.validation import create_validations
 
-Batch = tuple[list[Tensor], list[Target]]
-
-# What a validation reports of `CocoAP.compute`.
-_DETECTION_METRICS = [
-    f"{kind}_{statistic}{group}"
-    for kind in ("box", "mask")
-    for statistic in ("ap", "ap50", "ap75")
-    for group in ("", "_seen", "_unseen")
-]
+Batch = tuple[list[Tensor], list[Any]]
 
 
 class TrainingTask(LightningModule):
-    """Trains a model on the sum of its own losses and validates its masks; no family is special.
-
-    Validation measures masks from ground-truth boxes (`MaskIoU`); of a model with a detector it also measures
-    what the model finds by itself (`CocoAP`, with the data set's targets as the truth).
+    """Trains a model on the sum of its own losses and validates it as `create_validations` says; none is special.
 
     The random state is set anew for every batch from (seed, batch, rank), so that a resumed run draws
     exactly what the unbroken one would have drawn.
 
     Attributes:
         model: the model.
-        validation_metrics: what the last validation gave, the same on every rank: `MaskIoU.compute`, and for a
-            model with a detector `box_` and `mask_` `ap`, `ap50` and `ap75` of all, seen and unseen classes.
+        validation_metrics: what the last validation gave, the same on every rank; by the first of them, which is
+            the higher the better, the best weights of a run are chosen.
     """
 
     def __init__(self, model: nn.Module, optimizer: OptimizerOptions, steps: int, seed: int) -> None:
@@ -52,19 +40,14 @@ class TrainingTask(LightningModule):
             UserError: the optimizer's values do not fit the model.
         """
         super().__init__()
-        if not isinstance(model, BoxPrompted):
-            raise TypeError(
-                f"validation needs a model with encode() and masks_from_boxes(), got {type(model).__name__}"
-            )
         self.model = model
         self.validation_metrics: dict[str, float] = {}
         self._optimizer_options = optimizer
         self._steps = steps
         self._seed = seed
-        family = cast(SegmentationModel, model)
-        self._metric = MaskIoU(family.categories, family.mask_classes)
-        self._detection_metric = None if family.needs_boxes else CocoAP(family.categories, family.mask_classes)
-        create_optimizer(family.parameter_groups(), optimizer)  # refuses now what would else fail when a run has begun
+        self._validations = create_validations(model)
+        groups = cast(SegmentationModel, model).parameter_groups()
+        create_optimizer(groups, optimizer)  # refuses now what would else fail when a run has begun
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""
@@ -93,24 +76,20 @@ class TrainingTask(LightningModule):
         return options.learning_rate * learning_rate_factor(self.global_step, options=options, steps=self._steps)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation's instances."""
-        for metric in self._metrics():
-            metric.reset()
+        """Forget the last validation's images."""
+        for validation in self._validations:
+            validation.metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Masks from the ground-truth boxes of the instances whose mask is known, and detections of all instances."""
+        """Every measurement of these images."""
         images, targets = batch
-        known = [_with_known_masks(target) for target in targets]
-        model = cast(BoxPrompted, self.model)
-        predictions = model.masks_from_boxes(model.encode(images), [target["boxes"] for target in known])
-        self._metric.update(predictions, known)
-        if self._detection_metric is not None:
-            self._detection_metric.update(self.model(images, score_threshold=0.0, max_detections=100), targets)
+        for validation in self._validations:
+            validation.update(images, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Put the instances of all ranks together and log their means."""
+        """Put the images of all ranks together and log the numbers."""
         if self.trainer.world_size > 1:
-            for metric in self._metrics():
+            for metric in (validation.metric for validation in self._validations):
                 states: list[Any] = [None] * self.trainer.world_size
                 torch.distributed.all_gather_object(states, metric.state())
                 metric.reset()
@@ -118,18 +97,9 @@ class TrainingTask(LightningModule):
                     metric.merge(state)
         if self.trainer.sanity_checking:
             return
-        self.validation_metrics = self._metric.compute()
-        if self._detection_metric is not None:
-            values = self._detection_metric.compute()
-            self.validation_metrics |= {name: values[name] for name in _DETECTION_METRICS}
+        numbers = [validation.compute() for validation in self._validations]
+        self.validation_metrics = {name: value for values in numbers for name, value in values.items()}
         logged = {
             f"validation/{name}": float(value) for name, value in self.validation_metrics.items() if value == value
         }
         self.log_dict(logged, sync_dist=True)
-
-    def _metrics(self) -> list[MaskIoU | CocoAP]:
-        return [self._metric] if self._detection_metric is None else [self._metric, self._detection_metric]
-
-
-def _with_known_masks(target: Target) -> Target:
-    return select_rows(target, target["has_mask"] & ~target["iscrowd"])

@@ -1,0 +1,87 @@
+"""What a validation measures of a model, by what the model is for: each kind a metric and the way to feed it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from maskwright.evaluation.coco_ap import CocoAP
+from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.structures import BoxPrompted, SegmentationModel, Target, select_rows
+
+
+@runtime_checkable
+class Validation(Protocol):
+    """One kind of measurement.
+
+    metric: with `reset`, `state`, `merge` and `compute`.
+    """
+
+    metric: Any
+
+    def update(self, images: list[Tensor], targets: list[Any]) -> None:
+        """Ask the model about a batch, and add its answers to the metric."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The numbers to be written down; NaN where there is nothing to measure."""
+        ...
+
+
+def create_validations(model: nn.Module) -> list[Validation]:
+    """What is measured of a model. The first number of the first says which weights of a run are the best.
+
+    Raises:
+        TypeError: the model cannot be prompted with boxes, so its masks cannot be validated.
+    """
+    if not isinstance(model, BoxPrompted):
+        raise TypeError(f"validation needs a model with encode() and masks_from_boxes(), got {type(model).__name__}")
+    masks = MasksFromBoxes(model)
+    return [masks] if cast(SegmentationModel, model).needs_boxes else [masks, FoundInstances(model)]
+
+
+class MasksFromBoxes:
+    """Masks from the ground-truth boxes of the instances whose mask is known (`MaskIoU`)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Measure `model`, in the classes that it knows."""
+        family = cast(SegmentationModel, model)
+        self.metric = MaskIoU(family.categories, family.mask_classes)
+        self._model = cast(BoxPrompted, model)
+
+    def update(self, images: list[Tensor], targets: list[Target]) -> None:
+        """See `Validation`."""
+        known = [select_rows(target, target["has_mask"] & ~target["iscrowd"]) for target in targets]
+        boxes = [target["boxes"] for target in known]
+        self.metric.update(self._model.masks_from_boxes(self._model.encode(images), boxes), known)
+
+    def compute(self) -> dict[str, float]:
+        """All of `MaskIoU.compute`, `mask_iou` first."""
+        return self.metric.compute()
+
+
+class FoundInstances:
+    """What a model with a detector finds by itself (`CocoAP`, with the data set's targets as the truth)."""
+
+    NAMES = tuple(
+        f"{kind}_{statistic}{group}"
+        for kind in ("box", "mask")
+        for statistic in ("ap", "ap50", "ap75")
+        for group in ("", "_seen", "_unseen")
+    )
+
+    def __init__(self, model: nn.Module) -> None:
+        """Measure `model`, in the classes that it knows."""
+        family = cast(SegmentationModel, model)
+        self.metric = CocoAP(family.categories, family.mask_classes)
+        self._model = model
+
+    def update(self, images: list[Tensor], targets: list[Target]) -> None:
+        """See `Validation`."""
+        self.metric.update(self._model(images, score_threshold=0.0, max_detections=100), targets)
+
+    def compute(self) -> dict[str, float]:
+        """Those of `CocoAP.compute` that are in `NAMES`."""
+        values = self.metric.compute()
+        return {name: values[name] for name in self.NAMES}
