@@ -64,7 +64,7 @@ def check_post_processing(data: ParityData, file: str) -> None:
         assert np.abs(certainty - arrays["out/semantic_scores"][image]).max() <= SCORE
         if merging.merging == "pixelwise":
             assert np.array_equal(slots.slot + 1, arrays["out/instance_pred"][image])
-            everything = PanopticMerging(merging.categories, class_threshold=0, pixel_threshold=0)
+            everything = PanopticMerging(merging.categories, class_threshold=0.0, pixel_threshold=0.0)
             winner = everything.assign(mask_logits, everything.classify(class_logits), size).slot
             assert np.array_equal(of_class[classes.labels[winner]], arrays["out/semantic_pred"][image])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -38,6 +38,9 @@ class MaXDeepLabLoss:
     semantic_top_k, mask_id_top_k, instance_discrimination_top_k: the share of pixels, those with the largest
         loss, that the mean of that loss is taken over.
 
+    Raises:
+        ValueError: an unknown `unmatched_weight`, or a value out of its range.
+
     Source: arXiv 2012.00759, sections 3.2 and 3.4; `MaXDeepLabLoss` of the original's max_deeplab_loss.py and
     `DeepLabFamilyLoss`, with these departures: the assignment is the true optimum (`match_masks`); where an image
     has more masks than there are slots, the pixels of a mask that gets none are taught no slot (the original asks
@@ -53,6 +56,16 @@ class MaXDeepLabLoss:
     semantic_top_k: float = 1.0
     mask_id_top_k: float = 1.0
     instance_discrimination_top_k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.unmatched_weight not in get_args(UnmatchedWeight):
+            known = ", ".join(get_args(UnmatchedWeight))
+            raise ValueError(f"unmatched_weight must be one of {known}, but got {self.unmatched_weight!r}")
+        for name in ("semantic_top_k", "mask_id_top_k", "instance_discrimination_top_k"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, but got {getattr(self, name)}")
+        if self.contrast_pixels < 0:
+            raise ValueError(f"contrast_pixels must be 0 or more, but got {self.contrast_pixels}")
 
     def __call__(
         self, outputs: MaXDeepLabOutputs, targets: MaskTargets, matching: Int64[Tensor, "b k"] | None = None
@@ -244,7 +257,7 @@ def mean_of_nonzero(losses: Float[Tensor, "b n"], top_k: float = 1.0) -> Float[T
     return losses.sum(dim=1) / (losses != 0).sum(dim=1).clamp(min=1)
 
 
-def _look_up(values: Tensor, index: Int64[Tensor, "b p"], otherwise: float) -> Tensor:
+def _look_up(values: Tensor, index: Int64[Tensor, "b p"], otherwise: float | int | bool) -> Tensor:
     """Each pixel's value by its row, `otherwise` where the row is -1."""
     return torch.where(index >= 0, values.gather(1, index.clamp(min=0)), otherwise)
 

@@ -104,6 +104,6 @@ def count_rows(rows: Int64[Tensor, "*any"], count: int) -> Int64[Tensor, " {coun
     return flat.new_zeros(count + 1).scatter_add(0, flat, torch.ones_like(flat))[1:]
 
 
-def _look_up(values: Tensor, rows: Int64[Tensor, " p"], void: float) -> Tensor:
+def _look_up(values: Tensor, rows: Int64[Tensor, " p"], void: float | int) -> Tensor:
     """The value of each pixel's segment, `void` where the row is -1 (the last of the padded values)."""
     return functional.pad(values, (0, 1), value=void)[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -56,6 +56,9 @@ class PanopticMerging:
     class_exponent, mask_exponent: in `maskwise`, masks are ordered by the class's probability to the power of the
         first times the mean probability of the mask's pixels to the power of the second.
 
+    Raises:
+        ValueError: an unknown `merging`, or a value out of its range.
+
     Source: arXiv 2012.00759, section 3.1; `PostProcessor` of the original's post_processor/max_deeplab.py.
     """
 
@@ -69,6 +72,17 @@ class PanopticMerging:
     overlap_threshold: float = 0.8
     class_exponent: float = 1.0
     mask_exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.merging not in get_args(Merging):
+            raise ValueError(f"merging must be one of {', '.join(get_args(Merging))}, but got {self.merging!r}")
+        for name in ("class_threshold", "stuff_class_threshold", "pixel_threshold", "overlap_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, but got {value}")
+        for name in ("thing_area_limit", "stuff_area_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
 
     def __call__(
         self,

@@ -1,0 +1,155 @@
+"""Slots to segments: scenes whose map is known, thresholds, areas, the way back to the image's frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskwright.models.max_deeplab.post_processing import PanopticMerging, assign_masks, enlarged_strips
+from maskwright.structures import Category, ImageGeometry
+
+CATEGORIES: list[Category] = [
+    {"id": 7, "name": "sky", "isthing": False},
+    {"id": 3, "name": "cat", "isthing": True},
+    {"id": 9, "name": "grass", "isthing": False},
+]
+SKY, CAT, GRASS, VOID = range(4)
+SIZE = (17, 17)
+WHOLE = ImageGeometry(SIZE, SIZE, SIZE)
+
+
+def create(**values):
+    return PanopticMerging(CATEGORIES, **{"thing_area_limit": 0, "stuff_area_limit": 0, **values})
+
+
+def logits_of(masks, strength=20.0):
+    """[n, 5, 5] logits that are large where a slot's mask is."""
+    return torch.stack([torch.where(mask, strength, 0.0) for mask in masks])
+
+
+def classes_of(*labels, strength=20.0):
+    return torch.nn.functional.one_hot(torch.tensor(labels), VOID + 1) * strength
+
+
+def halves():
+    """Masks on the [5, 5] grid of logits: its left two columns, and the others."""
+    left = torch.zeros(5, 5, dtype=torch.bool)
+    left[:, :2] = True
+    return left, ~left
+
+
+def test_segments_are_numbered_in_the_order_of_their_slots_and_described():
+    left, right = halves()
+    prediction = create()(logits_of([right, left]), classes_of(CAT, SKY), WHOLE)
+    assert prediction.segmentation[:, 0].unique().tolist() == [2]
+    assert prediction.segmentation[:, -1].unique().tolist() == [1]
+    cat, sky = prediction.segments_info
+    assert (cat["id"], cat["label"], cat["category_id"], cat["isthing"]) == (1, CAT, 3, True)
+    assert (sky["id"], sky["label"], sky["category_id"], sky["isthing"]) == (2, SKY, 7, False)
+    assert cat["area"] == (prediction.segmentation == 1).sum()
+    assert 0.9 < cat["score"] <= 1
+
+
+def test_slots_of_one_stuff_are_one_segment_and_of_one_thing_two():
+    left, right = halves()
+    for label, count in ((GRASS, 1), (CAT, 2)):
+        prediction = create()(logits_of([left, right]), classes_of(label, label), WHOLE)
+        assert len(prediction) == count
+
+
+def test_what_a_slot_without_a_class_has_won_is_void():
+    left, right = halves()
+    prediction = create()(logits_of([left, right]), classes_of(CAT, VOID), WHOLE)
+    assert prediction.segmentation[:, 0].unique().tolist() == [1]
+    assert prediction.segmentation[:, -1].unique().tolist() == [0]
+
+
+def test_nothing_detected_is_an_empty_map():
+    prediction = create()(torch.randn(3, 5, 5), classes_of(VOID, VOID, VOID), WHOLE)
+    assert len(prediction) == 0
+    assert prediction.segmentation.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(("label", "limit"), [(CAT, "thing_area_limit"), (SKY, "stuff_area_limit")])
+def test_segments_below_their_area_limit_are_void(label, limit):
+    left, right = halves()
+    logits, classes = logits_of([left, right]), classes_of(label, GRASS if label != GRASS else SKY)
+    area = int((create()(logits, classes, WHOLE).segmentation == 1).sum())
+    for value, kept in ((area, True), (area + 1, False)):
+        labels = {info["label"] for info in create(**{limit: value})(logits, classes, WHOLE).segments_info}
+        assert (label in labels) == kept
+
+
+def test_stuff_may_have_a_class_threshold_of_its_own():
+    classes = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]])  # a probability of 0.71 each
+    masks = logits_of(halves())
+    assert len(create()(masks, classes, WHOLE)) == 2
+    (cat,) = create(stuff_class_threshold=0.8)(masks, classes, WHOLE).segments_info
+    assert cat["label"] == CAT
+    assert len(create(class_threshold=0.8)(masks, classes, WHOLE)) == 0
+
+
+def test_pixels_between_two_slots_are_void():
+    """Both slots have a logit of 0 everywhere: probabilities of one half."""
+    logits, classes = torch.zeros(2, 5, 5), classes_of(CAT, CAT)
+    assert len(create()(logits, classes, WHOLE)) == 1
+    assert len(create(pixel_threshold=0.5)(logits, classes, WHOLE)) == 0
+
+
+def test_segments_below_the_score_threshold_are_void():
+    classes = torch.tensor([[0.0, 20.0, 0, 0], [0, 2.0, 0, 0]])
+    merging, masks = create(), logits_of(halves())
+    assert len(merging(masks, classes, WHOLE)) == 2
+    (info,) = merging(masks, classes, WHOLE, score_threshold=0.8).segments_info
+    assert info["score"] > 0.8
+
+
+def test_the_map_lies_in_the_frame_of_the_original_image():
+    """The image fills the left half of the input; what is found in the padding alone is not told."""
+    left, right = halves()
+    geometry = ImageGeometry((34, 12), (17, 5), SIZE)
+    prediction = create()(logits_of([left, right]), classes_of(CAT, SKY), geometry)
+    assert prediction.segmentation.shape == (34, 12)
+    assert [info["label"] for info in prediction.segments_info] == [CAT]
+    assert prediction.segments_info[0]["area"] == 34 * 12
+
+
+def test_masks_are_laid_in_order_and_left_out_where_little_of_them_is_free():
+    whole, left = torch.ones(5, 5, dtype=torch.bool), halves()[0]
+    logits = torch.stack([torch.where(whole, 2.0, 0.0), torch.where(left, 2.0, -20.0), torch.full((5, 5), -20.0)])
+
+    def assign(order, overlap):
+        return assign_masks(logits, torch.tensor(order), SIZE, 0.4, overlap)
+
+    first = assign([0, 1], 0.5)
+    assert first.slot.unique().tolist() == [0]
+    other = assign([1, 0], 0.5)
+    assert other.slot[:, 0].unique().tolist() == [1]
+    assert other.slot[:, -1].unique().tolist() == [0]
+    assert not assign([1, 0], 0.9).confident[:, -1].any()
+
+
+def test_maskwise_merging_takes_the_better_class_first():
+    whole = torch.ones(5, 5, dtype=torch.bool)
+    classes = torch.tensor([[3.0, 0, 0, 0], [0, 6.0, 0, 0]])
+    prediction = create(merging="maskwise")(logits_of([whole, whole]), classes, WHOLE)
+    assert [info["label"] for info in prediction.segments_info] == [CAT]
+
+
+def test_strips_are_the_whole_map():
+    logits = torch.randn(3, 20, 6)
+    strips = torch.cat(list(enlarged_strips(logits, (77, 21))), dim=1)
+    whole = torch.nn.functional.interpolate(logits[None], (77, 21), mode="bilinear", align_corners=True)[0]
+    torch.testing.assert_close(strips, whole)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"class_threshold": 1.5}, "class_threshold must lie in 0..1, but got 1.5"),
+        ({"thing_area_limit": -1}, "thing_area_limit must be 0 or more, but got -1"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        create(**values)
