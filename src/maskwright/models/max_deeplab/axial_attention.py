@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from maskwright.nn.layers import ConvBlock, normalize
+from maskwright.nn.layers import ConvBlock
 
 LONGEST_SPAN = 255  # positions further apart share the last row of a table
 _EPSILON, _MOMENTUM = 1e-3, 0.01
@@ -96,11 +96,31 @@ class AxialAttention(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Map `[n, c, h, w]` to `[n, value_channels, h, w]`."""
         queries, keys, values = (self._split_heads(part) for part in self.qkv(x).split(self.sizes, dim=1))
-        similarities = self._similarities(queries, keys)
-        logits = sum(normalize(norm, part) for norm, part in zip(self.similarity_norms, similarities, strict=True))
-        weights = torch.softmax(logits, dim=-1)
-        retrieved = [self._merge_heads(part, x) for part in self._retrieve(weights, values)]
-        return sum(normalize(norm, part) for norm, part in zip(self.retrieved_norms, retrieved, strict=True))
+        weights = torch.softmax(self._logits(self._similarities(queries, keys)), dim=-1)
+        retrieved = self._retrieve(weights, values)
+        if self.training:
+            merged = [self._merge_heads(part, x) for part in retrieved]
+            return _normalized_sum(self.retrieved_norms, merged)
+        content, *positions = retrieved
+        (scale, offset), *others = (self._by_head(norm) for norm in self.retrieved_norms)
+        total = torch.addcmul(sum((more for _, more in others), offset), content, scale)
+        for position, (scale, _) in zip(positions, others, strict=True):
+            total.addcmul_(position, scale)
+        return self._merge_heads(total, x)
+
+    def _logits(self, similarities: list[Float[Tensor, "r heads l l"]]) -> Float[Tensor, "r heads l l"]:
+        if self.training:
+            return _normalized_sum(self.similarity_norms, similarities)
+        # The offset of a head does not change its softmax.
+        scales = [affine_of(norm)[0].to(similarities[0].dtype)[:, None, None] for norm in self.similarity_norms]
+        logits = similarities[0] * scales[0]
+        for similarity, scale in zip(similarities[1:], scales[1:], strict=True):
+            logits.addcmul_(similarity, scale)
+        return logits
+
+    def _by_head(self, norm: nn.Module) -> tuple[Float[Tensor, "heads 1 d"], Float[Tensor, "heads 1 d"]]:
+        scale, offset = affine_of(norm)
+        return scale.unflatten(0, (self.num_heads, 1, -1)), offset.unflatten(0, (self.num_heads, 1, -1))
 
     def _similarities(
         self, queries: Float[Tensor, "r heads l d"], keys: Float[Tensor, "r heads l d"]
@@ -138,6 +158,19 @@ class AxialAttention(nn.Module):
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=_EPSILON, momentum=_MOMENTUM)
+
+
+def _normalized_sum(norms: nn.ModuleList, parts: list[Float[Tensor, "n c h w"]]) -> Float[Tensor, "n c h w"]:
+    total = norms[0](parts[0])
+    for norm, part in zip(norms[1:], parts[1:], strict=True):
+        total = total + norm(part)
+    return total
+
+
+def affine_of(norm: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Scale and offset of each channel that a batch norm applies at inference."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _multiply_by_position(

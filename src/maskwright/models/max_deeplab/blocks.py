@@ -84,7 +84,7 @@ class ResidualBlock(nn.Module):
         """Map `[n, c, h, w]` to `[n, out_channels, ceil(h / stride), ceil(w / stride)]`, neither of them activated."""
         x = F.relu(x)
         shortcut = x[:, :, :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(x)
-        return shortcut + self.drop_path(self.branch(x))
+        return self.drop_path(self.branch(x)).add_(shortcut)
 
 
 class BasicBlock(ResidualBlock):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from maskwright.models.max_deeplab.axial_attention import affine_of
 from maskwright.models.max_deeplab.blocks import NORM_EPSILON, NORM_MOMENTUM, LinearBlock, conv_block
 
 _KEY_EXPANSION, _VALUE_EXPANSION, _BOTTLENECK_EXPANSION = 1, 2, 2
@@ -33,14 +34,12 @@ class MemoryAttention(nn.Module):
     ) -> Float[Tensor, "n l v"]:
         """Retrieve a value for every query."""
         queries, keys, values = (self._split_heads(x) for x in (queries, keys, values))
-        if self.similarity_norm.training:
+        if self.training:
             logits = self.similarity_norm(queries @ keys.transpose(2, 3))
-            retrieved = torch.softmax(logits, dim=-1) @ values
         else:  # the offset of a head does not change its softmax, and its scale can be the queries'
-            norm = self.similarity_norm
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            queries = queries * scale[:, None, None].to(queries.dtype)
-            retrieved = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+            scale, _ = affine_of(self.similarity_norm)
+            logits = (queries * scale.to(queries.dtype)[:, None, None]) @ keys.transpose(2, 3)
+        retrieved = torch.softmax(logits, dim=-1) @ values
         retrieved = retrieved.transpose(1, 2).flatten(2)  # n, l, v
         return F.relu(self.retrieved_norm(retrieved.flatten(0, 1)).unflatten(0, retrieved.shape[:2]))
 
