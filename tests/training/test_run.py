@@ -136,9 +136,12 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
     assert lines(tmp_path / "run" / "validation.jsonl") == lines(tmp_path / "unbroken" / "validation.jsonl")
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_goes_on(arguments, tmp_path, monkeypatch, capsys):
-    _stop_after(monkeypatch, 2)
-    assert main(arguments) == 130
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
+    arguments, tmp_path, monkeypatch, capsys, number, code
+):
+    _stop_after(monkeypatch, 2, number)
+    assert main(arguments) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
@@ -146,15 +149,16 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_goes_on(arguments, t
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def _stop_after(monkeypatch, step):
-    """Press Ctrl-C while the losses of optimizer step `step` are computed."""
+def _stop_after(monkeypatch, step, number=signal.SIGINT):
+    """Send the signal (Ctrl-C's) while the losses of optimizer step `step` are computed."""
     from maskwright.training.task import TrainingTask
 
     def training_step(self, batch, batch_idx):
         if self.global_step == step - 1 and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(self, batch, batch_idx)
 
     monkeypatch.undo()

@@ -57,7 +57,8 @@ class RunCheckpoints(Checkpoint):
         self._stop_request = stop_request
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and hear the signals that Lightning has taken to itself by now."""
+        self._stop_request.listen()
         self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 

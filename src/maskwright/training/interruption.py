@@ -29,8 +29,14 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+                self._previous[number] = signal.getsignal(number)
+            self.listen()
         return self
+
+    def listen(self) -> None:
+        """Put the handlers in place (again): Lightning sets its own for SIGTERM, which would break off the run."""
+        for number in self._previous:
+            signal.signal(number, self._on_signal)
 
     def __exit__(self, *_: object) -> None:
         while self._previous:
