@@ -95,3 +95,29 @@ def object_graph(nodes: list[tuple[dict[str, int], str | None]]) -> bytes:
             node += field(2, field(1, "VARIABLE_VALUE") + field(3, key))
         out += varint(1 << 3 | 2) + varint(len(node)) + node
     return out
+
+
+def graph_of(paths: Mapping[str, str]) -> list[tuple[dict[str, int], str | None]]:
+    """The object graph in which each path leads to its key."""
+    nodes: list[tuple[dict[str, int], str | None]] = [({}, None)]
+    for path, key in paths.items():
+        at, parts = 0, path.split("/")
+        for part in parts:
+            children = nodes[at][0]
+            name = part.replace(".S", "/")
+            if name not in children:
+                children[name] = len(nodes)
+                nodes.append(({}, key if part == parts[-1] else None))
+            at = children[name]
+    return nodes
+
+
+def model_only(
+    folder: Path, variables: Mapping[str, np.ndarray], extra: Mapping[str, np.ndarray] | None = None
+) -> Path:
+    """A checkpoint of `variables`; `extra` are tensors that no object leads to."""
+    keys = {path: path + ATTRIBUTE for path in variables}
+    tensors = {keys[path]: value for path, value in variables.items()} | dict(extra or {})
+    graph = object_graph(graph_of(keys))
+    write_checkpoint(folder / "ckpt-0", {**tensors, "_CHECKPOINTABLE_OBJECT_GRAPH": graph})
+    return folder / "ckpt-0"

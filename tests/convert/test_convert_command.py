@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from checkpoint_files import ATTRIBUTE, object_graph, write_checkpoint
+from checkpoint_files import ATTRIBUTE, graph_of, model_only, object_graph, write_checkpoint
 from parity_data import ParityData, below
 from safetensors.torch import load_file
 
@@ -97,32 +97,6 @@ def refused(capsys: pytest.CaptureFixture, folder: Path, *arguments: str) -> str
 def weights() -> dict[str, np.ndarray]:
     variables = Variables(CHECKPOINT / "model_only")
     return {path: variables[path] for path in variables}
-
-
-def graph_of(paths: Mapping[str, str]) -> list[tuple[dict[str, int], str | None]]:
-    """The object graph in which each path leads to its key."""
-    nodes: list[tuple[dict[str, int], str | None]] = [({}, None)]
-    for path, key in paths.items():
-        at, parts = 0, path.split("/")
-        for part in parts:
-            children = nodes[at][0]
-            name = part.replace(".S", "/")
-            if name not in children:
-                children[name] = len(nodes)
-                nodes.append(({}, key if part == parts[-1] else None))
-            at = children[name]
-    return nodes
-
-
-def model_only(
-    folder: Path, variables: Mapping[str, np.ndarray], extra: Mapping[str, np.ndarray] | None = None
-) -> Path:
-    """A checkpoint of `variables`; `extra` are tensors that no object leads to."""
-    keys = {path: path + ATTRIBUTE for path in variables}
-    tensors = {keys[path]: value for path, value in variables.items()} | dict(extra or {})
-    graph = object_graph(graph_of(keys))
-    write_checkpoint(folder / "ckpt-0", {**tensors, "_CHECKPOINTABLE_OBJECT_GRAPH": graph})
-    return folder / "ckpt-0"
 
 
 def training_loop(folder: Path) -> Path:
@@ -255,7 +229,7 @@ def test_what_is_left_over_is_named(folder: Path, capsys):
         ({"categories": None}, "must have shape (1, 1, 16, 90), but got (1, 1, 16, 6)"),
         ({"detector": None}, "variables below 'model' that the model has not: ['model/_prediction_head_dict/"),
         ({"embedding_width": 8}, "PIXEL_EMBEDDING/0/layer_with_weights-0/kernel'"),
-        ({"backbone": "resnet18_fpn"}, "only the hourglasses are the original Deep-MAC's"),
+        ({"backbone": "resnet18_fpn"}, "there is no table for this backbone"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(folder: Path, capsys, changes: dict, words: str):

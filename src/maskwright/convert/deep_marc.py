@@ -143,10 +143,13 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
     for prefix, part in _NOT_TAKEN.items():
         passed_over = [path for path in left if path.startswith(f"{prefix}/")]
         left = [path for path in left if path not in passed_over]
-        remarks.append(f"not taken, the {part}: {len(passed_over)} variables")
+        if passed_over:
+            remarks.append(f"not taken: {part}, {len(passed_over)} variables")
     if left:
         raise UserError(f"the checkpoint has {len(left)} variables that the model has not: {left[:5]}")
-    remarks.append("the detector is new: give boxes, or train it; masks of given boxes are the checkpoint's")
+    remarks.append("the detector is new and has to be trained: until then, ask for masks of given boxes")
+    if not model.network.class_agnostic_masks:
+        remarks.append("so is the choice of a given box's class, and with it of its mask")
     return Conversion(model.eval(), used, remarks)
 
 

@@ -1,0 +1,174 @@
+"""`maskwright convert --family deep_marc`: the reference's own checkpoint, and every table against its module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from checkpoint_files import model_only
+from parity_data import ParityData
+from torch import nn
+
+import maskwright
+from maskwright.cli import main
+from maskwright.convert.checkpoint import Variables
+from maskwright.convert.deep_marc import convert_deep_marc, mask_head_table, network_tables
+from maskwright.convert.tables import Table
+from maskwright.errors import UserError
+from maskwright.models.deep_marc import DeepMARC
+from maskwright.nn.mask_heads import create_mask_head
+
+OWN_COPY = ParityData("deep_marc")
+OWN_COPY.folder = Path(__file__).parents[1] / "parity" / "data" / "deep_marc"
+CHECKPOINT = OWN_COPY.folder / "e_r50hg52_ckpt" / "ckpt-1"
+THINGS = [{"id": 10 * index, "name": f"thing {index}"} for index in range(6)]
+MODEL = {
+    "categories": THINGS,
+    "image_size": 128,
+    "backbone": "resnet50_fpn",
+    "mask_head": "hourglass52",
+    "mask_head_width": 64,
+    "mask_size": 32,
+    "mask_norm_momentum": 0.9,
+    "resize": "half_pixel",
+    "width": 1 / 16,
+}
+
+
+def variables_for(module: nn.Module, tables: Mapping[str, Table]) -> dict[str, np.ndarray]:
+    """Random variables in the original's layouts, with the channels that are skipped."""
+    random, state = np.random.default_rng(0), module.state_dict()
+    orders = {"convolution": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "linear": (1, 0), "vector": (0,)}
+    found = {}
+    for prefix, table in tables.items():
+        for name, row in table.items():
+            shape = [state[name].shape[axis] for axis in orders[row.layout]]
+            shape[-1] += row.skip
+            found[f"{prefix}/{row.path}"] = random.random(shape, dtype=np.float32)
+    return found
+
+
+def convert(folder: Path, checkpoint: Path, **changes: Any) -> int:
+    recipe = {"family": "deep_marc", "model": {**MODEL, **changes}, "data": {"mask_classes": ["thing 1"]}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["--family", "deep_marc", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "converted")]
+    return main(["convert", str(checkpoint), *arguments])
+
+
+def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys):
+    assert convert(tmp_path, CHECKPOINT) == 0
+    variables = Variables(CHECKPOINT)
+    taken = [path for path in variables if path.split("/")[1] in ("backbone", "decoder", "mask_head")]
+    assert capsys.readouterr().out.splitlines() == [
+        f"variables converted: {len(taken)} ({sum(variables[path].size for path in taken):,} numbers)",
+        "optimizer slots skipped: 473",
+        "other bookkeeping skipped: 5",
+        "padding and epsilon of the backbone: the original's",
+        "not taken: proposal network, 26 variables",
+        "not taken: box head, 34 variables",
+        "the detector is new and has to be trained: until then, ask for masks of given boxes",
+        "classes: 6, 1 of them with masks",
+        str(tmp_path / "converted"),
+    ]
+    model = maskwright.from_pretrained(tmp_path / "converted")
+    assert isinstance(model, DeepMARC)
+    assert (model.config["padding"], model.config["norm_epsilon"]) == ("same", 1e-4)
+    kernel = model.network.backbone.get_parameter("trunk.layer4.2.conv2.weight").detach()
+    expected = variables["model/backbone/layer_with_weights-17/_conv2/kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(kernel.numpy(), expected)
+    (masks,) = model.masks_from_boxes(model.encode([torch.zeros(3, 60, 80)]), [torch.tensor([[5.0, 5.0, 50.0, 50.0]])])
+    assert masks.mask_probabilities.shape == (1, 64, 64)
+    assert "not taken: box head" in (tmp_path / "converted" / "README.md").read_text()
+
+
+def test_exported_and_training_checkpoints_have_the_same_paths(tmp_path: Path):
+    """The keys of a file from training begin with `backbone/`, those of an exported one with `model/backbone/`."""
+    variables = Variables(CHECKPOINT)
+    exported = Variables(model_only(tmp_path, {path: variables[path] for path in variables}))
+    assert set(exported) == set(variables)
+    path = "model/mask_head/_deconv/kernel"
+    np.testing.assert_array_equal(exported[path], variables[path])
+
+
+def test_what_does_not_fit_is_one_sentence(tmp_path: Path, capsys):
+    for changes, message in (
+        ({"backbone": "resnet101_fpn"}, r"'model/backbone/layer_with_weights-15/_conv1/kernel' (for"),
+        ({"mask_head": "hourglass20"}, "variable 'model/mask_head/_hourglass/"),
+        (
+            {"class_agnostic_masks": False},
+            "_mask_regressor/kernel' (for 'mask_head.project_out.weight') must have shape",
+        ),
+        ({"backbone": "efficientnet_lite0_fpn"}, "there is no table for this backbone"),
+    ):
+        assert convert(tmp_path, CHECKPOINT, **changes) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert message in line, changes
+        assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mask_head"),
+    [("resnet50_fpn", "fcn"), ("resnet101_fpn", "fcn_separable"), ("spinenet49", "hourglass20"), ("spinenet96", "fcn")],
+)
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_every_tensor_has_a_row_of_its_own(backbone, mask_head, agnostic):
+    values = {**MODEL, "backbone": backbone, "mask_head": mask_head, "class_agnostic_masks": agnostic}
+    model = DeepMARC(**values)
+    tables = network_tables(model.network)
+    named = {name for table in tables.values() for name in table}
+    parts = ("backbone.", "mask_head.")
+    assert named == {
+        name for name in model.network.state_dict() if name.startswith(parts) and "num_batches_tracked" not in name
+    }
+    variables = variables_for(model.network, tables)
+    assert len(variables) == len(named)
+    conversion = convert_deep_marc(variables, values)
+    assert conversion.used == set(variables)
+    converted = conversion.model
+    assert isinstance(converted, DeepMARC)
+    assert converted.config["norm_epsilon"] == (1e-3 if backbone.startswith("spinenet") else 1e-4)
+    state = converted.network.state_dict()
+    for prefix, table in tables.items():
+        for name, row in table.items():
+            expected = np.sort(variables[f"{prefix}/{row.path}"][..., row.skip :].ravel())
+            np.testing.assert_array_equal(np.sort(state[name].numpy().ravel()), expected, err_msg=name)
+
+
+def test_the_background_s_mask_is_left_out():
+    head = create_mask_head("fcn", 4, 8, num_masks=3, upsample=2)
+    table = mask_head_table(head, skip_background=True)
+    assert {name: row.skip for name, row in table.items() if row.skip} == {
+        "project_out.weight": 1,
+        "project_out.bias": 1,
+    }
+
+
+def test_coco_is_the_label_space_where_none_is_given():
+    values = {**MODEL, "categories": None}
+    full = DeepMARC(**{**MODEL, "categories": [{"id": index, "name": str(index)} for index in range(1, 91)]})
+    model = convert_deep_marc(variables_for(full.network, network_tables(full.network)), values).model
+    assert [model.categories[0]["name"], model.categories[89]["name"]] == ["person", "toothbrush"]
+
+
+def test_variables_of_other_parts_are_refused():
+    model = DeepMARC(**MODEL)
+    variables = variables_for(model.network, network_tables(model.network))
+    with pytest.raises(UserError, match=r"has 1 variables that the model has not: \['model/semantic_head/kernel'\]"):
+        convert_deep_marc({**variables, "model/semantic_head/kernel": np.zeros(1)}, MODEL)
+
+
+def test_heads_that_the_original_does_not_have_are_refused():
+    for head in (
+        create_mask_head("hourglass20", 4, 8),
+        create_mask_head("resnet4", 4, 8, upsample=2),
+        create_mask_head("fully_connected", 4, 8, upsample=2, mask_size=8),
+    ):
+        with pytest.raises(ValueError, match="none of the original Deep-MARC's"):
+            mask_head_table(head)
