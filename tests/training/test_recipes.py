@@ -120,9 +120,13 @@ def test_shipped_recipes_say_what_they_are_for(shipped):
     assert shipped.name.startswith(f"{shipped.family}/")
 
 
+def _categories(count) -> list[Category]:
+    return [{"id": label + 1, "name": str(label)} for label in range(count)]
+
+
 def _create(recipe, **values):
     """The recipe's model for 90 classes, as the originals count them, without a look for ImageNet weights."""
-    categories: list[Category] = [{"id": label + 1, "name": str(label)} for label in range(90)]
+    categories = _categories(90)
     return family_class(recipe.family)(
         **{**recipe.model, "categories": categories, "pretrained_backbone": False, **values}
     )
@@ -138,6 +142,18 @@ def test_shipped_recipes_build_at_full_size(shipped):
     assert len(grouped) == len(trainable)
     if shipped.name in PUBLISHED:
         assert sum(parameter.numel() for parameter in trainable) == PUBLISHED[shipped.name].parameters
+
+
+def test_shipped_recipes_know_the_layers_of_their_classes(shipped):
+    """They are the tensors, and all of them, whose rows are more where there are more classes."""
+    with torch.device("meta"):
+        few, more = (_create(shipped, width=0.0625, categories=_categories(count)) for count in (3, 5))
+    shapes, others = ({name: value.shape for name, value in model.state_dict().items()} for model in (few, more))
+    assert {name for name in shapes if shapes[name] != others[name]} == few.class_layers().keys()
+    for name, labels in few.class_layers().items():
+        assert labels.shape == shapes[name][:1]
+        assert set(labels.tolist()) - {-1} == {0, 1, 2}
+        assert shapes[name][0] < others[name][0]
 
 
 def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
