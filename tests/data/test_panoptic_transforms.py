@@ -74,6 +74,7 @@ def test_a_crop_by_hand():
     expected[1:5] = torch.arange(24).reshape(4, 6)[:, 2:5].flip(1)
     ids = torch.where(after["segmentation"] < 0, -1, after["ids"][after["segmentation"].long()] - 100)
     assert torch.equal(ids, expected)
+    assert after["labels"].tolist() == sorted(expected[expected >= 0].tolist())  # half of the segments are gone
     pixels = crop.crop_image(image) * 255
     assert torch.allclose(pixels[0], torch.where(expected < 0, 127.5, expected.float()), atol=1e-4)
 

@@ -75,6 +75,18 @@ def test_things_are_exactly_the_segments(seed):
         assert entry["category_id"] in (7, 9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_in_boxes_of_different_sizes_is_exact(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.zeros(20, 40, dtype=torch.int64)
+    ids[1:8, 2:7] = 5 * (torch.rand(7, 5, generator=generator) < 0.5)
+    ids[3:19, 9:20] = 6 * (torch.rand(16, 11, generator=generator) < 0.5)
+    ids[0:20, 21:40] = 7 * (torch.rand(20, 19, generator=generator) < 0.5)
+    found = prediction(ids, {5: 1, 6: 1, 7: 2})
+    for mask, identity in zip(found.things().masks, (5, 6, 7), strict=True):
+        assert torch.equal(mask, ids == identity)
+
+
 def test_a_smaller_grid_is_coarser():
     ids = torch.zeros(40, 40)
     ids[5:25, 10:30] = 4
