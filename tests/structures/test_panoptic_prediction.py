@@ -79,9 +79,9 @@ def test_things_are_exactly_the_segments(seed):
 def test_noise_in_boxes_of_different_sizes_is_exact(seed):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.zeros(20, 40, dtype=torch.int64)
-    ids[1:8, 2:7] = 5 * (torch.rand(7, 5, generator=generator) < 0.5)
-    ids[3:19, 9:20] = 6 * (torch.rand(16, 11, generator=generator) < 0.5)
-    ids[0:20, 21:40] = 7 * (torch.rand(20, 19, generator=generator) < 0.5)
+    for identity, (top, left, height, width) in {5: (1, 0, 18, 18), 6: (3, 18, 7, 2), 7: (0, 20, 20, 19)}.items():
+        noise = torch.rand(height, width, generator=generator) < 0.5
+        ids[top : top + height, left : left + width] = identity * noise
     found = prediction(ids, {5: 1, 6: 1, 7: 2})
     for mask, identity in zip(found.things().masks, (5, 6, 7), strict=True):
         assert torch.equal(mask, ids == identity)
