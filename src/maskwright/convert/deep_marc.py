@@ -18,7 +18,7 @@ from maskwright.errors import UserError
 from maskwright.models.deep_marc import DeepMARC
 from maskwright.models.deep_marc_network import DeepMARCNetwork
 from maskwright.nn.backbones import ResNetTrunk
-from maskwright.nn.detection_backbones import ResNetFPN
+from maskwright.nn.detection_backbones import EFFICIENTNET, ResNetFPN
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.mask_heads import MaskHead
 from maskwright.nn.spinenet import SPINENET_SIZES, SpineNet
@@ -130,9 +130,9 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
         ValueError: `values` make no model, or none of the original's.
     """
     chosen = {**values, "pretrained_backbone": False}
-    is_spinenet = str(chosen.get("backbone")) in SPINENET_SIZES
-    chosen["norm_epsilon"] = SPINENET_NORM_EPSILON if is_spinenet else RESNET_NORM_EPSILON
-    chosen["padding"] = "symmetric" if is_spinenet else "same"  # a SpineNet has its own, and no choice
+    backbone = str(chosen.get("backbone"))
+    chosen["norm_epsilon"] = SPINENET_NORM_EPSILON if backbone in SPINENET_SIZES else RESNET_NORM_EPSILON
+    chosen["padding"] = "symmetric" if backbone in (*SPINENET_SIZES, EFFICIENTNET) else "same"  # ResNets alone choose
     chosen["categories"] = chosen.get("categories") or coco_categories()
     model = DeepMARC(**chosen)
     used: set[str] = set()
