@@ -175,6 +175,19 @@ def test_the_published_sizes_have_as_many_pretrained_parameters_as_the_original_
     assert count == 41_343_424
 
 
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+def test_one_width_scales_all_layers(backbone):
+    """A kernel has a 64th of its values at an eighth of the width, but at the image and at the classes."""
+    with torch.device("meta"):
+        whole, eighth = (
+            dict(MaXDeepLab(categories=CATEGORIES, backbone=backbone, width=width).named_parameters())
+            for width in (1.0, 0.125)
+        )
+    for name, kernel in whole.items():
+        if kernel.ndim in (2, 4) and min(kernel.shape[:2]) > len(CATEGORIES) + 1 and "positions" not in name:
+            assert kernel.numel() == 64 * eighth[name].numel(), name
+
+
 def test_class_layers_have_a_row_for_every_class_and_void():
     model = small_model()
     state = model.state_dict()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.decoder import DECODER_STRIDE
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
-from maskwright.models.max_deeplab.encoder import MaXDeepLabEncoder
+from maskwright.models.max_deeplab.encoder import ENCODER_SIZES, MaXDeepLabEncoder
 from maskwright.models.max_deeplab.losses import MaXDeepLabLoss, UnmatchedWeight
 from maskwright.models.max_deeplab.mask_targets import create_mask_targets
 from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
@@ -30,6 +30,15 @@ from maskwright.structures import (
 )
 
 _GREY = [0.5, 0.5, 0.5]
+_FACTORS = ("stem_width", "backbone_width", "transformer_width")
+_CHANNELS = (
+    "memory_channels",
+    "memory_feature_channels",
+    "feed_forward_channels",
+    "semantic_channels",
+    "pixel_head_channels",
+    "pixel_feature_channels",
+)
 
 
 class MaXDeepLab(nn.Module):
@@ -46,6 +55,7 @@ class MaXDeepLab(nn.Module):
             num_heads, semantic_channels, low_level_channels, pixel_head_channels, pixel_feature_channels: see
             `MaXDeepLabNetwork`; the defaults are the published sizes.
         drop_path_keep, drop_path_schedule, norm_momentum, activation_checkpointing: likewise.
+        width: scales the channels of all layers, for small machines and tests; heads of attention keep their number.
         pq_weight, mask_id_weight, instance_discrimination_weight, semantic_weight, unmatched_weight, contrast_pixels,
             semantic_top_k, mask_id_top_k, instance_discrimination_top_k: see `MaXDeepLabLoss`.
         small_instance_weight, small_instance_area: see `create_mask_targets`.
@@ -105,6 +115,7 @@ class MaXDeepLab(nn.Module):
         overlap_threshold: float = 0.8,
         class_exponent: float = 1.0,
         mask_exponent: float = 1.0,
+        width: float = 1.0,
     ) -> None:
         self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -124,6 +135,12 @@ class MaXDeepLab(nn.Module):
         names = inspect.signature(MaXDeepLabNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         shared["image_size"] = (self.image_size, self.image_size)
+        width = self.config["width"]
+        if width != 1 and self.config["backbone"] in ENCODER_SIZES:
+            own = ENCODER_SIZES[self.config["backbone"]].memory_channels
+            shared |= {name: shared[name] * width for name in _FACTORS}
+            shared |= {name: max(1, round((shared[name] or own) * width)) for name in _CHANNELS}
+            shared["low_level_channels"] = [max(1, round(count * width)) for count in shared["low_level_channels"]]
         return MaXDeepLabNetwork(num_classes=len(self.categories), **shared)
 
     def _values_of(self, kind: type[MaXDeepLabLoss | PanopticMerging]) -> dict[str, Any]:
