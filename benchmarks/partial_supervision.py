@@ -1,4 +1,4 @@
-"""The paper's experiment in small: masks of some classes, boxes of all; how good are masks of unseen classes?
+"""The paper's experiments in small: masks of some classes, boxes of all; how good are masks of unseen classes?
 
     python benchmarks/partial_supervision.py --images DIR --annotations FILE --out RUNS
 
@@ -7,8 +7,14 @@ For every mask head and seed it runs
     maskwright train deep_mac/tiny --data.mask_classes voc --model.mask_head HEAD --trainer.seed SEED ...
 
 and reads the validation at its last step: mask IoU from ground-truth boxes on images that were set aside by the hash of
-their file names, over seen (VOC) and unseen classes. A run that RUNS already holds is continued or only read.
-Everything but head and seed is the same. The backbone starts from ImageNet labels (no masks, no boxes).
+their file names, over seen (VOC) and unseen classes; of a model that finds boxes by itself also AP of its masks and
+boxes. A run that RUNS already holds is continued or only read. Everything but head and seed is the same. The backbone
+starts from ImageNet labels (no masks, no boxes).
+
+The paper's table 1, masks learnt on ground-truth boxes against proposals and ground truth, is
+
+    python benchmarks/partial_supervision.py --recipe deep_marc/tiny --vary model.mask_boxes \\
+        --values ground_truth proposals --steps 4000 --crop-size 384 --images DIR --annotations FILE --out RUNS
 """
 
 from __future__ import annotations
@@ -21,7 +27,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# From ground-truth boxes, and, where the model finds boxes, from its own.
 COLUMNS = ("mask_iou_seen", "mask_iou_unseen", "class_mask_iou_seen", "class_mask_iou_unseen")
+DETECTION_COLUMNS = (
+    "mask_ap_seen",
+    "mask_ap_unseen",
+    "mask_ap50_seen",
+    "mask_ap50_unseen",
+    "box_ap_seen",
+    "box_ap_unseen",
+)
 
 
 def main() -> None:
@@ -29,7 +44,11 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--heads", nargs="+", default=["resnet4", "hourglass20"])
+    parser.add_argument("--recipe", default="deep_mac/tiny")
+    parser.add_argument(
+        "--vary", default="model.mask_head", metavar="SECTION.KEY", help="what differs between the rows"
+    )
+    parser.add_argument("--values", nargs="+", default=["resnet4", "hourglass20"], help="its values")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -38,13 +57,13 @@ def main() -> None:
     parser.add_argument("--validation-share", type=float, default=0.25)
     parser.add_argument("--precision", default="32", help="bf16-mixed is faster on processors that have it")
     arguments = parser.parse_args()
-    results = {(head, seed): run(head, seed, arguments) for head in arguments.heads for seed in arguments.seeds}
+    results = {(value, seed): run(value, seed, arguments) for value in arguments.values for seed in arguments.seeds}
     print_table(results, arguments)
 
 
-def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train one head with one seed, unless that is done already, and return the validation at `--steps`."""
-    folder = arguments.out / f"{head}_{seed}"
+def run(value: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train with one value and one seed, unless that is done already, and return the validation at `--steps`."""
+    folder = arguments.out / f"{value}_{seed}"
     validations = folder / "validation.jsonl"
     if validation_at(arguments.steps, validations) is None:
         values = {
@@ -54,7 +73,7 @@ def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]
             "data.validation_share": arguments.validation_share,
             "data.batch_size": arguments.batch_size,
             "data.crop_size": arguments.crop_size,
-            "model.mask_head": head,
+            arguments.vary: value,
             "trainer.seed": seed,
             "trainer.steps": arguments.steps,
             "trainer.validate_every_steps": arguments.steps,
@@ -63,7 +82,7 @@ def run(head: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]
         }
         options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
         resume = ["--resume", "last"] if (folder / "recipe.yaml").is_file() else []
-        command = [sys.executable, "-m", "maskwright", "train", "deep_mac/tiny", *options, *resume]
+        command = [sys.executable, "-m", "maskwright", "train", arguments.recipe, *options, *resume]
         subprocess.run(command, check=True)
     found = validation_at(arguments.steps, validations)
     if found is None:
@@ -80,20 +99,21 @@ def validation_at(step: int, file: Path) -> dict[str, float] | None:
 
 
 def print_table(results: dict[tuple[str, int], dict[str, float]], arguments: argparse.Namespace) -> None:
-    """One row per run, and the mean over the seeds of each head."""
+    """One row per run, and the mean over the seeds of each value."""
     some = next(iter(results.values()))
+    columns = [*COLUMNS, *(name for name in DETECTION_COLUMNS if name in some)]
     print(
-        f"\n{arguments.steps} steps of {arguments.batch_size} crops of {arguments.crop_size} px, masks of "
-        f"{arguments.mask_classes}; {some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen "
+        f"\n{arguments.recipe}, {arguments.steps} steps of {arguments.batch_size} crops of {arguments.crop_size} px, "
+        f"masks of {arguments.mask_classes}; {some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen "
         f"instances on images set aside; {platform.processor() or platform.machine()}\n"
     )
-    print("| mask head | seed | " + " | ".join(COLUMNS) + " |")
-    print("|---|---|" + "---|" * len(COLUMNS))
-    for (head, seed), values in results.items():
-        print(f"| {head} | {seed} | " + " | ".join(f"{values[name]:.4f}" for name in COLUMNS) + " |")
-    for head in arguments.heads:
-        means = [statistics.mean(results[head, seed][name] for seed in arguments.seeds) for name in COLUMNS]
-        print(f"| {head} | mean | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
+    print(f"| {arguments.vary} | seed | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
+    for (value, seed), values in results.items():
+        print(f"| {value} | {seed} | " + " | ".join(f"{values[name]:.4f}" for name in columns) + " |")
+    for value in arguments.values:
+        means = [statistics.mean(results[value, seed][name] for seed in arguments.seeds) for name in columns]
+        print(f"| {value} | mean | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def test_a_run_that_was_stopped_is_continued(benchmark, tmp_path: Path, monkeypa
     asked = argparse.Namespace(
         out=tmp_path,
         steps=400,
+        recipe="deep_mac/tiny",
+        vary="model.mask_head",
         images="IMAGES",
         annotations="FILE",
         mask_classes="voc",
@@ -56,6 +59,8 @@ def test_a_run_that_was_stopped_is_continued(benchmark, tmp_path: Path, monkeypa
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
     with pytest.raises(SystemExit, match="no validation at step 400"):
         benchmark.run("resnet4", 0, asked)
+    assert commands[0][3:5] == ["train", "deep_mac/tiny"]
+    assert ("--model.mask_head", "resnet4") in pairwise(commands[0])
     assert commands[0][-2:] == ["--resume", "last"]
     monkeypatch.setattr(subprocess, "run", lambda command, check: write_validations(tmp_path / "resnet4_0", 40, 400))
     assert benchmark.run("resnet4", 0, asked)["step"] == 400
