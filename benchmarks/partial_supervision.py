@@ -102,10 +102,11 @@ def print_table(results: dict[tuple[str, int], dict[str, float]], arguments: arg
     """One row per run, and the mean over the seeds of each value."""
     some = next(iter(results.values()))
     columns = [*COLUMNS, *(name for name in DETECTION_COLUMNS if name in some)]
+    size = f"{arguments.batch_size} crops of {arguments.crop_size} px"
+    measured = f"{some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen instances"
     print(
-        f"\n{arguments.recipe}, {arguments.steps} steps of {arguments.batch_size} crops of {arguments.crop_size} px, "
-        f"masks of {arguments.mask_classes}; {some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen "
-        f"instances on images set aside; {platform.processor() or platform.machine()}\n"
+        f"\n{arguments.recipe}, {arguments.steps} steps of {size}, masks of {arguments.mask_classes}; {measured} on images "
+        f"set aside; {platform.processor() or platform.machine()}\n"
     )
     print(f"| {arguments.vary} | seed | " + " | ".join(columns) + " |")
     print("|---|---|" + "---|" * len(columns))
