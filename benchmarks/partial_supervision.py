@@ -105,8 +105,8 @@ def print_table(results: dict[tuple[str, int], dict[str, float]], arguments: arg
     size = f"{arguments.batch_size} crops of {arguments.crop_size} px"
     measured = f"{some['instances_seen']:.0f} seen and {some['instances_unseen']:.0f} unseen instances"
     print(
-        f"\n{arguments.recipe}, {arguments.steps} steps of {size}, masks of {arguments.mask_classes}; {measured} on images "
-        f"set aside; {platform.processor() or platform.machine()}\n"
+        f"\n{arguments.recipe}, {arguments.steps} steps of {size}, masks of {arguments.mask_classes}; {measured} "
+        f"on images set aside; {platform.processor() or platform.machine()}\n"
     )
     print(f"| {arguments.vary} | seed | " + " | ".join(columns) + " |")
     print("|---|---|" + "---|" * len(columns))
