@@ -40,6 +40,11 @@ MODEL = {
 }
 
 
+@pytest.fixture(scope="module")
+def variables() -> Variables:
+    return Variables(CHECKPOINT)
+
+
 def variables_for(module: nn.Module, tables: Mapping[str, Table]) -> dict[str, np.ndarray]:
     """Random variables in the original's layouts, with the channels that are skipped."""
     random, state = np.random.default_rng(0), module.state_dict()
@@ -60,9 +65,8 @@ def convert(folder: Path, checkpoint: Path, **changes: Any) -> int:
     return main(["convert", str(checkpoint), *arguments])
 
 
-def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys):
+def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys, variables: Variables):
     assert convert(tmp_path, CHECKPOINT) == 0
-    variables = Variables(CHECKPOINT)
     taken = [path for path in variables if path.split("/")[1] in ("backbone", "decoder", "mask_head")]
     assert capsys.readouterr().out.splitlines() == [
         f"variables converted: {len(taken)} ({sum(variables[path].size for path in taken):,} numbers)",
@@ -86,31 +90,36 @@ def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys):
     assert "not taken: box head" in (tmp_path / "converted" / "README.md").read_text()
 
 
-def test_exported_and_training_checkpoints_have_the_same_paths(tmp_path: Path):
-    """The keys of a file from training begin with `backbone/`, those of an exported one with `model/backbone/`."""
-    variables = Variables(CHECKPOINT)
-    exported = Variables(model_only(tmp_path, {path: variables[path] for path in variables}))
-    assert set(exported) == set(variables)
-    path = "model/mask_head/_deconv/kernel"
-    np.testing.assert_array_equal(exported[path], variables[path])
+def test_exported_and_training_checkpoints_have_the_same_paths(tmp_path: Path, variables: Variables):
+    """The keys of a file from training begin with `decoder/`, those of an exported one with `model/decoder/`."""
+    assert variables._keys["model/decoder/layer_with_weights-0/kernel"].startswith("decoder/")
+    decoder = {path: variables[path] for path in variables if path.startswith("model/decoder/")}
+    exported = Variables(model_only(tmp_path, decoder))
+    assert set(exported) == set(decoder)
+    for path, value in decoder.items():
+        np.testing.assert_array_equal(exported[path], value)
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, capsys):
-    for changes, message in (
-        ({"backbone": "resnet101_fpn"}, r"'model/backbone/layer_with_weights-15/_conv1/kernel' (for"),
-        ({"mask_head": "hourglass20"}, "variable 'model/mask_head/_hourglass/"),
-        (
-            {"class_agnostic_masks": False},
-            "_mask_regressor/kernel' (for 'mask_head.project_out.weight') must have shape",
-        ),
+    assert convert(tmp_path, CHECKPOINT, class_agnostic_masks=False) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert "_mask_regressor/kernel' (for 'mask_head.project_out.weight') must have shape (1, 1, 4, 7), but got" in line
+    assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "resnet101_fpn"}, "'model/backbone/layer_with_weights-15/_conv1/kernel'"),
+        ({"mask_head": "hourglass20"}, "'model/mask_head/_hourglass/"),
         ({"backbone": "efficientnet_lite0_fpn"}, "there is no table for this backbone"),
-    ):
-        assert convert(tmp_path, CHECKPOINT, **changes) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = captured.err.splitlines()
-        assert message in line, changes
-        assert not (tmp_path / "converted").exists()
+    ],
+)
+def test_other_networks_are_refused(changes, message, variables: Variables):
+    with pytest.raises((UserError, ValueError), match=message):
+        convert_deep_marc(variables, {**MODEL, **changes})
 
 
 @pytest.mark.parametrize(
