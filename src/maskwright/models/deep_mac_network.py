@@ -138,7 +138,7 @@ class DeepMACNetwork(nn.Module):
         if not self.predict_full_resolution_masks:
             return logits
         frame_size = (maps[2].shape[-2], maps[2].shape[-1])
-        enlarged = F.interpolate(logits[:, None], size=frame_size, mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(logits[:, None].float(), size=frame_size, mode="bilinear", align_corners=False)
         own = torch.arange(boxes.shape[0], device=boxes.device)
         return crop_and_resize(enlarged, boxes, own, frame_size, self.postprocess_crop_size, self.box_frame).squeeze(1)
 
