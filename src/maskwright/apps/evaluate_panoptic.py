@@ -20,7 +20,8 @@ from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, read_id_map, w
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
-from maskwright.evaluation.report import panoptic_quality_summary
+from maskwright.evaluation.report import panoptic_quality_summary, panoptic_quality_tables
+from maskwright.files import write_json
 from maskwright.predictor import Predictor, load
 from maskwright.structures import PanopticPrediction, SegmentationModel
 
@@ -76,6 +77,27 @@ def evaluate_panoptic(
     else:
         write_panoptic(save_results, entries, network.categories)
     return panoptic_quality_summary(metric)
+
+
+def evaluate_panoptic_and_report(
+    model: str | Path | Predictor,
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    json: str | Path | None = None,
+    **options: Any,
+) -> None:
+    """`evaluate_panoptic` for the command line: tables on standard output, and the same numbers in the file `json`.
+
+    `options` are those of `evaluate_panoptic`.
+
+    Raises:
+        UserError: as `evaluate_panoptic`, or `json` cannot be written.
+    """
+    summary = evaluate_panoptic(model, images, annotations, **options)
+    print(panoptic_quality_tables(summary))
+    if json is not None:
+        write_json(json, summary)
 
 
 def _predict(

@@ -6,13 +6,16 @@ import colorsys
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from maskwright.data.images import read_image
+from maskwright.ops.panoptic_map import rows_of_ids, segment_boxes
 from maskwright.ops.paste import paste_mask_region
 from maskwright.predictor import ImageSource
-from maskwright.structures import InstancePrediction
+from maskwright.structures import InstancePrediction, PanopticPrediction
 
 _FILL = 0.45  # opacity of a mask's inside; its contour is opaque
 _SHADES = ((0.80, 1.00), (1.00, 0.75), (0.45, 1.00), (0.70, 0.55))  # (saturation, value), cycled through
@@ -61,6 +64,53 @@ def draw_overlay(
     return canvas
 
 
+def draw_panoptic_overlay(image: ImageSource, prediction: PanopticPrediction) -> Image.Image:
+    """The image with every segment filled and outlined in a colour of its own, its name and score in its widest part.
+
+    Neighbours get colours far apart. The names of small segments are written last; those of segments that are narrower
+    than the text is high are left out.
+
+    Args:
+        image: the predicted image, as `read_image` takes it.
+        prediction: in pixels of that image.
+
+    Raises:
+        ValueError: the image has another size than the prediction.
+    """
+    pixels = read_image(image)
+    if tuple(pixels.shape[1:]) != prediction.image_size:
+        raise ValueError(f"expected an image of (H, W) = {prediction.image_size}, but got {tuple(pixels.shape[1:])}")
+    canvas = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    infos = sorted(prediction.segments_info, key=lambda info: -info["area"])
+    ids = torch.tensor([info["id"] for info in infos], dtype=torch.int64)
+    rows = rows_of_ids(prediction.segmentation.cpu(), ids)
+    boxes = segment_boxes(rows, len(infos)).numpy()
+    colours = instance_colours(boxes)
+    line = max(1, round(np.hypot(*canvas.size) / 500))
+    draw = ImageDraw.Draw(canvas)
+    captions = []
+    for row, (info, colour) in enumerate(zip(infos, colours, strict=True)):
+        left, top, right, bottom = boxes[row].astype(int).tolist()
+        mask = (rows[top:bottom, left:right] == row).numpy()
+        if mask.any():
+            _fill(canvas, mask, (left, top), colour, line)
+            captions.append((info, colour, _widest_place(mask), (left, top)))
+    for info, colour, ((x, y), radius), (left, top) in captions:
+        if 2 * radius >= _text_size(canvas.size):
+            name = prediction.categories[info["label"]]["name"]
+            place = np.array([left + x, top + y, left + x, top + y])
+            _draw_caption(draw, f"{name} {info['score']:.2f}", place, colour, canvas.size, centred=True)
+    return canvas
+
+
+def _widest_place(mask: Bool[np.ndarray, "h w"]) -> tuple[tuple[int, int], float]:
+    """The (x, y) of a mask's pixel that is farthest from the mask's edge, and how far in pixels."""
+    padded: np.ndarray = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1)))
+    distances = padded[1:-1, 1:-1]
+    y, x = np.unravel_index(distances.argmax(), mask.shape)
+    return (int(x), int(y)), float(distances[y, x])
+
+
 def instance_colours(boxes: np.ndarray) -> list[Colour]:
     """A colour per box [N, 4] (xyxy), all different, and far apart for boxes that touch or lie close."""
     unused = _palette(2 * len(boxes))  # with a choice left for the last box, too
@@ -100,8 +150,14 @@ def _draw_mask(canvas: Image.Image, prediction: InstancePrediction, index: int, 
         prediction.mask_probabilities[index], prediction.boxes[index], prediction.image_size, prediction.frame
     )
     mask = (region > 0.5).numpy(force=True)
-    if not mask.any():
-        return
+    if mask.any():
+        _fill(canvas, mask, origin, colour, line)
+
+
+def _fill(
+    canvas: Image.Image, mask: Bool[np.ndarray, "h w"], origin: tuple[int, int], colour: Colour, line: int
+) -> None:
+    """Paint a mask whose first pixel is at `origin` (x, y): its contour opaque, its inside see-through."""
     thickness = max(1, min(line, min(mask.shape) // 12))  # a contour must not fill a small mask
     opacity = np.where(_eroded(mask, thickness), np.uint8(255 * _FILL), np.uint8(255)) * mask
     canvas.paste(colour, origin, Image.fromarray(opacity))
@@ -122,17 +178,30 @@ def _eroded(mask: Bool[np.ndarray, "h w"], radius: int) -> Bool[np.ndarray, "h w
 
 
 def _draw_caption(
-    draw: ImageDraw.ImageDraw, caption: str, box: np.ndarray, colour: Colour, canvas_size: tuple[int, int]
+    draw: ImageDraw.ImageDraw,
+    caption: str,
+    box: np.ndarray,
+    colour: Colour,
+    canvas_size: tuple[int, int],
+    centred: bool = False,
 ) -> None:
+    """Write at the upper left corner of a box, or with its middle there."""
     if not caption:
         return
-    size = max(10.0, float(np.hypot(*canvas_size)) / 65)
+    size = _text_size(canvas_size)
     font = ImageFont.load_default(size)
     left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
     padding = size / 5
     width, height = right - left + 2 * padding, bottom - top + 2 * padding
-    x = min(max(0.0, float(box[0])), max(0.0, canvas_size[0] - width))
+    x = min(max(0.0, float(box[0]) - centred * width / 2), max(0.0, canvas_size[0] - width))
     y = float(box[1]) - height if box[1] >= height else max(0.0, float(box[1]))
+    if centred:
+        y = min(max(0.0, float(box[1]) - height / 2), max(0.0, canvas_size[1] - height))
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
     draw.text((x + padding - left, y + padding - top), caption, fill="black" if bright else "white", font=font)
+
+
+def _text_size(canvas_size: tuple[int, int]) -> float:
+    """Height of the text in pixels."""
+    return max(10.0, float(np.hypot(*canvas_size)) / 65)
