@@ -96,75 +96,67 @@ class AxialAttention(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Map `[n, c, h, w]` to `[n, value_channels, h, w]`."""
         queries, keys, values = (self._split_heads(part) for part in self.qkv(x).split(self.sizes, dim=1))
-        weights = torch.softmax(self._logits(self._similarities(queries, keys)), dim=-1)
-        retrieved = self._retrieve(weights, values)
+        weights = torch.softmax(self._logits(queries, keys), dim=-1)
+        retrieved = [weights @ values]
+        if self.value_positions is not None:
+            retrieved.append(_multiply_by_position(weights, self.value_positions(values.shape[1])))
         if self.training:
             merged = [self._merge_heads(part, x) for part in retrieved]
-            return _normalized_sum(self.retrieved_norms, merged)
-        content, *positions = retrieved
-        (scale, offset), *others = (self._by_head(norm) for norm in self.retrieved_norms)
-        total = torch.addcmul(sum((more for _, more in others), offset), content, scale)
-        for position, (scale, _) in zip(positions, others, strict=True):
-            total.addcmul_(position, scale)
-        return self._merge_heads(total, x)
+            return sum_of([norm(part) for norm, part in zip(self.retrieved_norms, merged, strict=True)])
+        return self._merge_heads(self._affine_sum(retrieved), x)
 
-    def _logits(self, similarities: list[Float[Tensor, "r heads l l"]]) -> Float[Tensor, "r heads l l"]:
-        if self.training:
-            return _normalized_sum(self.similarity_norms, similarities)
-        # The offset of a head does not change its softmax.
-        scales = [affine_of(norm)[0].to(similarities[0].dtype)[:, None, None] for norm in self.similarity_norms]
-        logits = similarities[0] * scales[0]
-        for similarity, scale in zip(similarities[1:], scales[1:], strict=True):
-            logits.addcmul_(similarity, scale)
-        return logits
-
-    def _by_head(self, norm: nn.Module) -> tuple[Float[Tensor, "heads 1 d"], Float[Tensor, "heads 1 d"]]:
-        scale, offset = affine_of(norm)
-        return scale.unflatten(0, (self.num_heads, 1, -1)), offset.unflatten(0, (self.num_heads, 1, -1))
-
-    def _similarities(
-        self, queries: Float[Tensor, "r heads l d"], keys: Float[Tensor, "r heads l d"]
-    ) -> list[Float[Tensor, "r heads l l"]]:
-        length = queries.shape[2]
-        similarities = [queries @ keys.transpose(2, 3)]
+    def _logits(self, queries: Float[Tensor, "rows l d"], keys: Float[Tensor, "rows l d"]) -> Float[Tensor, "rows l l"]:
+        length = queries.shape[1]
+        similarities = [queries @ keys.transpose(1, 2)]
         if self.query_positions is not None:
             table = self.query_positions(length)  # query, key, depth
             similarities.append(_multiply_by_position(queries, table.transpose(1, 2)))
         if self.key_positions is not None:
             table = self.key_positions(length)
-            similarities.append(_multiply_by_position(keys, table.permute(1, 2, 0)).transpose(2, 3))
-        return similarities
+            similarities.append(_multiply_by_position(keys, table.permute(1, 2, 0)).transpose(1, 2))
+        apart = [similarity.unflatten(0, (-1, self.num_heads)) for similarity in similarities]
+        if self.training:
+            normalised = [norm(part) for norm, part in zip(self.similarity_norms, apart, strict=True)]
+            return sum_of(normalised).flatten(0, 1)
+        scales = [affine_of(norm)[0].to(queries.dtype)[:, None, None] for norm in self.similarity_norms]
+        logits = apart[0].mul_(scales[0])  # the offset of a head does not change its softmax
+        for similarity, scale in zip(apart[1:], scales[1:], strict=True):
+            logits.addcmul_(similarity, scale)
+        return logits.flatten(0, 1)
 
-    def _retrieve(
-        self, weights: Float[Tensor, "r heads l l"], values: Float[Tensor, "r heads l d"]
-    ) -> list[Float[Tensor, "r heads l d"]]:
-        retrieved = [weights @ values]
-        if self.value_positions is not None:
-            retrieved.append(_multiply_by_position(weights, self.value_positions(values.shape[2])))
-        return retrieved
+    def _affine_sum(self, retrieved: list[Float[Tensor, "rows l d"]]) -> Float[Tensor, "rows l d"]:
+        """What the norms of the retrieved maps and their sum do at inference."""
+        content, *positions = [part.unflatten(0, (-1, self.num_heads)) for part in retrieved]
+        (scale, *scales), offsets = zip(*(affine_of(norm) for norm in self.retrieved_norms), strict=True)
+        by_head = (self.num_heads, 1, -1)
+        total = torch.addcmul(sum_of(list(offsets)).view(by_head), content, scale.view(by_head))
+        for position, other in zip(positions, scales, strict=True):
+            total.addcmul_(position, other.view(by_head))
+        return total.flatten(0, 1)
 
-    def _split_heads(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "r heads l d"]:
-        """The rows (or columns) of all images, their heads apart."""
+    def _split_heads(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "rows l d"]:
+        """All heads of all rows (or columns) of all images."""
         heads = x.unflatten(1, (self.num_heads, -1))
         order = (0, 4, 1, 3, 2) if self.axis == "height" else (0, 3, 1, 4, 2)
-        return heads.permute(order).flatten(0, 1)
+        return heads.permute(order).flatten(0, 2)
 
-    def _merge_heads(self, x: Float[Tensor, "r heads l d"], like: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e h w"]:
+    def _merge_heads(self, x: Float[Tensor, "rows l d"], like: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e h w"]:
         """The way back of `_split_heads`, channels last in memory."""
-        rows = x.unflatten(0, (like.shape[0], -1))  # n, row, heads, l, d
+        rows = x.unflatten(0, (like.shape[0], -1, self.num_heads))  # n, row, heads, l, d
         order = (0, 3, 1, 2, 4) if self.axis == "height" else (0, 1, 3, 2, 4)
         return rows.permute(order).flatten(3).permute(0, 3, 1, 2)
 
 
+def sum_of(parts: list[Tensor]) -> Tensor:
+    """Their sum."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=_EPSILON, momentum=_MOMENTUM)
-
-
-def _normalized_sum(norms: nn.ModuleList, parts: list[Float[Tensor, "n c h w"]]) -> Float[Tensor, "n c h w"]:
-    total = norms[0](parts[0])
-    for norm, part in zip(norms[1:], parts[1:], strict=True):
-        total = total + norm(part)
-    return total
 
 
 def affine_of(norm: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
@@ -173,12 +165,9 @@ def affine_of(norm: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]
     return scale, norm.bias - norm.running_mean * scale
 
 
-def _multiply_by_position(
-    x: Float[Tensor, "r heads l d"], matrices: Float[Tensor, "l d m"]
-) -> Float[Tensor, "r heads l m"]:
-    """Multiply the vectors at position `l` of all rows and heads by that position's matrix, in one batched product."""
-    rows, heads = x.shape[:2]
-    return torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices).transpose(0, 1).unflatten(0, (rows, heads))
+def _multiply_by_position(x: Float[Tensor, "rows l d"], matrices: Float[Tensor, "l d m"]) -> Float[Tensor, "rows l m"]:
+    """Multiply the vectors at position `l` of all rows by that position's matrix, in one batched product."""
+    return torch.bmm(x.transpose(0, 1), matrices).transpose(0, 1)
 
 
 class AxialAttention2d(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ class ResidualBlock(nn.Module):
             None if in_channels == out_channels else conv_block(in_channels, out_channels, 1, stride=stride, relu=False)
         )
         self.drop_path = StochasticDepth(drop_probability, "row")
+        self.owns_input = False  # whether nobody else reads the input: then it is activated in place at inference
 
     def branch(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """The residual of an activated input."""
@@ -82,7 +84,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Map `[n, c, h, w]` to `[n, out_channels, ceil(h / stride), ceil(w / stride)]`, neither of them activated."""
-        x = F.relu(x)
+        x = F.relu(x, inplace=self.owns_input and not torch.is_grad_enabled())
         shortcut = x[:, :, :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(x)
         return self.drop_path(self.branch(x)).add_(shortcut)
 

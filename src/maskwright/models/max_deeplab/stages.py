@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock
+from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, ResidualBlock
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
 
 OUTPUT_STRIDE = 16
@@ -104,13 +104,14 @@ class Stage(nn.Module):
             drop = options.drop_probability(stride)
             first = shrink and index == 0
             step = 2 if first and stride < OUTPUT_STRIDE else 1
-            block: nn.Module
+            block: ResidualBlock
             if stride >= _AXIAL_STRIDE:
                 width = round(out_channels * options.attention_share)
                 block = AxialBlock(in_channels, out_channels, width, num_heads=options.num_heads, drop_probability=drop)
             else:
                 kind = BasicBlock if options.wide else BottleneckBlock
                 block = kind(in_channels, out_channels, stride=step, drop_probability=drop)
+            block.owns_input = index > 0
             self.blocks.append(block)
             stride *= 2 if first else 1
             if stride >= options.transformer_stride:
