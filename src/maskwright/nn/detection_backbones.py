@@ -171,7 +171,7 @@ def create_detection_backbone(
             from those of its package. The pyramid is always new.
         padding: of a ResNet's layers with stride 2: "symmetric" as torchvision has it and its weights need it,
             "same" as TensorFlow has it and weights from there need it (an even size is padded on the right and
-            at the bottom only: all maps lie up to half a cell apart). SpineNets are always "same".
+            at the bottom only: what a cell sees lies almost a whole cell further there). SpineNets are always "same".
         frozen_levels: so many of a trunk's four levels, finest first, keep their weights and statistics in training
             (not for SpineNets).
 
