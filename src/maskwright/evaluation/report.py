@@ -81,10 +81,9 @@ def coco_ap_tables(summary: Mapping[str, Any]) -> str:
         for row in worst
     ]
     parts.append(format_table(["class", "mask AP", "box AP", "instances", "its masks"], per_class))
-    parts.append(
-        f"{summary['images']} images, {summary['instances']} instances; {summary['instances_without_mask']} of them "
-        "have no mask: for masks, their boxes are regions to be ignored"
-    )
+    without = summary["instances_without_mask"]
+    ignored = f"; {without} of them have no mask: for masks, their boxes are regions to be ignored" if without else ""
+    parts.append(f"{summary['images']} images, {summary['instances']} instances{ignored}")
     return "\n\n".join(parts)
 
 
