@@ -38,7 +38,6 @@ from maskwright.training.recipes import recipe_names, resolve_recipe
 
 CONVOLUTION_FLOP = 2 * 256 * 256 * 3 * 3 * 128 * 128
 CONVOLUTIONS = 3  # before and after each prediction
-WARM_UP = 2
 BOX_CELLS = 8.0  # side of the boxes that a detector without training finds
 
 # Time belongs to the innermost stage that is running; what a family does not have is left out.
@@ -241,7 +240,7 @@ class Run:
         self.found = [len(prediction) for prediction in predictions if isinstance(prediction, InstancePrediction)]
         if arguments.compile:
             compile_network(self.predictor.model)
-        for _ in range(WARM_UP):
+        for _ in range(arguments.warm_up):
             self.work.predict(self.predictor, Stopwatch(tuple))
         self.measure_rates = convolution_rates(self.predictor.device, precision)
         self.rates: list[tuple[float, float]] = []
@@ -332,6 +331,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", default=["float32"], metavar="NAME", help=" or ".join(PRECISIONS))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="predictions that are not measured")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     for name in ("threads", "batch_size", "boxes", "repeats"):

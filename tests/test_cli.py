@@ -256,6 +256,10 @@ class TestPredict:
     def test_a_device_that_is_not_there(self, capsys):
         assert "'tpu7'" in refused(capsys, "predict", "a.png", "--boxes", "0,0,5,5", "--device", "tpu7")
 
+    def test_a_precision_that_is_not_known(self, capsys):
+        sentence = refused(capsys, "predict", "a.png", "--boxes", "0,0,5,5", "--precision", "half")
+        assert sentence == "precision must be one of float32, bfloat16, but got 'half'"
+
 
 class TestDataCheck:
     def test_a_good_file(self, capsys):
