@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 class EllipseModel(nn.Module):
     """Box-prompted, without a detector: the mask of a box is the ellipse inscribed in it."""
 
+    task = "instance"
     needs_boxes = True
 
     def __init__(self, mask_size: int = 32) -> None:

@@ -19,7 +19,7 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.nn.inference import fold_batch_norms, store_weights
 from maskwright.ops.boxes import clip_boxes
-from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, SegmentationModel
+from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, SegmentationModel, Task
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
@@ -83,6 +83,11 @@ class Predictor:
         reduced = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
             yield
+
+    @property
+    def task(self) -> Task:
+        """What the model finds: single instances, or all segments of an image."""
+        return cast(SegmentationModel, self.model).task
 
     @property
     def needs_boxes(self) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
+from maskwright.apps.predict_panoptic import predict_panoptic
 from maskwright.apps.visualize import draw_overlay
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import IMAGE_SUFFIXES, read_image
@@ -60,7 +61,8 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
 
     In the options' folder `out`: `predictions.json` (COCO results: compressed RLE, instances in the order of
     the boxes, with the `image_id` and `category_id` of a COCO box file; else the image's file name and 1),
-    `NAME_overlay.jpg` per image and, if asked for, `NAME_mask_K.png` per instance. Each file appears whole.
+    `NAME_overlay.jpg` per image and, if asked for, `NAME_mask_K.png` per instance. Each file appears whole. A panoptic
+    model writes what `predict_panoptic` says.
 
     Args:
         images: files, folders and glob patterns.
@@ -80,6 +82,11 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
         )
     out = _output_folder(options)
     identities = _image_ids(paths)
+    if predictor.task == "panoptic":
+        if options.boxes is not None or options.masks:
+            raise UserError(f"{options.model} finds all segments by itself: it takes no --boxes and has no --masks")
+        names = dict(zip(paths, _output_names(paths, out), strict=True))
+        return predict_panoptic(predictor, names, identities, out, options.score_threshold)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     jobs = zip(paths, given, _output_names(paths, out), strict=True)
@@ -99,6 +106,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
         print(f"{len(results)} masks in {out / PREDICTIONS}", file=sys.stderr)
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images were left out, the first because: {failures[0]}")
+    return None
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -171,7 +179,7 @@ def _output_names(paths: Sequence[Path], out: Path) -> list[str]:
 
 
 def _clashes(name: str, taken: set[str], inputs: set[str]) -> bool:
-    outputs = (f"{name}_overlay", f"{name}_mask_")
+    outputs = (f"{name}_overlay", f"{name}_mask_", f"{name}_panoptic")
     return name in taken or any(stem.startswith(outputs) for stem in inputs)
 
 

@@ -38,7 +38,7 @@ def predict_panoptic(
     Args:
         predictor: of a panoptic model.
         names: of each image file, what its outputs are called.
-        image_ids: of each image file.
+        image_ids: of each image file, all different; also its `file_name`.
         out: the folder, which must be there.
         score_threshold: the smallest score of a segment.
 
@@ -59,7 +59,7 @@ def predict_panoptic(
             tqdm.write(f"left out: {error}", file=sys.stderr)
             continue
         height, width = prediction.image_size
-        images.append({"id": image_ids[path], "file_name": path.name, "height": height, "width": width})
+        images.append({"id": image_ids[path], "file_name": str(image_ids[path]), "height": height, "width": width})
         annotations.append(annotation)
     if annotations:
         categories = list(cast(SegmentationModel, predictor.model).categories)

@@ -1,0 +1,103 @@
+"""Panoptic predictions as files and as pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from painter import Painter
+from PIL import Image
+
+from maskwright.apps import predict
+from maskwright.apps.predict import PredictOptions, predict_files
+from maskwright.apps.visualize import draw_panoptic_overlay
+from maskwright.data.check import check_file
+from maskwright.errors import UserError
+from maskwright.predictor import Predictor
+from maskwright.structures import Category, PanopticPrediction, SegmentInfo
+
+CATEGORIES = [Category(id=4, name="dog", isthing=True), Category(id=9, name="sky", isthing=False)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    for name, size in (("a.png", (30, 20)), ("b.jpg", (16, 24))):
+        Image.new("RGB", size, (90, 120, 60)).save(tmp_path / name)
+    monkeypatch.setattr(predict, "load", lambda *_: Predictor(Painter(CATEGORIES)))
+    return tmp_path
+
+
+def test_files(folder: Path, capsys):
+    out = folder / "out"
+    predict_files([str(folder)], PredictOptions(out=str(out)))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a_overlay.jpg",
+        "a_panoptic.png",
+        "b_overlay.jpg",
+        "b_panoptic.png",
+        "panoptic.json",
+    ]
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == ["a.png", "b.jpg"]
+    first = content["annotations"][0]["segments_info"]
+    assert [(row["category_id"], row["area"], row["bbox"]) for row in first] == [
+        (4, 300, [0, 0, 15, 20]),
+        (9, 300, [15, 0, 15, 20]),
+    ]
+    ids = np.asarray(Image.open(out / "a_panoptic.png"))[..., 0]
+    assert ids[0].tolist() == [5] * 15 + [9] * 15
+    report = check_file(out / "panoptic.json", folder, out)
+    assert report.problems == []
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t") == [str(folder / "a.png"), "2 segments", str(out / "a_overlay.jpg")]
+
+
+def test_a_broken_image_does_not_cost_the_others(folder: Path):
+    (folder / "c.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1 of 3 images were left out, the first because: .*c\.png"):
+        predict_files([str(folder)], PredictOptions(out=str(folder / "out")))
+    assert len(json.loads((folder / "out" / "panoptic.json").read_text())["images"]) == 2
+
+
+def test_masks_are_for_other_models(folder: Path):
+    with pytest.raises(UserError, match="it takes no --boxes and has no --masks"):
+        predict_files([str(folder)], PredictOptions(out=str(folder / "out"), masks=True))
+
+
+def overlay(ids: torch.Tensor, background: int = 100) -> np.ndarray:
+    height, width = ids.shape
+    infos = [
+        SegmentInfo(id=value, label=value % 2, category_id=0, isthing=True, score=0.5, area=int((ids == value).sum()))
+        for value in ids.unique().tolist()
+        if value
+    ]
+    prediction = PanopticPrediction(ids.int(), infos, (height, width), CATEGORIES)
+    return np.asarray(draw_panoptic_overlay(torch.full((3, height, width), background, dtype=torch.uint8), prediction))
+
+
+def test_void_stays_and_segments_differ():
+    ids = torch.zeros(60, 90, dtype=torch.int64)
+    ids[5:55, 5:40], ids[5:55, 45:80] = 3, 8
+    picture = overlay(ids)
+    assert (picture[ids == 0] == 100).mean() > 0.8  # but for a name that reaches out
+    insides = [picture[50, 10], picture[50, 60]]
+    assert all((inside != 100).any() for inside in insides)
+    assert np.abs(insides[0].astype(int) - insides[1]).max() > 40
+    assert (picture[5, 5] != picture[50, 10]).any()  # the contour is opaque
+
+
+def test_names_stand_in_the_widest_part_of_segments_that_have_room():
+    wide = torch.zeros(80, 100, dtype=torch.int64)
+    wide[10:70, 10:90] = 1
+    named = overlay(wide)
+    assert len(np.unique(named[38:42, 30:70].reshape(-1, 3), axis=0)) > 3
+    thin = torch.zeros(80, 100, dtype=torch.int64)
+    thin[40:44, 10:90] = 1
+    assert (overlay(thin)[thin == 0] == 100).all()
+
+
+def test_an_image_of_another_size():
+    prediction = PanopticPrediction(torch.zeros(4, 4).int(), [], (4, 4), CATEGORIES)
+    with pytest.raises(ValueError, match="expected an image of"):
+        draw_panoptic_overlay(torch.zeros(3, 4, 5, dtype=torch.uint8), prediction)
