@@ -65,20 +65,13 @@ def evaluate(
         UserError: something of the above does not exist or does not fit, or the file has no instance to measure;
             nothing is written then.
     """
-    if boxes not in BOXES:
-        raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {boxes!r}")
-    if batch_size < 1 or num_workers < 0 or processes < 1:
-        raise UserError(
-            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
-            f"{batch_size}, {num_workers} and {processes}"
-        )
     files = _results_files(save_results, boxes)
-    check_outputs(files, annotations)
-    metric, masks = measure(
-        Measurement(
-            model, images, annotations, boxes, seen, batch_size, num_workers, loading, processes, keep_masks=bool(files)
-        )
+    asked = Measurement(
+        model, images, annotations, boxes, seen, batch_size, num_workers, loading, processes, keep_masks=bool(files)
     )
+    _check_values(asked)
+    check_outputs(files, annotations)
+    metric, masks = measure(asked)
     if isinstance(metric, CocoAP):
         summary, results = coco_ap_summary(metric), [metric.mask_results(), metric.box_results()]
     else:
@@ -88,6 +81,16 @@ def evaluate(
     for file, entries in zip(files, results, strict=False):  # no files where none are asked for
         write_json(file, entries, indent=None)
     return summary
+
+
+def _check_values(asked: Measurement) -> None:
+    if asked.boxes not in BOXES:
+        raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {asked.boxes!r}")
+    if asked.batch_size < 1 or asked.num_workers < 0 or asked.processes < 1:
+        raise UserError(
+            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
+            f"{asked.batch_size}, {asked.num_workers} and {asked.processes}"
+        )
 
 
 def evaluate_and_report(
