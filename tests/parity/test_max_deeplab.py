@@ -1,8 +1,8 @@
 """MaX-DeepLab against reference outputs: every case of the manifest is checked here, or listed with its reason.
 
 The data are the project's copy, or `$MASKWRIGHT_PARITY/max_deeplab`. Cases are found by the manifest's `module`, so
-that other seeds and sizes of the same kinds run through the same checks. Each file of cases has `CHECKS`: the manifest's
-module -> the functions `check(data, file)` that each file of that module goes through.
+that other seeds and sizes of the same kinds run through the same checks. Each file of cases has `CHECKS`: the
+manifest's module -> the functions `check(data, file)` that each file of that module goes through.
 """
 
 from __future__ import annotations
