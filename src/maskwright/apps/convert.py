@@ -11,6 +11,7 @@ import numpy as np
 from maskwright.convert.checkpoint import Variables
 from maskwright.convert.deep_mac import convert_deep_mac
 from maskwright.convert.deep_marc import convert_deep_marc
+from maskwright.convert.max_deeplab import convert_max_deeplab
 from maskwright.convert.tables import Conversion
 from maskwright.data.categories import resolve_mask_classes
 from maskwright.errors import UserError
@@ -21,6 +22,7 @@ from maskwright.training.recipes import resolve_recipe
 CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Conversion]] = {
     "deep_mac": convert_deep_mac,
     "deep_marc": convert_deep_marc,
+    "max_deeplab": convert_max_deeplab,
 }
 
 
@@ -35,7 +37,7 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
         checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
         family: a key of `CONVERTERS`.
         recipe: a recipe's name, or a YAML file; only `family`, `model` and `data.mask_classes` matter. A detector
-            without `model.categories` gets COCO's 90 classes. `data.mask_classes` (all, where it is left out)
+            without `model.categories` gets COCO's 90 classes, a panoptic model its 133. `data.mask_classes` (all, where it is left out)
             become the model's `mask_classes`.
         out: the weights folder; it appears whole or not at all.
 

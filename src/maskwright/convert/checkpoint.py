@@ -21,6 +21,7 @@ _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MODEL_ATTRIBUTES = ("model", "_model")  # of a checkpoint, and of an exported SavedModel
 _BOOKKEEPING = (
     "optimizer",
+    "backbone_optimizer",
     "step",
     "global_step",
     "save_counter",

@@ -4,14 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
-from maskwright.convert.max_deeplab_table import Table
+from maskwright.convert.coco_labels import coco_panoptic_categories
+from maskwright.convert.max_deeplab_table import Table, module_table
+from maskwright.convert.tables import Conversion
 from maskwright.errors import UserError
+from maskwright.models.max_deeplab.model import MaXDeepLab
 
 _ALIASED = {"memory_feature": "_memory_feature", "embeddings": "_embeddings"}
+
+
+_HEADS = "model/pixel_space_head/"
+_ENCODERS = ("model/encoder/", "model/backbone/_encoder/")  # of a panoptic model; of a classifier
+_NOT_PRETRAINED = "_extra"
+
+
+def convert_max_deeplab(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Conversion:
+    """The model of a panoptic checkpoint, or a model with the encoder of an ImageNet checkpoint and heads that are new.
+
+    Of an ImageNet checkpoint every variable of the encoder is taken, the encoder's own `extra` layers may be
+    missing, and the classifier is passed over. A model without `categories` has COCO's 133 panoptic classes.
+
+    Args:
+        variables: by attribute path, such as `convert.checkpoint.Variables`.
+        values: of the constructor.
+
+    Raises:
+        UserError: a variable is missing, left over, or of another shape than `values` make it.
+        ValueError: `values` make no model.
+    """
+    chosen = {**values, "categories": values.get("categories") or coco_panoptic_categories()}
+    model = MaXDeepLab(**chosen)
+    if any(path.startswith(_HEADS) for path in variables):
+        used = load_variables(model.network, module_table(model.network), variables, "model/")
+        return Conversion(model.eval(), used, [])
+    prefix = next((start for start in _ENCODERS if any(path.startswith(start) for path in variables)), None)
+    if prefix is None:
+        raise UserError(f"the checkpoint has neither MaX-DeepLab's heads nor an encoder below {' or '.join(_ENCODERS)}")
+    table = module_table(model.network.encoder)
+    known = {n: r for n, r in table.items() if _NOT_PRETRAINED not in r.path or _find(variables, prefix + r.path)}
+    used = load_variables(model.network.encoder, known, variables, prefix)
+    left = len(variables) - len(used)
+    remarks = [f"the heads and {len(table) - len(known)} tensors of the encoder are new and have to be trained"]
+    if left:
+        remarks.append(f"not taken: {left} variables beside the encoder")
+    return Conversion(model.eval(), used, remarks)
 
 
 def load_variables(module: nn.Module, table: Table, variables: Mapping[str, np.ndarray], prefix: str) -> set[str]:
