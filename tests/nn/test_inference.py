@@ -1,11 +1,14 @@
-"""Folded networks compute what the trained ones do, and every norm that can be folded is."""
+"""Folded networks compute what the trained ones do, and every norm behind a convolution of its own is folded."""
 
 from __future__ import annotations
 
 import copy
 
 import pytest
+import small_deep_mac
+import small_deep_marc
 import torch
+from small_max_deeplab import small_model
 from torch import nn
 
 from maskwright.nn.backbones import BACKBONES, create_backbone
@@ -79,6 +82,26 @@ def test_every_mask_head_keeps_only_norms_before_activations(name, upsample):
     crops = torch.randn(3, 5, size, size)
     assert_same(folded(crops), head(crops))
     assert folded(crops[:0]).shape == head(crops[:0]).shape
+
+
+def maps_of(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    network = model.get_submodule("network")
+    outputs = network.maps(images) if hasattr(network, "maps") else network(images)
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    return [value for value in values if value is not None]
+
+
+@pytest.mark.parametrize("build", [small_deep_mac.build, small_deep_marc.build, small_model])
+@torch.inference_mode()
+def test_every_family_folds_to_the_same_network(build):
+    """In float64: random norms magnify float32's rounding in MaX-DeepLab's attention."""
+    model = with_random_norms(build()).double()
+    folded = fold_batch_norms(model)
+    assert len(norms_of(folded)) < len(norms_of(model))
+    assert not [name for name in norms_of(folded) if name.endswith((".conv.norm", "bn1", "bn2"))]
+    images = torch.randn(1, 3, model.image_size, model.image_size, dtype=torch.float64)
+    for ours, plain in zip(maps_of(folded, images), maps_of(model, images), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-9 * float(plain.abs().max()))
 
 
 def test_only_a_norm_right_behind_its_convolution_is_folded():
