@@ -1,0 +1,88 @@
+"""The published recipes of Deep-MARC have the originals' values and sizes."""
+
+from importlib.resources import files
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from maskwright.models.deep_marc import DeepMARC
+from maskwright.training.optimizers import learning_rate_factor
+from maskwright.training.recipes import resolve_recipe
+
+
+class Published(NamedTuple):
+    """What the original's configuration of a recipe says, where it differs from that of the others."""
+
+    backbone: str
+    mask_head: tuple[str, int, int]  # name, width, size of the crop
+    masks: tuple[bool, str, str]  # class-agnostic, learnt on which boxes, of which classes
+    steps: tuple[int, int, int]  # both boundaries, the end
+    mask_ap: str
+
+
+FCN, HOURGLASS = ("fcn", 256, 14), ("hourglass52", 64, 32)
+VOC, VOC_STEPS, COCO_STEPS = (True, "ground_truth", "voc"), (50000, 65000, 70000), (15000, 20000, 22500)
+PUBLISHED = {
+    "voc_r50": Published("resnet50_fpn", FCN, VOC, VOC_STEPS, "25.9"),
+    "voc_r50_hg52": Published("resnet50_fpn", HOURGLASS, VOC, VOC_STEPS, "33.1"),
+    "voc_r101_hg52": Published("resnet101_fpn", HOURGLASS, VOC, VOC_STEPS, "34.4"),
+    "voc_spinenet143_hg52": Published("spinenet143", HOURGLASS, VOC, (148160, 157420, 162050), "38.7"),
+    "coco_r50_class_specific": Published("resnet50_fpn", FCN, (False, "proposals", "all"), COCO_STEPS, "37.2"),
+    "coco_r50_proposals": Published("resnet50_fpn", FCN, (True, "proposals", "all"), COCO_STEPS, "36.7"),
+    "coco_r50": Published("resnet50_fpn", FCN, (True, "ground_truth", "all"), COCO_STEPS, "36.4"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_they_have_the_originals_values(name):
+    recipe, published = resolve_recipe(f"deep_marc/{name}"), PUBLISHED[name]
+    model, data, optimizer, trainer = recipe.model, recipe.data, recipe.optimizer, recipe.trainer
+    spinenet = published.backbone == "spinenet143"
+    assert (model["backbone"], model["image_size"]) == (published.backbone, 1280 if spinenet else 1024)
+    assert (model["mask_head"], model["mask_head_width"], model["mask_size"]) == published.mask_head
+    assert (model["class_agnostic_masks"], model["mask_boxes"], data.mask_classes) == published.masks
+    assert model["mask_norm_momentum"] == (0.9 if published.mask_head == HOURGLASS else 0.003)
+    assert (model["anchor_scale"], model["norm_momentum"]) == ((3, 0.01) if spinenet else (8, 0.003))
+    assert (model["num_proposals"], model["num_box_samples"], model["mask_upsample"]) == (1000, 512, 2)
+    assert data.batch_size * trainer.devices * trainer.num_nodes * trainer.accumulate == (256 if spinenet else 64)
+    assert (data.scale, data.flip, data.colour) == ((0.5, 2.0) if spinenet else (0.8, 1.25), 0.5, 0)
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 4e-5)
+    assert (optimizer.gradient_clip, trainer.ema_decay) == (None, None)
+    first, second, end = published.steps
+    assert trainer.steps == end
+    peak, warmup = (0.32, 2000) if spinenet else (0.12, 500)
+    rates = [
+        optimizer.learning_rate * learning_rate_factor(step, options=optimizer, steps=trainer.steps)
+        for step in (0, warmup, first, first + 1, second, second + 1)
+    ]
+    assert rates == pytest.approx([0.0067, peak, peak, peak / 10, peak / 10, peak / 100], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_their_headers_say_result_and_size(name):
+    header = files("maskwright.training").joinpath("recipes", f"deep_marc/{name}.yaml").read_text().split("family:")[0]
+    assert f"mask AP {PUBLISHED[name].mask_ap}" in header
+    millions = sum(parameter.numel() for parameter in build(name, 80).parameters()) / 1e6
+    assert f"{millions:.2f} million parameters" in header
+
+
+def test_the_parts_have_the_originals_sizes():
+    """Model Garden's counts of trainable weights, less the norms and biases that torchvision's detector lacks."""
+    network = build("voc_r101_hg52", 90).network
+    parts = [network.backbone.trunk, network.backbone.pyramid, network.proposals, network.roi_heads, network.mask_head]
+    proposal_norms = 5 * 2 * 256
+    box_head_norm, convolution_biases = 2 * 1024, 4 * 256
+    assert [sum(parameter.numel() for parameter in part.parameters()) for part in parts] == [
+        42_500_160,
+        3_937_024,
+        596_495 - proposal_norms,
+        15_676_871 - box_head_norm - convolution_biases,
+        23_606_145,
+    ]
+
+
+def build(name, classes):
+    values = {**resolve_recipe(f"deep_marc/{name}").model, "pretrained_backbone": False}
+    with torch.device("meta"):
+        return DeepMARC(**{**values, "categories": [{"id": label, "name": str(label)} for label in range(classes)]})
