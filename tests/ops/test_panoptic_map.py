@@ -13,7 +13,6 @@ from maskwright.ops.panoptic_map import (
     rows_of_ids,
     segment_areas,
     segment_boxes,
-    small_segment_weights,
 )
 
 
@@ -52,9 +51,3 @@ def test_areas_and_boxes_of_no_segment():
     void = torch.full((2, 3), -1).int()
     assert segment_areas(void, 0).shape == (0,)
     assert segment_boxes(void, 0).shape == (0, 4)
-
-
-def test_small_segments_weigh_more():
-    segmentation = torch.tensor([[0, 0, 1, 2, -1], [0, 0, 1, 2, -1]]).int()
-    weights = small_segment_weights(segmentation, torch.tensor([True, True, False]), threshold=4, weight=3.0)
-    assert weights.tolist() == [[1, 1, 3, 1, 1]] * 2

@@ -18,7 +18,8 @@ from torch.nn import functional
 from maskwright.data.auto_augment import OPERATIONS, POLICY
 from maskwright.data.categories import read_categories
 from maskwright.data.panoptic_transforms import RandomCrop, panoptic_training_transforms, scaled_size
-from maskwright.ops.panoptic_map import decode_ids, encode_ids, rows_of_ids, small_segment_weights
+from maskwright.models.max_deeplab.mask_targets import create_mask_targets
+from maskwright.ops.panoptic_map import decode_ids, encode_ids, rows_of_ids
 from maskwright.ops.resize import fitted_size, resize_nearest
 from maskwright.structures import PanopticTarget
 
@@ -152,8 +153,11 @@ def _check_target(target: PanopticTarget, expected: Mapping[str, np.ndarray], co
     for row, number in pairs.items():
         assert np.array_equal(target["segmentation"].numpy() == row, expected["thing_id_mask_gt"] == number)
         assert int(expected["thing_id_class_gt"][number]) == int(target["labels"][row]) + 1
+    # The weights come out of the model's side, at every pixel here.
     focus = config["generator_kwargs"].get("focus_small_instances", {"threshold": 0, "weight": 2.0})
-    weights = small_segment_weights(target["segmentation"], things, **focus)
+    isthing = torch.arange(133) < NUM_THINGS
+    masks = create_mask_targets([target], isthing, 1, focus["weight"], focus["threshold"])
+    weights = masks.semantic_weight.reshape(target["segmentation"].shape)
     assert np.array_equal(weights.numpy(), expected["semantic_loss_weight"])
 
 

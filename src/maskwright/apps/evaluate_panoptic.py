@@ -34,9 +34,9 @@ def evaluate_panoptic(
     *,
     variant: Variant = "official",
     save_results: str | Path | None = None,
-    device: str = "auto",
     batch_size: int = 1,
     num_workers: int = 0,
+    **loading: Any,
 ) -> dict[str, Any]:
     """Panoptic quality of a model's predictions.
 
@@ -50,9 +50,9 @@ def evaluate_panoptic(
         variant: as of `PanopticQuality`.
         save_results: write the predictions as a COCO panoptic file of this name, and their PNGs to the folder beside
             it that is named like it.
-        device: `cpu`, `cuda`, or `auto` for a GPU where there is one; a predictor keeps its own.
         batch_size: images that are predicted together.
         num_workers: processes that read images.
+        loading: `device`, `precision` and `compile` of `maskwright.load`, where the model is loaded here.
 
     Returns:
         As `evaluation.report.panoptic_quality_summary`.
@@ -61,7 +61,7 @@ def evaluate_panoptic(
         UserError: an unusable file, folder or model, or an unknown variant.
     """
     _check_variant(variant)
-    predictor = model if isinstance(model, Predictor) else load(model, device)
+    predictor = model if isinstance(model, Predictor) else load(model, **loading)
     network = cast(SegmentationModel, predictor.model)
     if network.task != "panoptic":
         raise UserError(f"{annotations} is a panoptic file, but the model finds single instances only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
+from jaxtyping import Float, Int, Int32, Int64, UInt8
 from scipy import ndimage
 from torch import Tensor
 
@@ -53,18 +53,3 @@ def rows_of_ids(ids: Int[Tensor, "h w"], segments: Int64[Tensor, " s"]) -> Int32
     ids = ids.long()
     places = torch.searchsorted(ordered, ids).clamp_(max=len(segments) - 1)
     return torch.where(ordered[places] == ids, order[places], -1).int()
-
-
-def small_segment_weights(
-    segmentation: Int[Tensor, "h w"], counted: Bool[Tensor, " s"], *, threshold: int, weight: float
-) -> Float[Tensor, "h w"]:
-    """`weight` on the pixels of those `counted` segments that have fewer than `threshold` pixels, 1 elsewhere.
-
-    segmentation: rows of the segments, negative where void; at the resolution at which `threshold` counts pixels.
-    counted: which segments may weigh more (the things that are no crowds).
-
-    Source: `focus_small_instances` of deeplab2's PanopticTargetGenerator.
-    """
-    small = counted & (segment_areas(segmentation, len(counted)) < threshold)
-    weights = torch.where(small, weight, 1.0)
-    return torch.cat([weights, weights.new_ones(1)])[segmentation.clamp(min=-1).long()]
