@@ -30,7 +30,8 @@ import maskwright
 from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.evaluation.report import format_table, mask_iou_summary, write_json
+from maskwright.evaluation.report import format_table, mask_iou_summary
+from maskwright.files import write_json
 from maskwright.structures import Target, select_rows
 
 GRABCUT_ITERATIONS = 5
