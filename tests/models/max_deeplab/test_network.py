@@ -1,0 +1,174 @@
+"""MaX-DeepLab's network: published sizes, shapes, options, export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock
+from maskwright.models.max_deeplab.dual_path import DualPathLayer
+from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
+from maskwright.nn.inference import fold_batch_norms
+
+WIDTHS: dict[str, Any] = {
+    "image_size": (65, 65),
+    "num_mask_slots": 6,
+    "stem_width": 1 / 8,
+    "backbone_width": 1 / 32,
+    "transformer_width": 1 / 8,
+    "memory_channels": 16,
+    "memory_feature_channels": 12,
+    "feed_forward_channels": 24,
+    "num_heads": 2,
+    "semantic_channels": 8,
+    "low_level_channels": [4, 4],
+    "pixel_head_channels": 8,
+    "pixel_feature_channels": 8,
+}
+
+
+def small(**values: Any) -> MaXDeepLabNetwork:
+    torch.manual_seed(0)
+    return MaXDeepLabNetwork(**{"num_classes": 5, **WIDTHS, **values})
+
+
+def open_branches(network: nn.Module) -> None:
+    """Norms that start at zero hide what is behind them."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "encoder", "whole"),
+    [("max_deeplab_s", 61_726_624, 77_756_942), ("max_deeplab_l", 450_523_232, 450_871_278)],
+)
+def test_published_sizes(backbone: str, encoder: int, whole: int):
+    with torch.device("meta"):
+        network = MaXDeepLabNetwork(num_classes=133, backbone=backbone)
+    assert sum(parameter.numel() for parameter in network.encoder.parameters()) == encoder
+    assert sum(parameter.numel() for parameter in network.parameters()) == whole
+
+
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_training_step_reaches_every_parameter(backbone: str, num_classes: int):
+    network = small(backbone=backbone, num_classes=num_classes, drop_path_keep=1.0)
+    open_branches(network)
+    outputs = network(torch.rand(2, 3, 65, 65) * 2 - 1)
+    assert outputs.mask_logits.shape == (2, 6, 17, 17)
+    assert outputs.class_logits.shape == (2, 6, num_classes + 1)
+    assert outputs.pixel_feature.shape == (2, 8, 17, 17)
+    assert outputs.semantic_logits.shape == (2, num_classes + 1, 17, 17)
+    torch.testing.assert_close(outputs.pixel_feature.norm(dim=1), torch.ones(2, 17, 17))
+    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    assert not [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.any()]
+
+
+def test_void_starts_likely():
+    logits = small().eval()(torch.zeros(1, 3, 65, 65)).class_logits
+    assert logits.softmax(-1)[..., -1].mean().item() == pytest.approx(0.9, abs=0.05)
+
+
+def test_images_of_a_batch_are_independent_at_inference():
+    network = small().eval().double()
+    open_branches(network)
+    batch = torch.rand(2, 3, 65, 81).double() * 2 - 1
+    with torch.inference_mode():
+        together, alone = network(batch), network(batch[1:])
+    for both, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[1:], one)
+
+
+def test_a_larger_image_than_in_training_and_a_size_that_does_not_fit():
+    network = small().eval()
+    assert network(torch.zeros(1, 3, 97, 129)).mask_logits.shape == (1, 6, 25, 33)
+    for size in ((64, 65), (65, 70)):
+        with pytest.raises(ValueError, match="16 k \\+ 1"):
+            network(torch.zeros(1, 3, *size))
+    with pytest.raises(ValueError, match="16 k \\+ 1"):
+        small(image_size=(64, 64))
+    with pytest.raises(ValueError, match="drop_path_keep must be above 0 and at most 1, but got 0"):
+        small(drop_path_keep=0.0)
+    with pytest.raises(ValueError, match="num_classes"):
+        small(num_classes=0)
+
+
+def test_folding_batch_norms_changes_nothing():
+    network = small().eval().double()
+    open_branches(network)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    folded = fold_batch_norms(network)
+    assert sum(isinstance(m, nn.Identity) for m in folded.modules()) > 60
+    image = torch.rand(1, 3, 65, 65).double()
+    with torch.inference_mode():
+        for one, other in zip(folded(image), network(image), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_activation_checkpointing_changes_neither_gradients_nor_statistics():
+    image, results = torch.rand(2, 3, 65, 65), []
+    for checkpointing in (False, True):
+        network = small(activation_checkpointing=checkpointing, drop_path_keep=0.5)
+        open_branches(network)
+        torch.manual_seed(3)
+        outputs = network(image)
+        (outputs.mask_logits.square().mean() + outputs.class_logits.square().mean()).backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append((gradients, list(network.buffers())))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_drop_path_grows_with_depth():
+    drops: dict[str, dict[str, list[float]]] = {}
+    for size in "sl":
+        encoder = small(backbone=f"max_deeplab_{size}").encoder
+        drops[size] = {
+            number: [round(block.drop_path.p, 3) for block in stage.blocks] for number, stage in encoder.stages.items()
+        }
+        drops[size]["last"] = [round(block.drop_path.p, 3) for block in encoder.decoder.stages[-1].extra.blocks]
+    assert drops["s"]["3"] == [0.0] * 4
+    assert drops["s"]["4"] == [0.0, *[0.15] * 5]
+    assert drops["s"]["5"] == [0.15, 0.2, 0.2]
+    assert drops["s"]["last"] == [0.0]
+    assert drops["l"]["2"] == [0.0, 0.05, 0.05]
+    assert drops["l"]["4"] == [0.1, 0.15, 0.15]
+    assert drops["l"]["last"] == [0.05] * 3
+
+
+def test_blocks_of_the_published_small_network():
+    with torch.device("meta"):
+        encoder = MaXDeepLabNetwork(num_classes=133).encoder
+    assert [type(block) for block in encoder.stages["4"].blocks] == [BottleneckBlock, *[AxialBlock] * 5]
+    layers = [name for name, module in encoder.named_modules() if isinstance(module, DualPathLayer)]
+    assert len(layers) == 4
+
+
+def test_export():
+    network = small().eval()
+    image = torch.rand(1, 3, 65, 65)
+    exported = torch.export.export(network, (image,), strict=False).module()
+    with torch.inference_mode():
+        for one, other in zip(exported(image), network(image), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("max_deeplab_s", 641), ("max_deeplab_s", 1025), ("max_deeplab_l", 1025)]
+)
+def test_full_size(backbone: str, size: int):
+    network = MaXDeepLabNetwork(num_classes=133, backbone=backbone, image_size=(size, size)).eval()
+    with torch.inference_mode():
+        masks, classes = network.masks(torch.zeros(1, 3, size, size))
+    assert masks.shape == (1, 128, size // 4 + 1, size // 4 + 1)
+    assert classes.shape == (1, 128, 134)
