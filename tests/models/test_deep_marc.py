@@ -7,6 +7,7 @@ from small_deep_marc import BOXES, CATEGORIES, SIZE, build, images
 
 from maskwright.models.hub import from_pretrained, save_pretrained
 from maskwright.nn.mask_heads import MASK_HEADS
+from maskwright.predictor import Predictor
 from maskwright.structures import BoxPrompted, SegmentationModel
 
 LOSSES = {"proposal_class", "proposal_regression", "box_class", "box_regression", "mask_cross_entropy"}
@@ -308,3 +309,19 @@ def test_images_of_two_sizes_are_refused_in_training():
     targets = [target([]), {**target([]), "masks": torch.zeros(0, 64, 128, dtype=torch.bool)}]
     with pytest.raises(ValueError, match=r"image 0 is \[3, 128, 128\] and 1 \[3, 64, 128\]"):
         build().train()([torch.rand(3, 128, 128), torch.rand(3, 64, 128)], targets)
+
+
+@pytest.mark.parametrize("box_head", ["4conv1fc", "2fc"])
+def test_a_predictor_finds_what_the_model_finds(box_head):
+    """It folds batch norms into convolutions, and may store weights in bfloat16."""
+    model = build(min_box_score=0.0, box_head=box_head, norm_momentum=1.0).train()
+    with torch.no_grad():  # norms that are not the identity
+        model.network.maps(torch.rand(2, 3, SIZE, SIZE))
+    image = (255 * images(1)[0]).byte()
+    with torch.inference_mode():
+        (expected,) = model.eval()([image])
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.1)):
+        predictor = Predictor(model, "cpu", precision)
+        found, given = predictor.predict(image, score_threshold=0.0), predictor.predict(image, expected.boxes)
+        torch.testing.assert_close(given.mask_probabilities, expected.mask_probabilities, rtol=0, atol=tolerance)
+        torch.testing.assert_close(found.scores[:10], expected.scores[:10], rtol=0, atol=tolerance)
