@@ -183,3 +183,12 @@ def test_coordinate_grid_is_y_then_x():
     grid = coordinate_grid(3)
     assert grid[0].tolist() == [[-1, -1, -1], [0, 0, 0], [1, 1, 1]]
     assert torch.equal(grid[1], grid[0].T)
+
+
+@pytest.mark.parametrize("frame", ["corner", "pixel"])
+def test_one_mask_can_be_cropped_in_several_boxes(frame):
+    masks = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.5
+    boxes = torch.tensor([[1.0, 2.0, 9.0, 12.0], [3.0, 4.0, 28.0, 19.0], [0.0, 0.0, 30.0, 20.0]])
+    rows = torch.tensor([2, 0, 2])
+    assert torch.equal(crop_masks(masks, boxes, 6, frame, rows), crop_masks(masks[rows], boxes, 6, frame))
+    assert crop_masks(masks, boxes[:0], 6, frame, rows[:0]).shape == (0, 6, 6)
