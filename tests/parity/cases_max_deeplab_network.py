@@ -1,9 +1,9 @@
 """The whole network at reduced widths: inference at several sizes and one training step.
 
 With the reference's random weights the softmaxes are nearly one-hot and the network is badly conditioned: a change of
-6e-8 of the stem's output, one rounding, changes mask logits by 2.5e-4 in inference. The reference's own float32 results
-lie up to 1.5e-2 (in training mode 4e-2) from the same network in float64. So every part of the network is held to the usual
-tolerance on the reference's own intermediate maps, and the chain of all parts to the reference's own noise.
+6e-8 of the stem's output, one rounding, changes mask logits by 2.5e-4 in inference. The reference's own float32
+results lie up to 1.5e-2 (in training mode 4e-2) from the same network in float64. So every part of the network is held
+to the usual tolerance on the reference's own intermediate maps, and the chain of all parts to the reference's noise.
 """
 
 from __future__ import annotations

@@ -7,11 +7,17 @@ manifest's module -> the functions `check(data, file)` that each file of that mo
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import cases_max_deeplab_checkpoints as checkpoints
+import cases_max_deeplab_data as panoptic_data
+import cases_max_deeplab_layers as layers
+import cases_max_deeplab_losses as losses
+import cases_max_deeplab_network as network
+import cases_max_deeplab_panoptic_quality as panoptic_quality
+import cases_max_deeplab_post as post
+import cases_max_deeplab_training as training
 import pytest
 from parity_data import ParityData
 
@@ -19,21 +25,10 @@ DATA = ParityData("max_deeplab")
 
 Check = Callable[[ParityData, str], None]
 
-CASES = (
-    "cases_max_deeplab_layers",
-    "cases_max_deeplab_network",
-    "cases_max_deeplab_checkpoints",
-    "cases_max_deeplab_losses",
-    "cases_max_deeplab_training",
-    "cases_max_deeplab_post",
-    "cases_max_deeplab_data",
-    "cases_max_deeplab_panoptic_quality",
-)
 CHECKS: dict[str, list[Check]] = {}
-for name in CASES:
-    if importlib.util.find_spec(name) is not None:
-        for module, checks in importlib.import_module(name).CHECKS.items():
-            CHECKS.setdefault(module, []).extend(checks)
+for _cases_of_a_kind in (layers, network, checkpoints, losses, training, post, panoptic_data, panoptic_quality):
+    for _module, _checks in _cases_of_a_kind.CHECKS.items():
+        CHECKS.setdefault(_module, []).extend(_checks)
 
 # Files that other cases read: no case of their own.
 READ_BY_OTHERS = {"object-graph variables", "experiment config of the reduced model"}
@@ -44,25 +39,7 @@ CASE_ENDING = {
 }
 
 # (module, part): the issue that brings it.
-NOT_YET: dict[tuple[str, str], str] = {
-    (module, "all"): "issue 6"
-    for module in (
-        "loss_builder.DeepLabFamilyLoss -> MaXDeepLabLoss",
-        "base_loss.*",
-        "matchers_ops.hungarian_matching / max_deeplab_loss.nonsquare_hungarian_matching",
-        "post_processor.max_deeplab.PostProcessor",
-        "three Adam steps (trainer.py recipe)",
-        "full gradients of model/train_step.npz",
-        "autoaugment_utils",
-        "coco_constants",
-        "preprocess_utils",
-        "build_coco_data._generate_panoptic_label + sample_generator.PanopticSampleGenerator",
-        "utils.undo_preprocessing",
-        "evaluation.panoptic_quality.PanopticQuality",
-        "panopticapi evaluation (cocodataset/panopticapi 7bb4655)",
-    )
-    if module not in CHECKS
-}
+NOT_YET: dict[tuple[str, str], str] = {}
 NEVER: dict[tuple[str, str], str] = {
     ("loss_builder.DeepLabFamilyLoss -> MaXDeepLabLoss", "class and mask-id terms with more masks than slots"): (
         "the original asks pixels of masks without a slot for a logit of -99999; ours teaches them no slot"
