@@ -202,6 +202,11 @@ def test_a_crowd_costs_nothing_but_makes_every_slot_less_sure():
     torch.testing.assert_close(outputs.mask_logits.grad, 0.3 * probabilities)
 
 
+def test_void_teaches_nothing_but_that_slots_are_void():
+    losses = MaXDeepLabLoss()(random_outputs(), true_masks(target(torch.full((4, 4), -1), [])))
+    assert [name for name, loss in losses.items() if loss.item() != 0] == ["mask_class"]
+
+
 def test_a_given_assignment_is_taken():
     outputs, masks = random_outputs(), true_masks(quarters())
     best = MaXDeepLabLoss()(outputs, masks)

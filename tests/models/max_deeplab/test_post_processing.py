@@ -136,6 +136,14 @@ def test_maskwise_merging_takes_the_better_class_first():
     assert [info["label"] for info in prediction.segments_info] == [CAT]
 
 
+def test_maskwise_merging_lays_detected_slots_alone():
+    left, right = halves()
+    masks, classes = logits_of([left, right, right]), classes_of(CAT, VOID, SKY)
+    masks[2] -= 1  # the slot of void has the larger logits
+    prediction = create(merging="maskwise", pixel_threshold=0.2)(masks, classes, WHOLE)
+    assert [info["label"] for info in prediction.segments_info] == [CAT, SKY]
+
+
 def test_strips_are_the_whole_map():
     logits = torch.randn(3, 20, 6)
     strips = torch.cat(list(enlarged_strips(logits, (77, 21))), dim=1)
