@@ -248,7 +248,7 @@ def test_other_mistakes_are_one_sentence(folder: Path, capsys):
     (folder / "precious" / "thesis.txt").write_text("years of work")
     assert "precious" in refused(capsys, folder, checkpoint, "tiny.yaml", "precious")
     assert main(["convert", "x", "--family", "deep_mc", "--recipe", "tiny.yaml", "--out", "o"]) == 2
-    assert "--family: expected one of deep_mac, deep_marc, but got 'deep_mc'" in capsys.readouterr().err
+    assert "--family: expected one of deep_mac, deep_marc, max_deeplab, but got 'deep_mc'" in capsys.readouterr().err
 
 
 def test_the_mask_classes_are_those_of_the_recipe(folder: Path):

@@ -37,8 +37,8 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
         checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
         family: a key of `CONVERTERS`.
         recipe: a recipe's name, or a YAML file; only `family`, `model` and `data.mask_classes` matter. A detector
-            without `model.categories` gets COCO's 90 classes, a panoptic model its 133. `data.mask_classes` (all, where it is left out)
-            become the model's `mask_classes`.
+            without `model.categories` gets COCO's 90 classes, a panoptic model its 133. `data.mask_classes` (all,
+            where it is left out) become the model's `mask_classes`; a panoptic model has none.
         out: the weights folder; it appears whole or not at all.
 
     Raises:
@@ -58,7 +58,8 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
             f"{checkpoint}: tensor {others.unknown[0]!r} is left over ({len(others.unknown)} such): "
             "it belongs neither to the model nor to its optimizer"
         )
-    model.mask_classes = resolve_mask_classes(resolved.data.mask_classes, model.categories)
+    if (mask_classes := getattr(resolved.data, "mask_classes", None)) is not None:  # panoptic data have masks alone
+        model.mask_classes = resolve_mask_classes(mask_classes, model.categories)
     save_pretrained(model, out, card=_card(conversion, checkpoint, resolved))
     print(_report(conversion, variables))
     print(out)
@@ -81,7 +82,8 @@ def _report(conversion: Conversion, variables: Variables) -> str:
         f"optimizer slots skipped: {len(others.optimizer_slots)}",
         f"other bookkeeping skipped: {len(others.bookkeeping)}",
         *conversion.remarks,
-        f"classes: {len(model.categories)}, {len(model.mask_classes)} of them with masks",
+        f"classes: {len(model.categories)}"
+        + (f", {len(model.mask_classes)} of them with masks" if model.task == "instance" else ""),
     ]
     return "\n".join(lines)
 

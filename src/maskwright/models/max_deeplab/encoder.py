@@ -138,33 +138,7 @@ class MaXDeepLabEncoder(nn.Module):
         self.stem = wide_stem(stem_channels) if size.wide else inception_stem(stem_channels)
         in_channels = stem_channels if size.wide else 2 * stem_channels
         widths = {stage: round(width * transformer_width) for stage, width in size.transformer_widths.items()}
-        self.stages = nn.ModuleDict()
-        stride = 2
-        for number, blocks in size.blocks.items():
-            out_channels = round(size.channels[number] * backbone_width)
-            shrink = number > 1
-            self.stages[str(number)] = Stage(
-                in_channels,
-                out_channels,
-                blocks,
-                options,
-                input_stride=stride,
-                shrink=shrink,
-                transformer_width=widths.get(number, 0),
-            )
-            stride *= 2 if shrink else 1
-            in_channels = out_channels
-        self.stage5_extra: Stage | None = None
-        if size.has_stage5_extra:
-            self.stage5_extra = Stage(
-                in_channels,
-                in_channels,
-                size.extra_blocks,
-                options,
-                input_stride=stride,
-                shrink=False,
-                transformer_width=widths[5],
-            )
+        in_channels = self._create_stages(size, options, in_channels, backbone_width, widths)
         self.low_level_channels = {
             4: round(size.channels[2] * backbone_width),
             8: round(size.channels[3] * backbone_width),
@@ -184,6 +158,44 @@ class MaXDeepLabEncoder(nn.Module):
         self.memory_feature_channels = memory_feature_channels or size.memory_channels
         self.class_feature = LinearBlock(memory_width, self.memory_feature_channels)
         self.mask_feature = LinearBlock(memory_width, self.memory_feature_channels)
+
+    def _create_stages(
+        self,
+        size: EncoderSize,
+        options: StageOptions,
+        in_channels: int,
+        backbone_width: float,
+        transformer_widths: dict[int, int],
+    ) -> int:
+        """The stages before the decoder; returns the channels of the last."""
+        self.stages = nn.ModuleDict()
+        stride = 2
+        for number, blocks in size.blocks.items():
+            out_channels = round(size.channels[number] * backbone_width)
+            shrink = number > 1
+            self.stages[str(number)] = Stage(
+                in_channels,
+                out_channels,
+                blocks,
+                options,
+                input_stride=stride,
+                shrink=shrink,
+                transformer_width=transformer_widths.get(number, 0),
+            )
+            stride *= 2 if shrink else 1
+            in_channels = out_channels
+        self.stage5_extra: Stage | None = None
+        if size.has_stage5_extra:
+            self.stage5_extra = Stage(
+                in_channels,
+                in_channels,
+                size.extra_blocks,
+                options,
+                input_stride=stride,
+                shrink=False,
+                transformer_width=transformer_widths[5],
+            )
+        return in_channels
 
     def forward(self, batch: Float[Tensor, "n 3 h w"]) -> EncoderOutputs:
         """Encode images normalised to [-1, 1]."""
