@@ -11,7 +11,9 @@ prompted, with the boxes of the file. A model of any family that has learnt shou
 already holds is continued or only evaluated.
 
     python benchmarks/overfit.py deep_mac/tiny_detector --images DATA/images --annotations DATA/instances.json \\
-        --out runs/overfit --trainer.precision bf16-mixed
+        --out runs/overfit --min-side 24 --trainer.precision bf16-mixed --trainer.steps 300 \\
+        --optimizer.learning_rate 2e-3 --optimizer.warmup_steps 50 --trainer.validate_every_steps 300 \\
+        --model.image_size 384 --model.frozen_levels 4
 
 The images are in the file `RUN.json` beside the run, the numbers in `RUN.boxes-predicted.json` and
 `RUN.boxes-ground-truth.json`.
