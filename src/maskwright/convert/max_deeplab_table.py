@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from torch import nn
 
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d
 from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, LinearBlock, SeparableConv
-from maskwright.models.max_deeplab.decoder import ResizedFuse, StackedDecoder
+from maskwright.models.max_deeplab.decoder import DecoderStage, ResizedFuse, StackedDecoder
 from maskwright.models.max_deeplab.dual_path import DualPathLayer, MemoryAttention
 from maskwright.models.max_deeplab.encoder import MaXDeepLabEncoder
 from maskwright.models.max_deeplab.heads import ClassHead, MaskHead, PixelHead, SemanticHead
@@ -214,7 +214,7 @@ def stem_rows(stem: nn.Sequential, name: str, path: str) -> Iterator[tuple[str, 
 
 
 def _decoder_rows(decoder: StackedDecoder, name: str, path: str) -> Iterator[tuple[str, Variable]]:
-    for index, stage in enumerate(decoder.stages):
+    for index, stage in enumerate(cast(Iterable[DecoderStage], decoder.stages)):
         ours, theirs = f"{name}stages.{index}.", f"{path}_decoder_stage{index + 1}"
         extra = "" if stage.backbone is not None else "_extra"
         yield from _rows(stage.fuse, f"{ours}fuse.", f"{theirs}{extra}_resized_fuse/")

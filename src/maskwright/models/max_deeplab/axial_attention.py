@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -161,8 +161,9 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 def affine_of(norm: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Scale and offset of each channel that a batch norm applies at inference."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    layer = cast(nn.BatchNorm2d, norm)  # or another kind of batch norm
+    scale = layer.weight * torch.rsqrt(cast(Tensor, layer.running_var) + layer.eps)
+    return scale, layer.bias - cast(Tensor, layer.running_mean) * scale
 
 
 def _multiply_by_position(x: Float[Tensor, "rows l d"], matrices: Float[Tensor, "l d m"]) -> Float[Tensor, "rows l m"]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -148,7 +148,7 @@ def _contexts(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[No
 
 @contextlib.contextmanager
 def _without_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms = [cast(Any, layer) for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
