@@ -22,7 +22,7 @@ _GREY = 127.5
 def panoptic_training_transforms(
     image_size: int | tuple[int, int],
     *,
-    scale: tuple[float, float] = (0.5, 1.5),
+    scale: tuple[float, float] | None = (0.5, 1.5),
     scale_steps: int = 10,
     flip: float = 0.5,
     auto_augmentation: bool = False,
@@ -34,7 +34,8 @@ def panoptic_training_transforms(
 
     Args:
         image_size: side of the square that comes out, in pixels, or its (height, width).
-        scale: smallest and largest factor after the image is fitted into `image_size`.
+        scale: smallest and largest factor after the image is fitted into `image_size`; with None images come whole, at
+            the top left, as in inference.
         scale_steps: how many factors there are, at equal distances. The original's list from 0.5 to 1.5 in steps of
             0.1 has 10 of them, since its step is a float32: 1.0 is not among them.
         flip: probability of a horizontal flip.
@@ -48,16 +49,20 @@ def panoptic_training_transforms(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
-    if not 0 < scale[0] <= scale[1]:
+    if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, but is {scale}")
     if scale_steps < 1:
         raise ValueError(f"scale_steps must be at least 1, but is {scale_steps}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must lie in 0..1, but is {flip}")
-    scales = torch.linspace(*scale, scale_steps)
+    scales = None if scale is None else torch.linspace(*scale, scale_steps)
 
     def apply(image: Tensor, target: PanopticTarget) -> tuple[Tensor, PanopticTarget]:
-        crop = RandomCrop.draw((image.shape[1], image.shape[2]), size, scales, flip)
+        image_shape = (image.shape[1], image.shape[2])
+        if scales is None:
+            crop = RandomCrop.whole(image_shape, size, flip)
+        else:
+            crop = RandomCrop.draw(image_shape, size, scales, flip)
         return crop.crop_image(image, auto_augmentation), crop.crop_target(target)
 
     return apply
@@ -93,8 +98,13 @@ class RandomCrop:
         scaled = scaled_size(fitted, float(scales[torch.randint(len(scales), ())]))
         pad = [_draw(max(outer - inner, 1)) for outer, inner in zip(size, scaled, strict=True)]
         corner = [_draw(max(inner - outer, 0) + 1) for outer, inner in zip(size, scaled, strict=True)]
-        flipped = float(torch.rand(())) < flip
-        return cls(fitted, scaled, size, (pad[0], pad[1]), (corner[0], corner[1]), flipped)
+        return cls(fitted, scaled, size, (pad[0], pad[1]), (corner[0], corner[1]), _toss(flip))
+
+    @classmethod
+    def whole(cls, image_size: tuple[int, int], size: tuple[int, int], flip: float) -> RandomCrop:
+        """All of an image of `image_size` (height, width), at the top left of the crop, or, flipped, the top right."""
+        fitted = fitted_size(image_size, size)
+        return cls(fitted, fitted, size, (0, 0), (0, 0), _toss(flip))
 
     def crop_image(self, image: UInt8[Tensor, "3 _ _"], auto_augmentation: bool = False) -> Float[Tensor, "3 h w"]:
         """The crop, float32 in 0..1; 0.5 where the image does not reach."""
@@ -142,6 +152,10 @@ def drop_empty_segments(target: PanopticTarget) -> PanopticTarget:
         ids=target["ids"][keep],
         image_id=target["image_id"],
     )
+
+
+def _toss(probability: float) -> bool:
+    return float(torch.rand(())) < probability
 
 
 def _draw(count: int) -> int:

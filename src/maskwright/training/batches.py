@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from maskwright.data.coco import CocoInstances, Transforms, split_by_hash
-from maskwright.data.loaders import Batch, evaluation_loader, training_loader
+from maskwright.data.coco import CocoInstances, split_by_hash
+from maskwright.data.loaders import Batch, DataSet, evaluation_loader, training_loader
+from maskwright.data.panoptic import CocoPanoptic
+from maskwright.data.panoptic_transforms import panoptic_training_transforms
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
 from maskwright.structures import Category
-from maskwright.training.options import DataOptions
+from maskwright.training.options import DataOptions, InstanceDataOptions, PanopticDataOptions
+
+AnyDataSet = TypeVar("AnyDataSet", CocoInstances, CocoPanoptic)
+AnyTransforms = TypeVar("AnyTransforms")
 
 
 @dataclass(frozen=True)
 class DataSets:
-    """Training images with the masks that may be learnt, validation images with all masks."""
+    """Training images with what may be learnt of them, validation images with all that is known."""
 
-    training: CocoInstances
-    validation: CocoInstances
+    training: DataSet
+    validation: DataSet
 
 
 def open_data_sets(options: DataOptions, image_size: int, categories: list[Category] | None) -> DataSets:
     """Open what a recipe's `data` names; without a validation file a share of the images is set aside.
 
     Args:
-        options: the section `data` of a recipe.
-        image_size: side of the model's input; training images come out at this size
-            unless `options.crop_size` says otherwise.
+        options: the section `data` of a recipe, whose class says what kind of data it is.
+        image_size: side of the model's input; `options.side` of it is that of the training images.
         categories: the label space; None takes the training file's own.
 
     Raises:
@@ -40,34 +46,84 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
     for key in ("images", "annotations"):
         if getattr(options, key) is None:
             raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+    if isinstance(options, PanopticDataOptions):
+        return _open_panoptic(options, image_size, categories)
+    if isinstance(options, InstanceDataOptions):
+        return _open_instances(options, image_size, categories)
+    raise TypeError(f"options must be one of the classes of DATA_OPTIONS, but are a {type(options).__name__}")
+
+
+def _open_instances(options: InstanceDataOptions, image_size: int, categories: list[Category] | None) -> DataSets:
     images, annotations = str(options.images), str(options.annotations)
-    transforms = _training_transforms(options, image_size)
+    side = options.side(image_size)
+    transforms = _checked(
+        f"crop_size {options.crop_size}, scale {options.scale}, flip {options.flip}, colour {options.colour}",
+        image_size,
+        lambda: training_transforms(side, scale=options.scale, flip=options.flip, colour=options.colour),
+    )
     training = CocoInstances(images, annotations, categories=categories, mask_classes=options.mask_classes)
-    if options.validation_annotations is not None:
-        validation = CocoInstances(
-            options.validation_images or images, options.validation_annotations, categories=training.categories
-        )
-    else:
-        everything = CocoInstances(images, annotations, categories=training.categories)
-        kept, set_aside = split_by_hash(training.file_names, options.validation_share)
-        training, validation = training.subset(kept), everything.subset(set_aside)
+    everything = CocoInstances(
+        options.validation_images or images,
+        options.validation_annotations or annotations,
+        categories=training.categories,
+    )
+    training, validation = _split(training, everything, options)
     training.transforms = transforms
     _require_masks(training, f"{annotations}: no image to train on", "data.mask_classes")
-    key = "data.validation_share" if options.validation_annotations is None else "data.validation_annotations"
-    _require_masks(validation, f"{options.validation_annotations or annotations}: no image to validate on", key)
+    _require_masks(validation, *_validation_names(options))
     return DataSets(training, validation)
 
 
-def _training_transforms(options: DataOptions, image_size: int) -> Transforms:
+def _open_panoptic(options: PanopticDataOptions, image_size: int, categories: list[Category] | None) -> DataSets:
+    images, annotations = str(options.images), str(options.annotations)
+    transforms = _checked(
+        f"scale {options.scale}, scale_steps {options.scale_steps}, flip {options.flip}",
+        image_size,
+        lambda: panoptic_training_transforms(
+            options.side(image_size),
+            scale=options.scale,
+            scale_steps=options.scale_steps,
+            flip=options.flip,
+            auto_augmentation=options.auto_augmentation,
+        ),
+    )
+    training = CocoPanoptic(images, annotations, options.segmentations, categories=categories)
+    separate = options.validation_annotations is not None
+    everything = CocoPanoptic(
+        options.validation_images or images,
+        options.validation_annotations or annotations,
+        options.validation_segmentations if separate else options.segmentations,
+        categories=training.categories,
+    )
+    training, validation = _split(training, everything, options)
+    training.transforms = transforms
+    _require_segments(training, f"{annotations}: no image to train on", "data.annotations")
+    _require_segments(validation, *_validation_names(options))
+    return DataSets(training, validation)
+
+
+def _checked(values: str, image_size: int, create: Callable[[], AnyTransforms]) -> AnyTransforms:
+    """What `create` makes of `values`, the section `data`'s, or one sentence about them."""
     try:
-        return training_transforms(
-            options.crop_size or image_size, scale=options.scale, flip=options.flip, colour=options.colour
-        )
+        return create()
     except ValueError as error:
         raise UserError(
-            f"training images cannot be cropped by model.image_size {image_size} and data's crop_size "
-            f"{options.crop_size}, scale {options.scale}, flip {options.flip}, colour {options.colour}: {error}"
+            f"training images cannot be cropped by model.image_size {image_size} and data's {values}: {error}"
         ) from error
+
+
+def _split(training: AnyDataSet, everything: AnyDataSet, options: DataOptions) -> tuple[AnyDataSet, AnyDataSet]:
+    """The two as they are where they come from two files, else a share of the same images each."""
+    if options.validation_annotations is not None:
+        return training, everything
+    kept, set_aside = split_by_hash(training.file_names, options.validation_share)
+    return training.subset(kept), everything.subset(set_aside)
+
+
+def _validation_names(options: DataOptions) -> tuple[str, str]:
+    """How an error about the validation images begins, and which key it points to."""
+    key = "data.validation_share" if options.validation_annotations is None else "data.validation_annotations"
+    return f"{options.validation_annotations or options.annotations}: no image to validate on", key
 
 
 def _require_masks(dataset: CocoInstances, what: str, key: str) -> None:
@@ -77,6 +133,25 @@ def _require_masks(dataset: CocoInstances, what: str, key: str) -> None:
             f"{what} has an instance with a usable mask ({len(dataset)} images, {boxes} instances with a box only, "
             f"mask classes: {', '.join(dataset.mask_classes)}); see {key}, and `maskwright data check` for the file"
         )
+
+
+def _require_segments(dataset: CocoPanoptic, what: str, key: str) -> None:
+    if dataset.count_segments() == 0:
+        raise UserError(
+            f"{what} has a usable segment that is no crowd ({len(dataset)} images); see {key}, "
+            "and `maskwright data check` for the file"
+        )
+
+
+def contents(dataset: DataSet) -> str:
+    """How much there is to learn or to measure, in words."""
+    if isinstance(dataset, CocoPanoptic):
+        return f"{len(dataset)} images, {dataset.count_segments()} segments; {len(dataset.categories)} classes"
+    masks, boxes = dataset.count_instances()
+    return (
+        f"{len(dataset)} images, {masks} instances with masks, {boxes} with boxes only; "
+        f"masks of {len(dataset.mask_classes)} of {len(dataset.categories)} classes"
+    )
 
 
 class TrainingData(LightningDataModule):

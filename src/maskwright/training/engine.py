@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from maskwright.data.coco import CocoInstances
+from maskwright.data.loaders import DataSet
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
-from maskwright.training.batches import DataSets, TrainingData, open_data_sets
+from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
 from maskwright.training.checkpoints import RunCheckpoints, read_step
 from maskwright.training.initial_weights import start_from
 from maskwright.training.interruption import StopRequest
@@ -88,7 +89,8 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     """
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
-    values["mask_classes"] = data_sets.training.mask_classes
+    if isinstance(data_sets.training, CocoInstances):
+        values["mask_classes"] = data_sets.training.mask_classes
     if recipe.trainer.initial_weights is not None and "pretrained_backbone" in values:
         values["pretrained_backbone"] = False  # other weights take their place
     try:
@@ -167,8 +169,8 @@ def _announce(
     lines = [
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
-        "training: " + _contents(data_sets.training),
-        "validation: " + _contents(data_sets.validation),
+        "training: " + contents(data_sets.training),
+        "validation: " + contents(data_sets.validation),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
@@ -179,15 +181,7 @@ def _announce(
     print("\n".join(lines), file=sys.stderr)
 
 
-def _contents(dataset: CocoInstances) -> str:
-    masks, boxes = dataset.count_instances()
-    return (
-        f"{len(dataset)} images, {masks} instances with masks, {boxes} with boxes only; "
-        f"masks of {len(dataset.mask_classes)} of {len(dataset.categories)} classes"
-    )
-
-
-def _skipped(name: str, dataset: CocoInstances) -> list[str]:
+def _skipped(name: str, dataset: DataSet) -> list[str]:
     counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
     return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maskwright.errors import UserError
+from maskwright.structures import Task
 
 
 def _require(section: str, options: Any, condition: str, *names: str) -> None:
@@ -16,28 +17,26 @@ def _require(section: str, options: Any, condition: str, *names: str) -> None:
             raise UserError(f"{section}.{name} must be {condition}, but got {value}")
 
 
+def _require_range(name: str, factors: tuple[float, float] | None) -> None:
+    """Refuse a pair of factors out of order; None passes."""
+    if factors is not None and not 0 < factors[0] <= factors[1]:
+        raise UserError(f"{name} must be two factors with 0 < smallest <= largest, but got {list(factors)}")
+
+
 @dataclass(frozen=True)
 class DataOptions:
-    """What is learnt from, and how it reaches the model.
+    """What is learnt from, and how it reaches the model; each task has keys of its own beside these.
 
     Attributes:
         images: folder of the training images.
-        annotations: COCO instances file of the training images; boxes for every class, masks for some.
+        annotations: annotation file of the training images.
         validation_images: folder of the validation images; left out, `images`.
-        validation_annotations: COCO instances file to validate on; left out, `validation_share` is set aside.
+        validation_annotations: annotation file to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
             and never trained on when there is no `validation_annotations`.
-        mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
-            classes count as box-only; validation still measures them, as unseen.
-        crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
-            be trained on crops that are smaller than the images it predicts on.
         batch_size: images per device and step.
         num_workers: loader processes per device; 0 loads in the training process.
-        scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
-            whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
-            at the top left of the square as in inference.
         flip: probability of a horizontal flip.
-        colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
 
     images: str | None = None
@@ -45,19 +44,13 @@ class DataOptions:
     validation_images: str | None = None
     validation_annotations: str | None = None
     validation_share: float = 0.1
-    mask_classes: str | list[str] = "all"
-    crop_size: int | None = None
     batch_size: int = 4
     num_workers: int = 2
-    scale: tuple[float, float] | None = (0.6, 1.3)
     flip: float = 0.5
-    colour: float = 0.25
 
     def __post_init__(self) -> None:
-        _require("data", self, "> 0", "batch_size", "crop_size")
-        _require("data", self, ">= 0", "num_workers", "colour")
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(f"data.scale must be two factors with 0 < smallest <= largest, but got {list(self.scale)}")
+        _require("data", self, "> 0", "batch_size")
+        _require("data", self, ">= 0", "num_workers")
         for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
             if not 0 <= value <= 1:
                 raise UserError(f"data.{name} must lie in 0..1, but got {value}")
@@ -66,6 +59,73 @@ class DataOptions:
                 f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
                 f"but got {self.validation_share}"
             )
+
+    def side(self, image_size: int) -> int:
+        """Side of the square training crops, in pixels, of a model whose input has `image_size`."""
+        return image_size
+
+
+@dataclass(frozen=True)
+class InstanceDataOptions(DataOptions):
+    """Data of a model that finds instances.
+
+    Attributes:
+        annotations, validation_annotations: COCO instances; boxes for every class, masks for some.
+        mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
+            classes count as box-only; validation still measures them, as unseen.
+        crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
+            be trained on crops that are smaller than the images it predicts on.
+        scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
+            whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
+            at the top left of the square as in inference.
+        colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
+    """
+
+    mask_classes: str | list[str] = "all"
+    crop_size: int | None = None
+    scale: tuple[float, float] | None = (0.6, 1.3)
+    colour: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("data", self, "> 0", "crop_size")
+        _require("data", self, ">= 0", "colour")
+        _require_range("data.scale", self.scale)
+
+    def side(self, image_size: int) -> int:
+        """`crop_size`, or the model's own."""
+        return self.crop_size or image_size
+
+
+@dataclass(frozen=True)
+class PanopticDataOptions(DataOptions):
+    """Data of a model that finds all segments of an image.
+
+    Attributes:
+        annotations, validation_annotations: COCO panoptic files.
+        segmentations: folder of the PNGs of `annotations`; left out, the one beside the file that is named like it.
+        validation_segmentations: the same of `validation_annotations`.
+        scale: smallest and largest factor by which an image is resized once it fits into the crop: at 1 the whole
+            image fits, above it is zoomed in, below it is zoomed out. `null` crops nothing: images come whole, at the
+            top left of the square as in inference.
+        scale_steps: how many factors there are, at equal distances.
+        auto_augmentation: change colours and sharpness by the policy of the original's L recipes.
+    """
+
+    segmentations: str | None = None
+    validation_segmentations: str | None = None
+    scale: tuple[float, float] | None = (0.5, 1.5)
+    scale_steps: int = 10
+    auto_augmentation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("data", self, "> 0", "scale_steps")
+        _require_range("data.scale", self.scale)
+
+
+DATA_OPTIONS: dict[Task, type[DataOptions]] = {"instance": InstanceDataOptions, "panoptic": PanopticDataOptions}
+"""The keys of a recipe's section `data` by what its model finds."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +241,7 @@ class Recipe:
     Attributes:
         family: name of the model's family.
         model: the constructor's values by name, all but `mask_classes`, which `data.mask_classes` decides.
-        data: what is learnt from.
+        data: what is learnt from; its class is `DATA_OPTIONS` of the family's task.
         optimizer: how the weights follow the gradient.
         trainer: how long, on what, and what is written down.
         name: where the recipe comes from: its name in the package or the stem of its file.

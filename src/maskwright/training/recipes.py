@@ -9,16 +9,17 @@ from dataclasses import asdict
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
-from maskwright.training.options import DataOptions, OptimizerOptions, Recipe, TrainerOptions
+from maskwright.structures import SegmentationModel
+from maskwright.training.options import DATA_OPTIONS, OptimizerOptions, Recipe, TrainerOptions
 
-_SECTIONS = {"data": DataOptions, "optimizer": OptimizerOptions, "trainer": TrainerOptions}
+_SECTIONS = ("data", "optimizer", "trainer")
 
 
 def recipe_names() -> list[str]:
@@ -42,7 +43,7 @@ def recipe_parser(family: str) -> ArgumentParser:
     parser.add_argument("--family", type=str, default=family, help="name of the model's family")
     # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
     parser.add_class_arguments(family_class(family), "model", skip={"mask_classes"}, fail_untyped=True)
-    for section, options in _SECTIONS.items():
+    for section, options in _section_classes(family).items():
         parser.add_class_arguments(options, section)
     return parser
 
@@ -76,7 +77,7 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
         raise UserError(_one_sentence(error)) from error
     if parsed["family"] != family:
         raise UserError(f"{source}: the family of a recipe is {family!r} and cannot be changed; choose another recipe")
-    sections = {section: options(**parsed[section]) for section, options in _SECTIONS.items()}
+    sections = {section: options(**parsed[section]) for section, options in _section_classes(family).items()}
     return Recipe(family=family, model=parsed["model"], name=name, **sections)
 
 
@@ -85,6 +86,12 @@ def recipe_yaml(recipe: Recipe) -> str:
     values = {"family": recipe.family, "model": recipe.model}
     values |= {section: asdict(getattr(recipe, section)) for section in _SECTIONS}
     return yaml.safe_dump(_without_tuples(values), sort_keys=False, default_flow_style=False)
+
+
+def _section_classes(family: str) -> dict[str, type[Any]]:
+    """The class of each section's values; what the data are depends on what the family's models find."""
+    task = cast(SegmentationModel, family_class(family)).task
+    return {"data": DATA_OPTIONS[task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
 
 
 def _shipped() -> list[tuple[Traversable, Traversable]]:

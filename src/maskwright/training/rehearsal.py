@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.errors import UserError
-from maskwright.structures import Target
-from maskwright.training.options import Recipe
+from maskwright.structures import PanopticTarget, Target
+from maskwright.training.options import InstanceDataOptions, PanopticDataOptions, Recipe
 
 
 def rehearse(model: nn.Module, recipe: Recipe) -> None:
-    """Compute the losses of blank crops once: one crop with an object, and one without any.
+    """Compute the losses of blank crops once: one crop with an object (or one segment that covers it), and one without.
 
     A copy of the model computes them, on the CPU, and torch's random state is put back: the run that follows
     is what it would have been. The crops form one batch, or two where `data.batch_size` is 1.
@@ -26,8 +26,9 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
     Raises:
         UserError: the model cannot compute its losses.
     """
-    size = recipe.data.crop_size or recipe.model["image_size"]
-    crops = [(torch.zeros(3, size, size, dtype=torch.uint8), _target(size, count)) for count in (1, 0)]
+    size = recipe.data.side(recipe.model["image_size"])
+    create_target = _panoptic_target if isinstance(recipe.data, PanopticDataOptions) else _target
+    crops = [(torch.zeros(3, size, size, dtype=torch.uint8), create_target(size, count)) for count in (1, 0)]
     batches = [crops] if recipe.data.batch_size > 1 else [[crop] for crop in crops]
     scratch = copy.deepcopy(model)
     try:
@@ -57,7 +58,20 @@ def _target(size: int, count: int) -> Target:
     return Target(**{name: rows[:count] for name, rows in fields.items()}, image_id=0)  # pyright: ignore[reportArgumentType]
 
 
+def _panoptic_target(size: int, count: int) -> PanopticTarget:
+    """The target of a crop that is one segment (`count` 1) or void (`count` 0)."""
+    return PanopticTarget(
+        segmentation=torch.full((size, size), count - 1, dtype=torch.int32),
+        labels=torch.zeros(count, dtype=torch.int64),
+        iscrowd=torch.zeros(count, dtype=torch.bool),
+        ids=torch.ones(count, dtype=torch.int64),
+        image_id=0,
+    )
+
+
 def _values(recipe: Recipe) -> str:
-    values: dict[str, Any] = {"data.crop_size": recipe.data.crop_size, "model.image_size": recipe.model["image_size"]}
+    values: dict[str, Any] = {"model.image_size": recipe.model["image_size"]}
+    if isinstance(recipe.data, InstanceDataOptions):
+        values["data.crop_size"] = recipe.data.crop_size
     values["data.batch_size"] = recipe.data.batch_size
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)

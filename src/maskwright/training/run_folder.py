@@ -18,7 +18,7 @@ TENSORBOARD = "tensorboard"
 
 # What may differ between a run and its continuation; anything else would make it another experiment.
 _FREE_ON_RESUME = {
-    "data": {"images", "validation_images", "num_workers"},
+    "data": {"images", "validation_images", "segmentations", "validation_segmentations", "num_workers"},
     "trainer": {
         "steps", "output", "validate_every_steps", "checkpoint_every_seconds", "log_every_steps", "accelerator",
         "devices", "num_nodes", "strategy",

@@ -36,7 +36,7 @@ class TrainingTask(LightningModule):
         """Wrap `model` for a run of `steps` optimizer steps.
 
         Raises:
-            TypeError: the model cannot be prompted with boxes, so its masks cannot be validated.
+            TypeError: as `create_validations`.
             UserError: the optimizer's values do not fit the model.
         """
         super().__init__()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.structures import BoxPrompted, SegmentationModel, Target, select_rows
+from maskwright.evaluation.panoptic_quality import PanopticQuality
+from maskwright.structures import BoxPrompted, PanopticTarget, SegmentationModel, Target, select_rows
 
 
 @runtime_checkable
@@ -33,8 +34,10 @@ def create_validations(model: nn.Module) -> list[Validation]:
     """What is measured of a model. The first number of the first says which weights of a run are the best.
 
     Raises:
-        TypeError: the model cannot be prompted with boxes, so its masks cannot be validated.
+        TypeError: a model of instances cannot be prompted with boxes, so its masks cannot be validated.
     """
+    if cast(SegmentationModel, model).task == "panoptic":
+        return [FoundSegments(model)]
     if not isinstance(model, BoxPrompted):
         raise TypeError(f"validation needs a model with encode() and masks_from_boxes(), got {type(model).__name__}")
     masks = MasksFromBoxes(model)
@@ -85,3 +88,20 @@ class FoundInstances:
         """Those of `CocoAP.compute` that are in `NAMES`."""
         values = self.metric.compute()
         return {name: values[name] for name in self.NAMES}
+
+
+class FoundSegments:
+    """The panoptic maps that a model finds (`PanopticQuality`, the official one)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Measure `model`, in the classes that it knows."""
+        self.metric = PanopticQuality(cast(SegmentationModel, model).categories)
+        self._model = model
+
+    def update(self, images: list[Tensor], targets: list[PanopticTarget]) -> None:
+        """See `Validation`."""
+        self.metric.update(self._model(images), targets)
+
+    def compute(self) -> dict[str, float]:
+        """All of `PanopticQuality.compute`, `pq` first."""
+        return self.metric.compute()
