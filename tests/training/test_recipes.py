@@ -10,6 +10,7 @@ from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.structures import Category, SegmentationModel
 from maskwright.training.optimizers import learning_rate_factor
+from maskwright.training.options import PanopticDataOptions
 from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
 
 
@@ -126,10 +127,10 @@ def _categories(count) -> list[Category]:
 
 def _create(recipe, **values):
     """The recipe's model for 90 classes, as the originals count them, without a look for ImageNet weights."""
-    categories = _categories(90)
-    return family_class(recipe.family)(
-        **{**recipe.model, "categories": categories, "pretrained_backbone": False, **values}
-    )
+    known = {**recipe.model, "categories": _categories(90), **values}
+    if "pretrained_backbone" in recipe.model:
+        known["pretrained_backbone"] = False
+    return family_class(recipe.family)(**known)
 
 
 def test_shipped_recipes_build_at_full_size(shipped):
@@ -158,9 +159,12 @@ def test_shipped_recipes_know_the_layers_of_their_classes(shipped):
 
 def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
     torch.manual_seed(0)
-    model = _create(shipped, width=0.0625, image_size=min(256, shipped.model["image_size"]))
+    panoptic = isinstance(shipped.data, PanopticDataOptions)
+    # Drop path may drop a branch of both images.
+    reduced = {"image_size": 65, "drop_path_keep": 1.0} if panoptic else {}
+    model = _create(shipped, **{"width": 0.0625, "image_size": min(256, shipped.model["image_size"]), **reduced})
     _open_zero_gates(model)
-    losses = model.train()(*_batch(model.image_size))
+    losses = model.train()(*(_panoptic_batch if panoptic else _batch)(model.image_size))
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert torch.isfinite(total)
@@ -212,14 +216,76 @@ def test_published_recipes_have_the_originals_values(name):
         assert part in header
 
 
+class PublishedPanoptic(NamedTuple):
+    """The same of MaX-DeepLab."""
+
+    image_size: int
+    backbone: str
+    steps: int
+    learning_rate: float
+    pq: str
+
+
+PUBLISHED_PANOPTIC = {
+    "max_deeplab/s_os16_res641_100k": PublishedPanoptic(641, "max_deeplab_s", 100_000, 1e-3, "45.9"),
+    "max_deeplab/s_os16_res641_200k": PublishedPanoptic(641, "max_deeplab_s", 200_000, 1e-3, "46.5"),
+    "max_deeplab/s_os16_res641_400k": PublishedPanoptic(641, "max_deeplab_s", 400_000, 1e-3, "47.0"),
+    "max_deeplab/s_os16_res1025_100k": PublishedPanoptic(1025, "max_deeplab_s", 100_000, 1e-3, "47.9"),
+    "max_deeplab/s_os16_res1025_200k": PublishedPanoptic(1025, "max_deeplab_s", 200_000, 1e-3, "48.7"),
+    "max_deeplab/s_os16_res1025_400k": PublishedPanoptic(1025, "max_deeplab_s", 400_000, 1e-3, "49.0"),
+    "max_deeplab/l_os16_res1025_100k": PublishedPanoptic(1025, "max_deeplab_l", 100_000, 3e-4, "50.9"),
+    "max_deeplab/l_os16_res1025_200k": PublishedPanoptic(1025, "max_deeplab_l", 200_000, 3e-4, "51.1"),
+    "max_deeplab/l_os16_res1025_400k": PublishedPanoptic(1025, "max_deeplab_l", 400_000, 3e-4, "51.3"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PANOPTIC)
+def test_published_panoptic_recipes_have_the_originals_values(name):
+    recipe, published = resolve_recipe(name), PUBLISHED_PANOPTIC[name]
+    model, data, optimizer, trainer = recipe.model, recipe.data, recipe.optimizer, recipe.trainer
+    assert (model["image_size"], model["backbone"], trainer.steps, optimizer.learning_rate) == published[:4]
+    weights = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
+    assert [model[key] for key in weights] == [3, 0.3, 1, 1]
+    is_large = published.backbone == "max_deeplab_l"
+    assert (model["small_instance_weight"], data.auto_augmentation) == ((3.0, True) if is_large else (1.0, False))
+    areas = [model[key] for key in ("thing_area_limit", "stuff_area_limit")]
+    assert areas == ([100, 1600] if published.image_size == 641 else [256, 4096])
+    assert (data.scale, data.scale_steps, data.flip) == ((0.5, 1.5), 10, 0.5)
+    assert data.batch_size * trainer.devices * trainer.num_nodes * trainer.accumulate == 64
+    assert (optimizer.name, optimizer.betas, optimizer.epsilon) == ("adam", (0.9, 0.999), 1e-7)
+    assert (optimizer.weight_decay, optimizer.gradient_clip, trainer.ema_decay) == (0, None, None)
+    assert optimizer.learning_rate_factors == {"backbone": 0.1}
+    share = [learning_rate_factor(step, options=optimizer, steps=trainer.steps) for step in (0, 2500, trainer.steps)]
+    assert share == pytest.approx([0, 0.5, 0])
+    header = files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text().split("family:")[0]
+    for part in (f"PQ {published.pq} by the official", "TPUs", "unmatched_weight"):
+        assert part in header
+
+
+def test_the_data_keys_of_one_task_are_unknown_to_the_other():
+    for name, key in (("deep_mac/tiny", "segmentations"), ("max_deeplab/tiny", "mask_classes")):
+        with pytest.raises(UserError, match=f"--data.{key}"):
+            resolve_recipe(name, [f"--data.{key}=all"])
+    assert resolve_recipe("max_deeplab/tiny", ["--data.scale=null"]).data.scale is None
+
+
 def _has_gradient(parameter):
     return parameter.grad is not None and bool(parameter.grad.any())
 
 
 def _open_zero_gates(model):
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.any():
             nn.init.ones_(module.weight)
+
+
+def _panoptic_batch(size):
+    images, targets = _batch(size)
+    segmentation = torch.full((size, size), -1, dtype=torch.int32)
+    segmentation[: size // 2] = 0
+    segmentation[size // 3 : size * 3 // 4, size // 3 :] = 1
+    kept = {name: targets[0][name] for name in ("labels", "iscrowd", "ids", "image_id")}
+    return images, [{**kept, "segmentation": segmentation}] * 2
 
 
 def _batch(size):
