@@ -7,12 +7,12 @@ from maskwright.models.roi_heads import crop_levels, image_indices
 
 
 def ramps(levels, size=256):
-    """Maps of three channels: x and y of each cell's centre, in pixels of the input, and the level."""
+    """Maps of three channels: x and y of the pixel on which each cell lies, and the level."""
     maps = []
     for level in levels:
         stride = 2**level
-        centres = (torch.arange(size // stride) + 0.5) * stride
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        pixels = torch.arange(size // stride) * float(stride)
+        y, x = torch.meshgrid(pixels, pixels, indexing="ij")
         maps.append(torch.stack([x, y, torch.full_like(x, level)])[None])
     return maps
 
@@ -33,7 +33,7 @@ def test_a_backbone_without_level_2_takes_its_finest():
     assert crops[0, 2].item() == 3
 
 
-def test_crops_are_the_pixel_frame_on_every_level():
+def test_crops_sample_the_centres_of_their_cells_on_every_level():
     boxes = torch.tensor([[40.0, 50.0, 80.0, 74.0], [40.0, 24.0, 200.0, 200.0]])
     crops = crop_levels(ramps((2, 3, 4)), boxes, torch.tensor([0, 0]), 4, finest_level=2)
     steps = (torch.arange(4) + 0.5) / 4
@@ -41,6 +41,12 @@ def test_crops_are_the_pixel_frame_on_every_level():
         torch.testing.assert_close(crop[0], (x1 + steps * (x2 - x1)).expand(4, 4))
         torch.testing.assert_close(crop[1], (y1 + steps * (y2 - y1))[:, None].expand(4, 4))
     assert crops[:, 2, 0, 0].tolist() == [2, 3]
+
+
+def test_a_box_smaller_than_a_cell_is_not_enlarged():
+    crop = crop_levels(ramps((2,)), torch.tensor([[40.0, 40.0, 41.0, 42.0]]), torch.tensor([0]), 2, finest_level=2)
+    torch.testing.assert_close(crop[0, 0], torch.tensor([[40.25, 40.75], [40.25, 40.75]]))
+    torch.testing.assert_close(crop[0, 1], torch.tensor([[40.5, 40.5], [41.5, 41.5]]))
 
 
 def test_each_box_reads_its_own_image_whatever_the_order():

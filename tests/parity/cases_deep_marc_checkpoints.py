@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from cases_deep_mac_networks import INFERENCE
 from cases_deep_mac_ops import assert_near, channels_first
+from cases_deep_marc_crops import flat_boxes
 from cases_deep_marc_networks import create_head, create_resnet
 from parity_data import ParityData
-from torch import Tensor
 
 from maskwright.convert.checkpoint import Variables
 from maskwright.convert.coco_labels import coco_categories
@@ -28,6 +26,7 @@ from maskwright.convert.deep_marc import (
 )
 from maskwright.convert.tables import load_variables
 from maskwright.models.deep_marc import DeepMARC
+from maskwright.models.roi_heads import crop_levels
 from maskwright.nn.detection_backbones import ResNetFPN
 from maskwright.nn.mask_heads import MaskHead
 
@@ -41,7 +40,7 @@ MASKS = 1e-3  # probabilities after all of it: the reference's own tolerance
 
 
 def check_forward(data: ParityData, file: str) -> None:
-    """Pyramid and masks of a checkpoint; boxes are given, and crops are the original's."""
+    """Pyramid, box crops and masks of a checkpoint; the boxes are given."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     variables = Variables(data.folder / config["checkpoint"])
     network, head = _load(config, variables)
@@ -54,7 +53,9 @@ def check_forward(data: ParityData, file: str) -> None:
         boxes, expected = arrays["given_boxes"], arrays["given_boxes_masks"]
         if not given:
             boxes, expected = arrays["detection_outer_boxes"], arrays["detection_masks"]
-        crops = original_crops(list(maps.values()), boxes, config["mask_roi_aligner"]["crop_size"], network.levels[0])
+        corners, image_index = flat_boxes(boxes)
+        size = config["mask_roi_aligner"]["crop_size"]
+        crops = crop_levels(list(maps.values()), corners, image_index, size, network.levels[0])
         probabilities = head.eval()(crops).sigmoid()
         if given:
             assert_near(probabilities.squeeze(1), expected.reshape(-1, *expected.shape[2:]), "masks", MASKS)
@@ -100,28 +101,6 @@ def _load(config: Mapping[str, Any], variables: Variables) -> tuple[ResNetFPN, M
     head = create_head(settings, channels, config["num_classes"] - 1 if per_class else 1)
     load_variables(head, mask_head_table(head, skip_background=per_class), variables, "model/mask_head")
     return network, head
-
-
-def original_crops(maps: list[Tensor], boxes: np.ndarray, size: int, finest_level: int) -> Tensor:
-    """Box crops as the original makes them: one sample per cell, an index of a map being coordinate / stride.
-
-    boxes: [B, N, 4] yxyx, pixels of the network input.
-    """
-    crops = []
-    for image, rows in enumerate(torch.from_numpy(boxes)):
-        for top, left, bottom, right in rows.tolist():
-            extent = max((bottom - top) * (right - left), 0.0) ** 0.5
-            level = 0
-            if extent > 0:
-                level = int(np.clip(np.floor(np.log2(extent / 224)) + 4 - finest_level, 0, len(maps) - 1))
-            stride, features = 2.0 ** (level + finest_level), maps[level][image][None]
-            steps = (torch.arange(size) + 0.5) / size
-            ends = ((top, bottom, features.shape[2]), (left, right, features.shape[3]))
-            # `align_corners` counts from -1, the first index, to 1, the last.
-            y, x = ((a + steps * (b - a)) / stride / max(count - 1, 1) * 2 - 1 for a, b, count in ends)
-            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
-            crops.append(F.grid_sample(features, grid, padding_mode="border", align_corners=True))
-    return torch.cat(crops)
 
 
 def check_full_size(file: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cases_deep_marc_checkpoints as checkpoints
+import cases_deep_marc_crops as crops
 import cases_deep_marc_model as model
 import cases_deep_marc_networks as networks
 import pytest
@@ -23,6 +24,7 @@ Check = Callable[[ParityData, str], None]
 SPINENET = "SpineNet"
 RESNET_FPN = "ResNet+FPN+RPNHead+DetectionHead"
 MODEL = "DeepMaskRCNNModel"
+CROPS = "MultilevelROIAligner"
 
 CHECKS: dict[str, list[Check]] = {
     "DeepMaskHead": [networks.check_mask_head],
@@ -30,6 +32,7 @@ CHECKS: dict[str, list[Check]] = {
     SPINENET: [networks.check_spinenet],
     RESNET_FPN: [networks.check_resnet_fpn, networks.check_symmetric_padding_is_another_function],
     MODEL: [checkpoints.check_forward],
+    CROPS: [crops.check_crops],
     "_build_mask_loss": [model.check_mask_loss],
 }
 
@@ -37,7 +40,6 @@ CHECKS: dict[str, list[Check]] = {
 NOT_YET: dict[tuple[str, str], str] = {}
 
 DETECTOR = "the detector is torchvision's: what differs is listed in `DeepMARC`"
-CROPS = "compared inside of the image only, with `original_crops`: "
 NEVER: dict[tuple[str, str], str] = {
     (SPINENET, "built with a dynamic shape"): (
         "without a static width the original never merges unused nodes and drops what nobody reads then: another "
@@ -56,7 +58,8 @@ NEVER: dict[tuple[str, str], str] = {
         "the loss in its own case"
     ),
     ("serving DetectionModule (image_tensor, image_and_boxes_tensor)", "all"): f"batched suppression; {DETECTOR}",
-    ("MultilevelROIAligner", "all"): f"{CROPS}extrapolation beyond it and boxes turned over are left out",
+    (CROPS, "boxes beyond the image or turned over"): "the original extrapolates there, ours is 0 beyond a cell",
+    (CROPS, "crop4_off0"): "samples on the corners of cells: no model of the original asks for them",
     ("level assignment", "all"): "the same rule but for 1e-6 below powers of two (torchvision's epsilon)",
     ("crop_mask_in_target_box", "all"): (
         "our mask targets are cut from the full-size masks, not from crops of 112 x 112 of them"
@@ -86,7 +89,6 @@ NOT_COPIED = {
     "b_crop_mask_in_target_box.npz",
     "b_level_table.npz",
     "b_roialign_p2p6_256.npz",
-    "b_roialign_p3p7_256x384.npz",
     "c_detection_generator.npz",
     "c_losses.npz",
     "c_mask_targets.npz",

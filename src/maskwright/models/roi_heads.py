@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import roi_heads
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-
-from maskwright.ops.crop import crop_and_resize
+from torchvision.ops import roi_align
 
 Sample = tuple[Tensor, Tensor]
 """Boxes [P, 4] of one image that were sampled on its objects, and the row [P] of the targets that each lies on."""
@@ -36,22 +35,27 @@ def crop_levels(
         output_size: side of the crops.
         finest_level: the level of `maps[0]`.
 
-    The crops lie on the boxes as `ops.crop.crop_and_resize` says for the `pixel` frame.
+    One sample per cell of a crop, at its centre; pixel y of the input lies at `y / stride` of a map, which is where
+    the centres of its cells' receptive fields are, and a map's border goes on beyond it for one cell.
 
     Source: arXiv 1612.03144, equation 1; official/vision/ops/spatial_transform_ops.py, `multilevel_crop_and_resize`.
-    Departures: the mean of 2 x 2 samples per cell instead of one, cells' centres instead of corners (as in
-    RoIAlign's later "aligned" form), and 0 beyond the border instead of an extrapolation.
+    Departure: 0 further than a cell beyond the border, instead of an extrapolation.
     """
-    stride = 2**finest_level
-    frame_size = (maps[0].shape[-2] * stride, maps[0].shape[-1] * stride)
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE) + 1e-6)
     position = (level - finest_level).clamp(0, len(maps) - 1)  # of a box without extent: minus infinity, then 0
     crops = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], output_size, output_size)
     for index, level_map in enumerate(maps):
         rows = (position == index).nonzero().flatten()
-        crops[rows] = crop_and_resize(level_map, boxes[rows], image_index[rows], frame_size, output_size, "pixel")
+        crops[rows] = _crop(level_map, boxes[rows], image_index[rows], output_size, 2 ** (finest_level + index))
     return crops
+
+
+def _crop(level_map: Tensor, boxes: Tensor, image_index: Tensor, output_size: int, stride: int) -> Tensor:
+    source = level_map.float() if level_map.dtype in (torch.float16, torch.bfloat16) else level_map
+    # RoIAlign's aligned form takes half a cell off; unlike the other it does not enlarge boxes to one cell.
+    regions = torch.cat([image_index[:, None].to(source.dtype), boxes.to(source.dtype) / stride + 0.5], dim=1)
+    return roi_align(source, regions, output_size, sampling_ratio=1, aligned=True).to(level_map.dtype)
 
 
 class LevelCrop(nn.Module):
