@@ -123,7 +123,9 @@ def _evaluate(arguments: list[str]) -> int:
     parser = _parser("evaluate")
     parser.add_argument("model", type=str, help=DEFAULT_MODEL_HELP)
     parser.add_argument("--images", type=str, required=True, metavar="DIR", help="folder of the images")
-    parser.add_argument("--annotations", type=str, required=True, metavar="FILE", help="COCO instances")
+    parser.add_argument(
+        "--annotations", type=str, required=True, metavar="FILE", help="COCO instances, or COCO panoptic"
+    )
     parser.add_argument(
         "--boxes",
         type=str,
@@ -135,8 +137,22 @@ def _evaluate(arguments: list[str]) -> int:
         type=str,
         help="classes whose masks were trained on: all, voc, non_voc, or names with commas (default: the model's own)",
     )
+    parser.add_argument(
+        "--segmentations",
+        type=str,
+        metavar="DIR",
+        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
+    )
+    parser.add_argument(
+        "--panoptic-quality",
+        type=str,
+        default="official",
+        help="official: COCO's own; in_house: as the DeepLab2 trainer counts",
+    )
     parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
-    parser.add_argument("--save-results", type=str, metavar="OUT", help="write the predictions as COCO results, too")
+    parser.add_argument(
+        "--save-results", type=str, metavar="OUT", help="write the predictions as COCO results (or panoptic file), too"
+    )
     _add_loading(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
@@ -235,7 +251,7 @@ def _models(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
     "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
-    "evaluate": ("mask IoU or COCO AP on a COCO file, seen and unseen classes apart", _evaluate),
+    "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", _evaluate),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", _make_panoptic),

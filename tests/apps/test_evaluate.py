@@ -187,9 +187,13 @@ def test_no_results_are_left_by_a_run_that_fails_halfway(predictor: Predictor, d
     assert list(out.iterdir()) == []
 
 
+class Unprompted(nn.Module):
+    task = "instance"
+
+
 def test_a_model_without_boxes_is_refused(predictor: Predictor, data: Path, tmp_path: Path):
     with pytest.raises(UserError, match="cannot be prompted with boxes"):
-        evaluate(Predictor(nn.Identity(), "cpu"), data, data / "instances.json")
+        evaluate(Predictor(Unprompted(), "cpu"), data, data / "instances.json")
     with pytest.raises(UserError, match="nothing-here"):
         evaluate_and_report(tmp_path / "nothing-here", data, data / "instances.json")
 
@@ -212,7 +216,7 @@ def test_two_processes_measure_every_image_once(
 ):
     """Three images in two processes; all that is printed and saved is that of one process."""
     if boxes == "ground-truth":
-        monkeypatch.setattr("maskwright.apps.measure.ProcessPoolExecutor", InThisProcess)
+        monkeypatch.setattr("maskwright.apps.processes.ProcessPoolExecutor", InThisProcess)
     torch.manual_seed(0)
     categories: list[Category] = [{"id": 1, "name": "fork"}, {"id": 2, "name": "airplane"}]
     model = DeepMAC(
@@ -285,6 +289,7 @@ class KnownDetections(nn.Module):
     """A detector that finds filled boxes in the images of `data`, told by their height; its classes are in another
     order than the file's, under other names and ids, and there is one more."""
 
+    task = "instance"
     needs_boxes = False
     mask_classes = ("aeroplane",)
     categories = ({"id": 1, "name": "unicorn"}, {"id": 2, "name": "Fork"}, {"id": 3, "name": "aeroplane"})

@@ -2,12 +2,15 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 
 import pytest
 from painter import Painter
 from panoptic_folder import CATEGORIES, PanopticFolder, segment, stripes
 
+from maskwright.apps import measure_panoptic
+from maskwright.apps.evaluate import evaluate_and_report
 from maskwright.apps.evaluate_panoptic import compare_panoptic_files, evaluate_panoptic
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
@@ -59,6 +62,55 @@ def test_a_model_for_instances_is_refused(folder: PanopticFolder):
         evaluate_panoptic(Predictor(model), folder.images, folder.annotations)
     with pytest.raises(UserError, match="must be one of official, in_house, but got 'best'"):
         evaluate_panoptic.__wrapped__(Predictor(model), folder.images, folder.annotations, variant="best")
+
+
+def test_two_processes_measure_every_image_once(folder: PanopticFolder, tmp_path: Path, monkeypatch):
+    """What comes back from the processes is pickled; all that is said and saved is that of one process."""
+    scenes = [(stripes(number, number + 1), [segment(number, 3), segment(number + 1, 200)]) for number in (1, 5, 9)]
+    (tmp_path / "three").mkdir()
+    three = PanopticFolder(tmp_path / "three").write(*scenes)
+    monkeypatch.setattr(
+        measure_panoptic,
+        "in_processes",
+        lambda work, shares: [pickle.loads(pickle.dumps(work(share))) for share in shares],
+    )
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"found{processes}.json"
+        model = Predictor(Painter(MODEL))
+        summary = evaluate_panoptic(model, three.images, three.annotations, save_results=out, processes=processes)
+        maps = [(out.with_suffix("") / f"{number}.png").read_bytes() for number in (1, 2, 3)]
+        found.append((summary, json.loads(out.read_text()), maps))
+    assert found[0] == found[1]
+    assert found[0][0]["images"] == 3
+
+
+def test_the_command_takes_either_kind_of_file(folder: PanopticFolder, tmp_path: Path, capsys, ellipse_model):
+    painter = Predictor(Painter(MODEL))
+    content = json.loads(folder.annotations.read_text())
+    content["categories"] = [CATEGORIES[2], CATEGORIES[1]]
+    folder.annotations.write_text(json.dumps(content))
+    moved = folder.maps.rename(tmp_path / "elsewhere")
+    numbers = tmp_path / "numbers.json"
+    options = {"segmentations": moved, "panoptic_quality": "in_house"}
+    evaluate_and_report(painter, folder.images, folder.annotations, json=numbers, **options)
+    assert "dog" in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["variant"] == "in_house"
+
+    instances = tmp_path / "instances.json"
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 4, 4], "segmentation": [[0, 0, 4, 0, 4, 4]]}
+    instances.write_text(json.dumps({**content, "annotations": [entry]}))
+    for model, file, extra, words in [
+        (painter, instances, {}, "instances.json is no COCO panoptic file"),
+        (Predictor(ellipse_model), folder.annotations, {"segmentations": moved}, "model finds single instances only"),
+        (painter, folder.annotations, {"boxes": "predicted"}, "--boxes cannot be given here, since .* panoptic file"),
+        (painter, instances, {"segmentations": moved}, "--segmentations cannot be given here, since .* no COCO panop"),
+        (painter, folder.annotations, {"segmentations": moved, "processes": 0}, "processes >= 1"),
+        (painter, folder.annotations, {"json": folder.annotations}, "it is the annotation file"),
+        (painter, folder.annotations, {"save_results": tmp_path / "elsewhere.json"}, "exists already"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            evaluate_and_report(model, folder.images, file, **extra)
 
 
 class TestFiles:

@@ -1,4 +1,4 @@
-"""How well a model turns boxes into masks, or finds instances, on a COCO file: `maskwright evaluate`."""
+"""How well a model turns boxes into masks, or finds instances or segments, on a COCO file: `maskwright evaluate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maskwright.apps.evaluate_panoptic import evaluate_panoptic
 from maskwright.apps.measure import Measurement, measure, require_instances
+from maskwright.apps.outputs import check_outputs
+from maskwright.data.panoptic_annotations import is_panoptic
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.report import (
@@ -14,6 +17,7 @@ from maskwright.evaluation.report import (
     coco_ap_tables,
     mask_iou_summary,
     mask_iou_tables,
+    panoptic_quality_tables,
 )
 from maskwright.files import write_json
 from maskwright.predictor import Predictor
@@ -99,38 +103,47 @@ def evaluate_and_report(
     annotations: str | Path,
     *,
     json: str | Path | None = None,
+    segmentations: str | Path | None = None,
+    panoptic_quality: str = "official",
     **options: Any,
 ) -> None:
-    """`evaluate` for the command line: tables on standard output, and the same numbers in the file `json`.
+    """For the command line: `evaluate`, or `evaluate_panoptic` where `annotations` is a COCO panoptic file.
 
-    `options` are those of `evaluate`.
+    Tables on standard output, and the same numbers in the file `json`.
+
+    Args:
+        model, images, annotations, json: see above.
+        segmentations, panoptic_quality: `segmentations` and `variant` of `evaluate_panoptic`.
+        options: the others of those functions; `boxes` and `seen` are for instances alone.
 
     Raises:
-        UserError: as `evaluate`, or `json` cannot be written.
+        UserError: as those functions, an option that does not go with the file, or `json` cannot be written.
     """
-    results = _results_files(options.get("save_results"), options.get("boxes", "ground-truth"))
-    check_outputs([*results, *([] if json is None else [Path(json)])], annotations)
-    summary = evaluate(model, images, annotations, **options)
-    print(coco_ap_tables(summary) if options.get("boxes") == "predicted" else mask_iou_tables(summary))
+    outputs = [] if json is None else [Path(json)]
+    if is_panoptic(annotations):
+        _refuse(options, {"boxes": "ground-truth", "seen": None}, f"{annotations} is a COCO panoptic file")
+        check_outputs(outputs, annotations)
+        options |= {"segmentations": segmentations, "variant": panoptic_quality}
+        summary = evaluate_panoptic(model, images, annotations, **options)
+        tables = panoptic_quality_tables(summary)
+    else:
+        given = {"segmentations": segmentations, "panoptic_quality": panoptic_quality}
+        defaults = {"segmentations": None, "panoptic_quality": "official"}
+        _refuse(given, defaults, f"{annotations} is no COCO panoptic file")
+        results = _results_files(options.get("save_results"), options.get("boxes", "ground-truth"))
+        check_outputs([*results, *outputs], annotations)
+        summary = evaluate(model, images, annotations, **options)
+        tables = coco_ap_tables(summary) if options.get("boxes") == "predicted" else mask_iou_tables(summary)
+    print(tables)
     if json is not None:
         write_json(json, summary)
 
 
-def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:
-    """Refuse output files that cannot be written, or would overwrite the annotations or one another; before any work.
-
-    Raises:
-        UserError: so.
-    """
-    taken = {Path(annotations).resolve()}
-    for file in files:
-        if not file.parent.is_dir():
-            raise UserError(f"cannot write {file}: the folder {file.parent} does not exist")
-        if file.is_dir():
-            raise UserError(f"cannot write {file}: it is a folder; expected the name of a file")
-        if file.resolve() in taken:
-            raise UserError(f"cannot write {file}: it is the annotation file or another output; give another name")
-        taken.add(file.resolve())
+def _refuse(options: dict[str, Any], defaults: dict[str, Any], because: str) -> None:
+    """Take the options of `defaults` out; one that was given another value is an error."""
+    for name, default in defaults.items():
+        if options.pop(name, default) != default:
+            raise UserError(f"--{name.replace('_', '-')} cannot be given here, since {because}")
 
 
 def _results_files(save_results: str | Path | None, boxes: str) -> list[Path]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from maskwright.data.categories import match_name, read_categories
+from maskwright.apps.measure_panoptic import PanopticMeasurement, measure_panoptic, tell_skipped
+from maskwright.apps.outputs import check_numbers, check_outputs
 from maskwright.data.json_file import read_json_object
-from maskwright.data.loaders import evaluation_loader
-from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, read_id_map, write_panoptic
+from maskwright.data.panoptic import new_map_folder, read_id_map, write_panoptic
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
-from maskwright.evaluation.report import panoptic_quality_summary, panoptic_quality_tables
-from maskwright.files import write_json
-from maskwright.predictor import Predictor, load
-from maskwright.structures import PanopticPrediction, SegmentationModel
+from maskwright.evaluation.report import panoptic_quality_summary
+from maskwright.predictor import Predictor
 
 
 def evaluate_panoptic(
@@ -36,6 +31,7 @@ def evaluate_panoptic(
     save_results: str | Path | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
+    processes: int = 1,
     **loading: Any,
 ) -> dict[str, Any]:
     """Panoptic quality of a model's predictions.
@@ -51,87 +47,31 @@ def evaluate_panoptic(
         save_results: write the predictions as a COCO panoptic file of this name, and their PNGs to the folder beside
             it that is named like it.
         batch_size: images that are predicted together.
-        num_workers: processes that read images.
+        num_workers: processes that read images, for each process that computes.
+        processes: so many processes share the images, each with the next GPU where there are several; the numbers are
+            those of one process.
         loading: `device`, `precision` and `compile` of `maskwright.load`, where the model is loaded here.
 
     Returns:
         As `evaluation.report.panoptic_quality_summary`.
 
     Raises:
-        UserError: an unusable file, folder or model, or an unknown variant.
+        UserError: an unusable file, folder or model, an unknown variant, or a number out of its range.
     """
     _check_variant(variant)
-    predictor = model if isinstance(model, Predictor) else load(model, **loading)
-    network = cast(SegmentationModel, predictor.model)
-    if network.task != "panoptic":
-        raise UserError(f"{annotations} is a panoptic file, but the model finds single instances only")
-    dataset = CocoPanoptic(images, annotations, segmentations, categories=network.categories)
-    _tell_skipped(dataset.skipped, annotations)
-    names = [category["name"] for category in read_categories(annotations)]
-    known = {label for label, category in enumerate(network.categories) if match_name(category["name"], names)}
-    metric = PanopticQuality(network.categories, variant)
-    entries = _predict(predictor, dataset, metric, known, batch_size, num_workers)
-    if save_results is None:
-        for _ in entries:
-            pass
-    else:
-        write_panoptic(save_results, entries, network.categories)
+    check_numbers(batch_size, num_workers, processes)
+    if save_results is not None:
+        check_outputs([Path(save_results)], annotations)
+        new_map_folder(save_results)
+    metric, maps = measure_panoptic(
+        PanopticMeasurement(
+            model, images, annotations, segmentations, variant, batch_size, num_workers, loading, processes,
+            keep_maps=save_results is not None,
+        )
+    )  # fmt: skip
+    if save_results is not None:
+        write_panoptic(save_results, (maps[place].entry() for place in sorted(maps)), metric.categories)
     return panoptic_quality_summary(metric)
-
-
-def evaluate_panoptic_and_report(
-    model: str | Path | Predictor,
-    images: str | Path,
-    annotations: str | Path,
-    *,
-    json: str | Path | None = None,
-    **options: Any,
-) -> None:
-    """`evaluate_panoptic` for the command line: tables on standard output, and the same numbers in the file `json`.
-
-    `options` are those of `evaluate_panoptic`.
-
-    Raises:
-        UserError: as `evaluate_panoptic`, or `json` cannot be written.
-    """
-    summary = evaluate_panoptic(model, images, annotations, **options)
-    print(panoptic_quality_tables(summary))
-    if json is not None:
-        write_json(json, summary)
-
-
-def _predict(
-    predictor: Predictor,
-    dataset: CocoPanoptic,
-    metric: PanopticQuality,
-    known: set[int],
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[PanopticEntry]:
-    """Each image's prediction, once `metric` has counted it; progress on standard error."""
-    loader = evaluation_loader(dataset, batch_size=batch_size, num_workers=num_workers)
-    names = iter(dataset.file_names)
-    with tqdm(total=len(dataset), unit="image", file=sys.stderr, desc="evaluate", disable=None) as progress:
-        for batch, targets in loader:
-            with predictor.inference():
-                predictions = predictor.model([image.to(predictor.device) for image in batch])
-            metric.update([_only(prediction, known) for prediction in predictions], targets)
-            for prediction, target in zip(predictions, targets, strict=True):
-                name, (height, width) = next(names), prediction.image_size
-                image = {"id": target["image_id"], "file_name": name, "height": height, "width": width}
-                png = Path(name).with_suffix(".png").as_posix()
-                yield PanopticEntry(image, *prediction.to_coco(target["image_id"], png))
-            progress.update(len(batch))
-
-
-def _only(prediction: PanopticPrediction, labels: set[int]) -> PanopticPrediction:
-    """The prediction with the segments of these labels; the others become void."""
-    kept = [info for info in prediction.segments_info if info["label"] in labels]
-    if len(kept) == len(prediction):
-        return prediction
-    ids = torch.tensor([info["id"] for info in kept], device=prediction.segmentation.device)
-    is_kept = torch.isin(prediction.segmentation, ids.to(prediction.segmentation.dtype))
-    return replace(prediction, segmentation=prediction.segmentation * is_kept, segments_info=kept)
 
 
 def compare_panoptic_files(
@@ -161,7 +101,7 @@ def compare_panoptic_files(
         content["images"] = _images(content["annotations"], truth_folder, str(annotations))
     truth = index_panoptic_annotations(content, str(annotations))
     truth.refuse_unusable()
-    _tell_skipped(truth.skipped, annotations)
+    tell_skipped(truth.skipped, annotations)
     listed = read_json_object(predictions, ("annotations",))["annotations"]
     predicted = index_panoptic_annotations({**content, "annotations": listed}, str(predictions))
     if predicted.problems:
@@ -206,9 +146,3 @@ def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
 def _check_variant(variant: str) -> None:
     if variant not in get_args(Variant):
         raise UserError(f"the panoptic quality must be one of {', '.join(get_args(Variant))}, but got {variant!r}")
-
-
-def _tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:
-    if skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)

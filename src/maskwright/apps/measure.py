@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,6 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from maskwright.apps.processes import in_processes, loading_of
 from maskwright.data.categories import match_name, read_categories, resolve_mask_classes
 from maskwright.data.coco import CocoInstances
 from maskwright.data.ground_truth import read_ground_truth
@@ -66,35 +64,18 @@ class Measured(NamedTuple):
 def measure(measurement: Measurement) -> Measured:
     """Measure all images, each once, with `measurement.processes` processes.
 
-    Several processes are started here, on this machine. Each loads the model, onto a GPU of its own as long as there
-    are GPUs, and on a CPU takes its part of the threads.
-
     Raises:
         UserError: as `evaluate.evaluate`, or a process was killed.
     """
     count = measurement.processes
-    if count == 1:
-        return _measure_share(measurement)
-    shares = [replace(measurement, rank=rank, loading=_loading_of(measurement, rank)) for rank in range(count)]
-    threads = max(1, torch.get_num_threads() // count)
-    try:
-        with ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-        ) as pool:
-            first, *others = pool.map(_measure_share, shares)
-    except BrokenProcessPool as error:
-        raise UserError(f"one of the {count} processes was killed (out of memory?); take fewer --processes") from error
+    shares = [
+        replace(measurement, rank=rank, loading=loading_of(measurement.loading, rank, count)) for rank in range(count)
+    ]
+    first, *others = in_processes(_measure_share, shares)
     for other in others:
         cast(Any, first.metric).merge(other.metric.state())
         first.masks.update(other.masks)
     return first
-
-
-def _loading_of(measurement: Measurement, rank: int) -> dict[str, Any]:
-    """The loading options of one process: each has the next GPU, unless a certain one or the CPU is asked for."""
-    any_gpu = measurement.loading.get("device") in (None, "auto", "cuda") and torch.cuda.is_available()
-    device = {"device": f"cuda:{rank % torch.cuda.device_count()}"} if any_gpu else {}
-    return {**measurement.loading, **device}
 
 
 def _measure_share(measurement: Measurement) -> Measured:
@@ -156,7 +137,13 @@ def _measure_detections(measurement: Measurement) -> Measured:
 
 def _predictor(measurement: Measurement) -> Predictor:
     model = measurement.model
-    return model if isinstance(model, Predictor) else load(model, **measurement.loading)
+    predictor = model if isinstance(model, Predictor) else load(model, **measurement.loading)
+    if predictor.task != "instance":
+        raise UserError(
+            f"{measurement.annotations} is no COCO panoptic file, which a panoptic model is evaluated on: it has no "
+            "`segments_info`"
+        )
+    return predictor
 
 
 def _relabelled(prediction: InstancePrediction, label_of: Int64[Tensor, " c"]) -> InstancePrediction:

@@ -211,6 +211,20 @@ def panoptic_to_coco(
     return encode_ids(id_map), {"image_id": target["image_id"], "file_name": file_name, "segments_info": segments}
 
 
+def new_map_folder(annotations: str | Path, segmentations: str | Path | None = None) -> Path:
+    """The folder for the PNGs of a panoptic file that is to be written: `segmentations`, or the one named like it.
+
+    Raises:
+        UserError: it is there already, or the file has no suffix that would tell the two apart.
+    """
+    folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
+    if folder == Path(annotations):
+        raise UserError(f"the panoptic file {annotations} needs a suffix (.json): its PNGs go to the folder without it")
+    if folder.exists():
+        raise UserError(f"the folder {folder} of the segmentations exists already; remove it or choose another name")
+    return folder
+
+
 @dataclass(frozen=True)
 class PanopticEntry:
     """One image of a panoptic file to be written.
@@ -242,12 +256,7 @@ def write_panoptic(
     Raises:
         UserError: the folder is there already, or something cannot be written.
     """
-    annotations = Path(annotations)
-    folder = annotations.with_suffix("") if segmentations is None else Path(segmentations)
-    if folder == annotations:
-        raise UserError(f"the panoptic file {annotations} needs a suffix (.json): its PNGs go to the folder without it")
-    if folder.exists():
-        raise UserError(f"the folder {folder} of the segmentations exists already; remove it or choose another name")
+    annotations, folder = Path(annotations), new_map_folder(annotations, segmentations)
     images, written = [], []
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

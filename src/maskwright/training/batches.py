@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from maskwright.data.coco import CocoInstances, split_by_hash
 from maskwright.data.loaders import Batch, DataSet, evaluation_loader, training_loader
 from maskwright.data.panoptic import CocoPanoptic
+from maskwright.data.panoptic_annotations import is_panoptic
 from maskwright.data.panoptic_transforms import panoptic_training_transforms
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
@@ -46,11 +47,22 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
     for key in ("images", "annotations"):
         if getattr(options, key) is None:
             raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+    for file in (options.annotations, options.validation_annotations):
+        _require_form(file, isinstance(options, PanopticDataOptions))
     if isinstance(options, PanopticDataOptions):
         return _open_panoptic(options, image_size, categories)
     if isinstance(options, InstanceDataOptions):
         return _open_instances(options, image_size, categories)
     raise TypeError(f"options must be one of the classes of DATA_OPTIONS, but are a {type(options).__name__}")
+
+
+def _require_form(annotations: str | None, panoptic: bool) -> None:
+    """Refuse an annotation file of the other task."""
+    if annotations is None or is_panoptic(annotations) == panoptic:
+        return
+    if panoptic:
+        raise UserError(f"this recipe learns from COCO panoptic files, but {annotations} has no `segments_info`")
+    raise UserError(f"this recipe learns from COCO instances files, but {annotations} is a COCO panoptic file")
 
 
 def _open_instances(options: InstanceDataOptions, image_size: int, categories: list[Category] | None) -> DataSets:

@@ -1,0 +1,38 @@
+"""Checks of what an evaluation is asked for, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskwright.errors import UserError
+
+
+def check_numbers(batch_size: int, num_workers: int, processes: int) -> None:
+    """Refuse numbers of images or processes that are out of their range.
+
+    Raises:
+        UserError: so.
+    """
+    if batch_size < 1 or num_workers < 0 or processes < 1:
+        raise UserError(
+            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
+            f"{batch_size}, {num_workers} and {processes}"
+        )
+
+
+def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:
+    """Refuse output files that cannot be written, or would overwrite the annotations or one another; before any work.
+
+    Raises:
+        UserError: so.
+    """
+    taken = {Path(annotations).resolve()}
+    for file in files:
+        if not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: the folder {file.parent} does not exist")
+        if file.is_dir():
+            raise UserError(f"cannot write {file}: it is a folder; expected the name of a file")
+        if file.resolve() in taken:
+            raise UserError(f"cannot write {file}: it is the annotation file or another output; give another name")
+        taken.add(file.resolve())
