@@ -1,4 +1,4 @@
-"""Masks that nobody has drawn yet: box to mask for any class, and partially supervised instance segmentation.
+"""Masks that nobody has drawn yet: box to mask for any class, partially supervised instances, panoptic maps.
 
 The public names are imported on first use, so that `import maskwright` costs nothing.
 """
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from maskwright.models.deep_mac import DeepMAC
     from maskwright.models.deep_marc import DeepMARC
     from maskwright.models.hub import from_pretrained, push_to_hub, save_pretrained
+    from maskwright.models.max_deeplab import MaXDeepLab
     from maskwright.predictor import Predictor, load
-    from maskwright.structures import Category, ImageFeatures, InstancePrediction, Target
+    from maskwright.structures import (
+        Category,
+        ImageFeatures,
+        InstancePrediction,
+        PanopticPrediction,
+        PanopticTarget,
+        Target,
+    )
 
 _HOMES = {
     "Category": "maskwright.structures",
@@ -24,6 +32,9 @@ _HOMES = {
     "DeepMARC": "maskwright.models.deep_marc",
     "ImageFeatures": "maskwright.structures",
     "InstancePrediction": "maskwright.structures",
+    "MaXDeepLab": "maskwright.models.max_deeplab",
+    "PanopticPrediction": "maskwright.structures",
+    "PanopticTarget": "maskwright.structures",
     "Predictor": "maskwright.predictor",
     "Target": "maskwright.structures",
     "UserError": "maskwright.errors",
@@ -40,6 +51,9 @@ __all__ = [
     "DeepMARC",
     "ImageFeatures",
     "InstancePrediction",
+    "MaXDeepLab",
+    "PanopticPrediction",
+    "PanopticTarget",
     "Predictor",
     "Target",
     "UserError",
