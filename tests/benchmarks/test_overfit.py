@@ -72,3 +72,27 @@ def test_it_trains_then_evaluates_with_both_kinds_of_boxes(overfit, tmp_path, mo
     overfit.main()
     assert ran[3][0][-2:] == ["--resume", "last"]
     assert not ran[3][1]
+
+
+def test_a_panoptic_file_is_learnt_and_evaluated_as_one(overfit, tmp_path, monkeypatch):
+    segments = {0: [7, 9], 1: [8], 2: []}
+    entries = [
+        {"image_id": image, "segments_info": [{"category_id": label} for label in labels]}
+        for image, labels in segments.items()
+    ]
+    annotations, run, ran = tmp_path / "panoptic.json", tmp_path / "run", []
+    annotations.write_text(json.dumps({**FILE, "annotations": entries}))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append((command[3:], check)))
+    arguments = ["toy", "--images", "DIR", "--annotations", annotations, "--out", run, "--trainer.steps", "7"]
+    monkeypatch.setattr(sys, "argv", ["overfit.py", *map(str, arguments)])
+    overfit.main()
+    subset = json.loads((tmp_path / "run.json").read_text())
+    assert {image["id"] for image in subset["images"]} == {0, 1}
+    assert [category["id"] for category in subset["categories"]] == [7, 8, 9]
+    (train, must_train), (evaluate, must_evaluate) = ran
+    assert must_train
+    assert must_evaluate
+    maps = str(tmp_path / "panoptic")
+    assert train[train.index("--data.segmentations") + 1] == maps
+    assert "--data.crop_size" not in train
+    assert evaluate[-4:] == ["--json", str(tmp_path / "run.panoptic.json"), "--segmentations", maps]
