@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
 
 from maskwright.evaluation.report import format_table
 from maskwright.models.hub import BUNDLED, bundled_names, family_class
+from maskwright.structures import SegmentationModel, Task
 from maskwright.training.recipes import recipe_names, resolve_recipe
 
 # A recipe that leaves its classes to the annotation file is counted with as many as COCO has.
-_ASSUMED_CATEGORIES = [{"id": index + 1, "name": f"class {index + 1}"} for index in range(80)]
+_ASSUMED_CLASSES: dict[Task, int] = {"instance": 80, "panoptic": 133}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def list_models() -> None:
     """Print the bundled models (parameters, size on disk, family) and the recipes (parameters, family).
 
-    The classes of a detector that a recipe leaves open are counted as COCO's 80.
+    Classes that a recipe leaves open are counted as COCO's, 80 of instances or 133 of panoptic maps.
     """
     models = [_bundled_row(BUNDLED / name) for name in bundled_names()]
     print(format_table(["bundled model", "family", "parameters", "size"], models or [["none", "", "", ""]]))
@@ -42,9 +44,13 @@ def _recipe_row(name: str) -> list[str]:
     values = dict(recipe.model)
     if "pretrained_backbone" in values:
         values["pretrained_backbone"] = False  # nothing is to be downloaded for a count
-    values["categories"] = values.get("categories") or _ASSUMED_CATEGORIES
+    family = family_class(recipe.family)
+    count = _ASSUMED_CLASSES[cast(SegmentationModel, family).task]
+    values["categories"] = values.get("categories") or [
+        {"id": index, "name": f"{index}"} for index in range(1, count + 1)
+    ]
     with torch.device("meta"):
-        model = family_class(recipe.family)(**values)
+        model = family(**values)
     return [name, recipe.family, _millions(sum(parameter.numel() for parameter in model.parameters()))]
 
 
