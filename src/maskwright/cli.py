@@ -172,7 +172,7 @@ def _convert(arguments: list[str]) -> int:
     parser.add_argument(
         "checkpoint", type=str, help="a TensorFlow 2 checkpoint (its prefix DIR/ckpt-0), or a SavedModel's variables"
     )
-    parser.add_argument("--family", type=str, required=True, help="the model's family: deep_mac, deep_marc, max_deeplab")
+    parser.add_argument("--family", type=str, required=True, help="the model's: deep_mac, deep_marc or max_deeplab")
     parser.add_argument(
         "--recipe",
         type=str,
