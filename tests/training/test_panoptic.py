@@ -76,9 +76,11 @@ def test_images_come_as_the_options_say(arguments, panoptic):
     options = resolve_recipe(arguments[0], arguments[1:]).data
     whole = open_data_sets(replace(options, scale=None, flip=0.0), 65, None)
     validation = whole.validation
-    image, target = whole.training[(0, 1)]
+    image, target = whole.training[(whole.training.file_names.index("2.png"), 1)]
     assert image.shape == (3, 65, 65)
-    assert bool((target["segmentation"][52:] == -1).all())  # 40 x 50 pixels become 52 x 65, at the top
+    inside = target["segmentation"] == 0  # 40 x 50 pixels, all of one segment, become 52 x 65, at the top
+    assert inside[:52].float().mean() > 0.9
+    assert not inside[52:].any()
     assert validation[0][1]["segmentation"].shape == SIZE
     assert not set(whole.training.file_names) & set(validation.file_names)
     moved = panoptic.maps.rename(panoptic.maps.with_name("elsewhere"))

@@ -29,9 +29,10 @@ class DataOptions:
 
     Attributes:
         images: folder of the training images.
-        annotations: annotation file of the training images.
+        annotations: annotation file of the training images: COCO instances, with boxes for every class and masks for
+            some, or COCO panoptic where the model finds panoptic maps.
         validation_images: folder of the validation images; left out, `images`.
-        validation_annotations: annotation file to validate on; left out, `validation_share` is set aside.
+        validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
             and never trained on when there is no `validation_annotations`.
         batch_size: images per device and step.
@@ -70,7 +71,6 @@ class InstanceDataOptions(DataOptions):
     """Data of a model that finds instances.
 
     Attributes:
-        annotations, validation_annotations: COCO instances; boxes for every class, masks for some.
         mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
             classes count as box-only; validation still measures them, as unseen.
         crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
@@ -102,7 +102,6 @@ class PanopticDataOptions(DataOptions):
     """Data of a model that finds all segments of an image.
 
     Attributes:
-        annotations, validation_annotations: COCO panoptic files.
         segmentations: folder of the PNGs of `annotations`; left out, the one beside the file that is named like it.
         validation_segmentations: the same of `validation_annotations`.
         scale: smallest and largest factor by which an image is resized once it fits into the crop: at 1 the whole
