@@ -1,6 +1,7 @@
 """Starting from other weights: what fits is copied, classes go by their names, what does not fit is named."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -54,6 +55,7 @@ class Layered(nn.Module):
     """A layer with a row of background before two of each class."""
 
     family = "layered"
+    config: ClassVar[dict] = {}
 
     def __init__(self, *names):
         super().__init__()
@@ -91,6 +93,17 @@ def test_a_part_that_only_one_has_is_told(tmp_path, capsys):
         torch.equal(a, b)
         for a, b in zip(fresh.network.mask_head.parameters(), having.network.mask_head.parameters(), strict=True)
     )
+
+
+def test_values_that_change_the_meaning_of_the_weights_are_told(tmp_path, capsys):
+    save_pretrained(build("dog", box_frame="pixel", box_margin=0.1, image_mean=[0.5, 0.5, 0.5]), tmp_path / "weights")
+    training = {"box_jitter_ratio": 0.2, "cross_entropy_weight": 1.0, "norm_momentum": 0.5, "image_size": 128}
+    model = build("dog", channel_order="bgr", image_mean=(0.0, 0.0, 0.0), image_std=(0.229, 0.224, 0.225), **training)
+    start_from(model, str(tmp_path / "weights"))
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "first weights: differs: box_frame pixel -> corner, box_margin 0.1 -> 0.0, "
+        "image_mean [0.5, 0.5, 0.5] -> [0.0, 0.0, 0.0], channel_order rgb -> bgr"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int64
@@ -15,6 +17,13 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Category, SegmentationModel
 
+# Values that change nothing about what the same tensors predict, or that are told otherwise.
+_WITHOUT_MEANING = re.compile(
+    "categories|mask_classes|image_size|pretrained_backbone|frozen_levels|box_jitter.*|max_masks_per_image|"
+    "mask_chunk_size|mask_boxes|num_box_samples|min_box_overlap|.*norm_momentum|.*_weight|.*_top_k|drop_path_.*|"
+    "activation_checkpointing|contrast_pixels|small_instance_area"
+)
+
 
 def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     """Copy the weights of another model of the family into `model`.
@@ -24,6 +33,10 @@ def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     same name (or its synonym) are copied, the others stay as they were initialised; and whole parts of the network
     that only one of the two models has, such as a detector: what `model` lacks is left out, what `source` lacks
     stays as it was initialised.
+
+    Constructor values that do not change the shapes (`channel_order`, say) may differ. Those with which the same
+    tensors mean something else are told in one line on stderr, so that nobody takes them for the same by mistake;
+    those of training alone are not.
 
     Args:
         model: with its first, random weights.
@@ -53,6 +66,7 @@ def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     if rows:
         lines += _about_classes(ours.categories, match, [name for name in rows if name in state])
     if announce:
+        lines += _about_values(ours.config, theirs.config)
         whole = sum(name not in rows for name in state)
         print("\n".join([f"first weights: {whole} tensors of {source}", *lines]), file=sys.stderr)
 
@@ -119,3 +133,19 @@ def _about_classes(categories: Sequence[Category], match: Int64[Tensor, " c"], n
     fresh = [category["name"] for category, found in zip(categories, match.tolist(), strict=True) if found < 0]
     anew = f"those of {len(fresh)} start anew ({', '.join(fresh)})" if fresh else "none starts anew"
     return [f"first weights: the classes differ: of {', '.join(names)} the rows of {known} are copied, {anew}"]
+
+
+def _about_values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """One line of the values that the weights were trained with and this model has otherwise."""
+    # In JSON lists and tuples are the same.
+    pairs = {name: [json.loads(json.dumps(config[name])) for config in (theirs, ours)] for name in ours}
+    differ = [
+        f"{name} {_plain(before)} -> {_plain(now)}"
+        for name, (before, now) in pairs.items()
+        if before != now and not _WITHOUT_MEANING.fullmatch(name)
+    ]
+    return [f"first weights: differs: {', '.join(differ)}"] if differ else []
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value).strip('"')
