@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskwright.models.max_deeplab.post_processing import PanopticMerging, assign_masks, enlarged_strips
+from maskwright.models.max_deeplab.post_processing import PanopticMerging, assign_masks, assign_pixels, enlarged_strips
 from maskwright.structures import Category, ImageGeometry
 
 CATEGORIES: list[Category] = [
@@ -144,9 +144,22 @@ def test_maskwise_merging_lays_detected_slots_alone():
     assert [info["label"] for info in prediction.segments_info] == [CAT, SKY]
 
 
+def test_leaving_out_slots_that_cannot_win_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits = 30 * torch.randn(12, 6, 5, generator=generator)
+    detected = torch.arange(12) % 3 > 0
+    found = assign_pixels(logits, detected, (81, 65), 0.4)
+    whole = torch.nn.functional.interpolate(logits[None], (81, 65), mode="bilinear", align_corners=True)[0]
+    probability, slot = whole.masked_fill(~detected[:, None, None], -torch.inf).softmax(dim=0).max(dim=0)
+    torch.testing.assert_close(found.probability, probability)
+    assert torch.equal(found.confident, (whole.argmax(dim=0) == slot) & (probability > 0.4))
+    assert torch.equal(found.slot, slot)
+
+
 def test_strips_are_the_whole_map():
     logits = torch.randn(3, 20, 6)
-    strips = torch.cat(list(enlarged_strips(logits, (77, 21))), dim=1)
+    every = torch.arange(len(logits))
+    strips = torch.cat([strip for _, strip in enlarged_strips(logits, (77, 21), lambda *_: every)], dim=1)
     whole = torch.nn.functional.interpolate(logits[None], (77, 21), mode="bilinear", align_corners=True)[0]
     torch.testing.assert_close(strips, whole)
 

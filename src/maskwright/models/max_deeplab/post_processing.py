@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -17,7 +17,9 @@ from maskwright.structures import Category, ImageGeometry, PanopticPrediction, S
 
 Merging = Literal["pixelwise", "maskwise"]
 
-_STRIP = 8  # rows of logits that are enlarged at a time
+_STRIP = 4  # rows of logits that are enlarged at a time: those of 128 slots stay in a processor's cache
+_NEGLIGIBLE = 25.0  # 128 exp(-25) is 2e-9
+_ROUNDING = 0.1  # much more than that of an interpolated logit
 
 
 class SlotMap(NamedTuple):
@@ -174,19 +176,38 @@ def assign_pixels(
     A pixel is confident if the probability of that slot among the detected ones exceeds `threshold`, and no other
     slot has a larger logit there: what a slot without a class has won is void, not the next slot's.
     """
-    order = torch.cat([detected.nonzero().flatten(), (~detected).nonzero().flatten()])
-    count, strips = int(detected.sum()), []
-    if count == 0:
+    if not detected.any():
         nothing = torch.zeros(size, device=mask_logits.device)
         return SlotMap(nothing.long(), nothing, nothing.bool())
-    for logits in enlarged_strips(mask_logits[order], size):
+    order, strips = torch.cat([detected.nonzero().flatten(), (~detected).nonzero().flatten()]), []
+    contending = _contending(mask_logits, detected)
+    for slots, logits in enlarged_strips(
+        mask_logits, size, lambda top, bottom: order[contending[order, top:bottom].any(dim=1)]
+    ):
+        count = int(detected[slots].sum())
         largest, position = logits[:count].max(dim=0)
-        probability = 1 / (logits[:count] - largest).exp().sum(dim=0)
-        confident = probability > threshold
-        if count < len(order):
-            confident &= largest >= logits[count:].amax(dim=0)
-        strips.append(SlotMap(order[position], probability, confident))
+        unsurpassed = largest >= logits[count:].amax(dim=0) if count < len(slots) else torch.ones_like(largest).bool()
+        probability = 1 / logits[:count].sub_(largest).exp_().sum(dim=0)
+        strips.append(SlotMap(slots[position], probability, unsurpassed & (probability > threshold)))
     return SlotMap(*(torch.cat(parts) for parts in zip(*strips, strict=True)))
+
+
+def _contending(mask_logits: Float[Tensor, "n h w"], detected: Bool[Tensor, " n"]) -> Bool[Tensor, "n h-1"]:
+    """The slots that count for any of the pixels between two rows of logits, before these are enlarged.
+
+    Between four logits none lies above the largest. A detected slot whose four are `_NEGLIGIBLE` below all four of
+    another has no share in the pixels' probabilities that float32 could hold; one that is not detected cannot surpass
+    it already when they are as much below as rounding may err.
+    """
+    upper = _largest_of_four(mask_logits)
+    lower = -_largest_of_four(-mask_logits[detected])
+    margin = torch.where(detected, _NEGLIGIBLE, _ROUNDING)[:, None, None]
+    return (upper > lower.amax(dim=0) - margin).any(dim=2)
+
+
+def _largest_of_four(x: Float[Tensor, "n h w"]) -> Float[Tensor, "n h-1 w-1"]:
+    pairs = torch.maximum(x[:, 1:], x[:, :-1])
+    return torch.maximum(pairs[:, :, 1:], pairs[:, :, :-1])
 
 
 def assign_masks(
@@ -201,8 +222,8 @@ def assign_masks(
     A mask is the pixels at which its slot's probability, among all slots, exceeds `pixel_threshold`; it is left out
     whole where no more than a share of `overlap_threshold` of it is free.
     """
-    parts = []
-    for logits in enlarged_strips(mask_logits, size):
+    parts, every = [], torch.arange(len(mask_logits), device=mask_logits.device)
+    for _, logits in enlarged_strips(mask_logits, size, lambda *_: every):
         probabilities = logits.softmax(dim=0)
         parts.append((probabilities.amax(dim=0), probabilities[order] > pixel_threshold))
     probability = torch.cat([largest for largest, _ in parts])
@@ -218,16 +239,18 @@ def assign_masks(
 
 
 def enlarged_strips(
-    mask_logits: Float[Tensor, "n h w"], size: tuple[int, int]
-) -> Iterator[Float[Tensor, "n rows {size[1]}"]]:
+    mask_logits: Float[Tensor, "n h w"], size: tuple[int, int], choose: Callable[[int, int], Int64[Tensor, " k"]]
+) -> Iterator[tuple[Int64[Tensor, " k"], Float[Tensor, "k rows {size[1]}"]]]:
     """The logits at `size`, corner pixels on one another, a few rows at a time so that memory stays small.
 
-    Both sides are `s k + 1` for the maps' stride s and their sides k + 1.
+    Both sides are `s k + 1` for the maps' stride s and their sides k + 1. `choose` picks the slots of a strip from
+    its first and its last row of logits; they come with what is enlarged, theirs alone.
     """
     stride, last = (size[0] - 1) // (mask_logits.shape[1] - 1), mask_logits.shape[1] - 1
     for top in range(0, last, _STRIP):
         bottom = min(top + _STRIP, last)
-        rows = mask_logits[None, :, top : bottom + 1]
+        slots = choose(top, bottom)
+        rows = mask_logits[slots, top : bottom + 1]
         new_size = (stride * (bottom - top) + 1, size[1])
-        strip = functional.interpolate(rows, size=new_size, mode="bilinear", align_corners=True)[0]
-        yield strip if bottom == last else strip[:, :-1]
+        strip = functional.interpolate(rows[None], size=new_size, mode="bilinear", align_corners=True)[0]
+        yield slots, strip if bottom == last else strip[:, :-1]
