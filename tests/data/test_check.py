@@ -7,7 +7,7 @@ from maskwright.data.check import check_annotations
 from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
 from maskwright.training.batches import open_data_sets
-from maskwright.training.options import DataOptions
+from maskwright.training.options import InstanceDataOptions
 
 RUN_LENGTHS = {"size": [HEIGHT, WIDTH], "counts": [12, 5, HEIGHT * WIDTH - 17]}
 
@@ -194,7 +194,7 @@ def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, ann
     assert "usable for training: no" in str(report)
     read_to_the_end(CocoInstances(coco.images, coco.annotations))
     with pytest.raises(UserError):
-        open_data_sets(DataOptions(images=str(coco.images), annotations=str(coco.annotations)), 64, None)
+        open_data_sets(InstanceDataOptions(images=str(coco.images), annotations=str(coco.annotations)), 64, None)
 
 
 @pytest.mark.parametrize("flag", [0, False, ..., 1, True])

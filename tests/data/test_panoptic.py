@@ -241,10 +241,22 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_json_file_that_cannot_be_written(self, tmp_path: Path):
-        (tmp_path / "out.json").mkdir()
+        (tmp_path / "file").touch()
         with pytest.raises(UserError, match="cannot write"):
+            write_panoptic(tmp_path / "file" / "out.json", [self.entry()], CATEGORIES, tmp_path / "maps")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_json_file_that_is_there_is_not_touched(self, tmp_path: Path):
+        (tmp_path / "out.json").write_text("mine")
+        with pytest.raises(UserError, match="exists already"):
             write_panoptic(tmp_path / "out.json", [self.entry()], CATEGORIES)
         assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+        assert (tmp_path / "out.json").read_text() == "mine"
+
+    def test_two_images_of_one_segmentation(self, tmp_path: Path):
+        with pytest.raises(UserError, match="two images have the segmentation"):
+            write_panoptic(tmp_path / "out.json", [self.entry("1.png"), self.entry("1.png")], CATEGORIES)
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_id_that_is_void(self):
         target = PanopticTarget(

@@ -84,8 +84,10 @@ def compare_panoptic_files(
     """Panoptic quality of a file of predictions against a file of annotations, as panopticapi's script takes them.
 
     Args:
-        annotations: a COCO panoptic file; it may lack `images`. Its own areas count, where it has them.
-        predictions: a file with `annotations` of the same form; nothing else of it is read.
+        annotations: a COCO panoptic file; it may lack `images`. Its own areas count, where it has them. Images without
+            an annotation are left out.
+        predictions: a file with `annotations` of the same form; nothing else of it is read, and of these only those
+            of the annotated images. Areas are counted in the PNGs. A segment without a pixel is an error.
         segmentations: the folder of the PNGs of `annotations`; None takes the one beside it that is named like it.
         predicted_segmentations: the same of `predictions`.
         variant: as of `PanopticQuality`.
@@ -103,16 +105,18 @@ def compare_panoptic_files(
     truth.refuse_unusable()
     tell_skipped(truth.skipped, annotations)
     listed = read_json_object(predictions, ("annotations",))["annotations"]
-    predicted = index_panoptic_annotations({**content, "annotations": listed}, str(predictions))
+    images = _annotated_images(truth)
+    content |= {"images": images, "annotations": _of_images(listed, images)}
+    predicted = index_panoptic_annotations(content, str(predictions))
     if predicted.problems:
         raise UserError(f"{predictions}: {predicted.problems[0]} ({len(predicted.problems)} problems in all)")
     folder = map_folder(predictions, predicted_segmentations)
     metric = PanopticQuality(truth.categories, variant)
     places = {identity: row for row, identity in enumerate(predicted.image_ids.tolist())}
     for row, identity in enumerate(truth.image_ids.tolist()):
-        prediction = _segments(predicted, places[identity], folder)
+        prediction, annotated = _segments(predicted, places[identity], folder), _segments(truth, row, truth_folder)
         try:
-            metric.add(identity, prediction, _segments(truth, row, truth_folder))
+            metric.add(identity, prediction, _with_listed_areas(annotated, truth, row))
         except ValueError as error:
             raise UserError(f"{predictions}: {error}") from error
     return metric
@@ -132,14 +136,38 @@ def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:
     return images
 
 
+def _annotated_images(truth: PanopticIndex) -> list[dict[str, Any]]:
+    """Entries of `images` for the images of an index."""
+    return [
+        {"id": identity, "file_name": truth.file_names[row], "height": height, "width": width}
+        for row, (identity, (height, width)) in enumerate(
+            zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
+        )
+    ]
+
+
+def _of_images(entries: Any, images: list[dict[str, Any]]) -> Any:
+    """The entries of `annotations` without those of other images; what is no such entry stays, to be told of."""
+    known = {image["id"] for image in images}
+    if not isinstance(entries, list):
+        return entries
+    identities = [entry.get("image_id") if isinstance(entry, dict) else None for entry in entries]
+    pairs = zip(entries, identities, strict=True)
+    return [entry for entry, identity in pairs if type(identity) not in (int, str) or identity in known]
+
+
 def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
-    """One image of a file; areas are the file's own, where it has them."""
+    """One image of a file; areas are counted in its PNG."""
     part = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
     height, width = index.image_sizes[row].tolist()
     id_map = read_id_map(folder / index.map_names[row], (height, width), index.source)
     rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
-    segments = SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
-    listed = index.areas[part]
+    return SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
+
+
+def _with_listed_areas(segments: SegmentMap, index: PanopticIndex, row: int) -> SegmentMap:
+    """The segments of one image with the file's own areas, where it has them."""
+    listed = index.areas[index.offsets[row] : index.offsets[row + 1]]
     return replace(segments, areas=np.where(listed == NO_AREA, segments.areas, listed))
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from maskwright.apps.processes import in_processes, loading_of
 from maskwright.data.categories import match_name, read_categories
 from maskwright.data.loaders import Batch, evaluation_loader
-from maskwright.data.panoptic import CocoPanoptic, PanopticEntry
+from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
 from maskwright.predictor import Predictor, load
@@ -101,6 +101,8 @@ def _measure_share(measurement: PanopticMeasurement) -> PanopticMeasured:
     names = [category["name"] for category in read_categories(annotations)]
     known = {label for label, category in enumerate(network.categories) if match_name(category["name"], names)}
     metric, maps = PanopticQuality(network.categories, measurement.variant), {}
+    file_names = dataset.file_names
+    map_names = new_map_names(file_names)
     places = iter(range(measurement.rank, len(dataset), measurement.processes))
     for batch, targets in _batches(dataset, measurement):
         with predictor.inference():
@@ -109,7 +111,7 @@ def _measure_share(measurement: PanopticMeasurement) -> PanopticMeasured:
         for prediction, target in zip(predictions, targets, strict=True):
             place = next(places)
             if measurement.keep_maps:
-                maps[place] = _encoded(prediction, target["image_id"], dataset.file_names[place])
+                maps[place] = _encoded(prediction, target["image_id"], file_names[place], map_names[place])
     return PanopticMeasured(metric, maps)
 
 
@@ -138,9 +140,9 @@ def _batches(dataset: CocoPanoptic, measurement: PanopticMeasurement) -> Iterato
             progress.update(len(batch[0]))
 
 
-def _encoded(prediction: PanopticPrediction, image_id: int | str, name: str) -> PredictedMap:
+def _encoded(prediction: PanopticPrediction, image_id: int | str, name: str, map_name: str) -> PredictedMap:
     height, width = prediction.image_size
-    colours, annotation = prediction.to_coco(image_id, Path(name).with_suffix(".png").as_posix())
+    colours, annotation = prediction.to_coco(image_id, map_name)
     png = io.BytesIO()
     Image.fromarray(colours).save(png, "PNG")
     image = {"id": image_id, "file_name": name, "height": height, "width": width}

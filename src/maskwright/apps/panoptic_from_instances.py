@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import parse_categories, read_categories
-from maskwright.data.panoptic import PanopticEntry, panoptic_to_coco, write_panoptic
+from maskwright.data.panoptic import PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
 from maskwright.errors import UserError
 from maskwright.structures import Category, PanopticTarget
@@ -169,14 +169,14 @@ def _entries(
     index: AnnotationIndex, categories: list[Category], stuff_map: StuffMap | None, counts: Counts
 ) -> Iterator[PanopticEntry]:
     num_images = len(index.image_ids)
+    map_names = new_map_names([index.file_names[row] for row in range(num_images)])
     for row in tqdm(range(num_images), unit="image", file=sys.stderr, desc="panoptic", disable=None):
         height, width = index.image_sizes[row].tolist()
         identity, name = index.image_ids.tolist()[row], index.file_names[row]
         stuff = None if stuff_map is None else stuff_map(identity, name, (height, width))
         target = _merge(index, row, categories, stuff, counts)
         image = {"id": identity, "file_name": name, "height": height, "width": width}
-        png = Path(name).with_suffix(".png").as_posix()
-        yield PanopticEntry(image, *panoptic_to_coco(target, categories, png))
+        yield PanopticEntry(image, *panoptic_to_coco(target, categories, map_names[row]))
 
 
 def _merge(

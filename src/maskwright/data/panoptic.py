@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,14 +216,24 @@ def new_map_folder(annotations: str | Path, segmentations: str | Path | None = N
     """The folder for the PNGs of a panoptic file that is to be written: `segmentations`, or the one named like it.
 
     Raises:
-        UserError: it is there already, or the file has no suffix that would tell the two apart.
+        UserError: it or the file is there already, or the file has no suffix that would tell the two apart.
     """
     folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
     if folder == Path(annotations):
         raise UserError(f"the panoptic file {annotations} needs a suffix (.json): its PNGs go to the folder without it")
     if folder.exists():
         raise UserError(f"the folder {folder} of the segmentations exists already; remove it or choose another name")
+    if Path(annotations).exists():
+        raise UserError(f"the panoptic file {annotations} exists already; remove it or choose another name")
     return folder
+
+
+def new_map_names(file_names: Sequence[str]) -> list[str]:
+    """The names of the images' PNGs: `1.png` for `1.jpg`, but `1.jpg.png` where that would be another image's, too."""
+    names = [Path(name).with_suffix(".png").as_posix() for name in file_names]
+    counts = Counter(name.casefold() for name in names)
+    pairs = zip(names, file_names, strict=True)
+    return [name if counts[name.casefold()] == 1 else f"{file_name}.png" for name, file_name in pairs]
 
 
 @dataclass(frozen=True)
@@ -248,13 +259,13 @@ def write_panoptic(
     """Write a COCO panoptic file and its folder of PNGs, one entry in memory at a time; whole, or not at all.
 
     Args:
-        annotations: the JSON file.
+        annotations: the JSON file, which must not exist.
         entries: the images.
         categories: of the file.
         segmentations: the folder, which must not exist; None takes the one beside `annotations` named like it.
 
     Raises:
-        UserError: the folder is there already, or something cannot be written.
+        UserError: the file or the folder is there already, two entries have one PNG, or something cannot be written.
     """
     annotations, folder = Path(annotations), new_map_folder(annotations, segmentations)
     images, written = [], []
@@ -267,6 +278,8 @@ def write_panoptic(
             path = temporary / entry.annotation["file_name"]
             if not path.resolve().is_relative_to(temporary.resolve()):
                 raise UserError(f"the segmentation {entry.annotation['file_name']!r} would lie outside of {folder}")
+            if path.exists():
+                raise UserError(f"{annotations}: two images have the segmentation {entry.annotation['file_name']!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(entry.colours).save(path, "PNG")
             images.append(entry.image)

@@ -145,11 +145,26 @@ def _by_image(entries: list[Any], image_rows: dict[Any, int], problems: list[Pro
     for position, entry in enumerate(entries):
         reason = _annotation_reason(entry, image_rows, annotations)
         if reason:
-            identity = f"of image {entry['image_id']}" if isinstance(entry, dict) and "image_id" in entry else position
+            known = isinstance(entry, dict) and "image_id" in entry
+            identity = f"of image {entry['image_id']}" if known else f"#{position}"
             problems.append(Problem("annotation", identity, reason.partition(",")[0], reason, "dropped"))
         else:
             annotations[image_rows[entry["image_id"]]] = entry
+    problems += _shared_maps(annotations)
     return annotations
+
+
+def _shared_maps(annotations: dict[int, dict[str, Any]]) -> list[Problem]:
+    """Annotations whose PNG is an earlier one's: of one of the two it cannot be the map."""
+    problems, owners = [], {}
+    for entry in annotations.values():
+        owner = owners.setdefault(entry["file_name"], entry["image_id"])
+        if owner != entry["image_id"]:
+            reason = f"the segmentation {entry['file_name']!r} is that of image {owner}, too"
+            problems.append(
+                Problem("annotation", f"of image {entry['image_id']}", "shared segmentation", reason, "refused")
+            )
+    return problems
 
 
 def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, dict[str, Any]]) -> str | None:
