@@ -74,10 +74,11 @@ def test_validation_measures_the_weights_that_are_saved(recipe, tmp_path):
 
 def test_seen_and_unseen_classes_are_told_apart_and_box_only_classes_do_not_count(recipe, tmp_path):
     metrics = train(recipe).metrics
-    assert metrics["instances_seen"] == metrics["instances_unseen"] > 0
+    # 4 images, each with a person (seen), a dog (unseen) and a kite, which has a box only.
+    assert [metrics[f"instances{group}"] for group in ("", "_seen", "_unseen")] == [8, 4, 4]
 
 
-def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_path, monkeypatch):
+def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_path, monkeypatch, capsys):
     recipe = resolve_recipe(arguments[0], [*arguments[1:], "--model.detector=centernet"])
     dataset = open_data_sets(recipe.data, 64, None).validation
     truth = {int(image.sum()): target for image, target in (dataset[index] for index in range(len(dataset)))}
@@ -87,8 +88,11 @@ def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_pa
         return [_found(truth[int(image.sum())], image) for image in images]
 
     monkeypatch.setattr(DeepMAC, "_predict", find_all_but_kites)
-    train(recipe)
-    for line in lines(tmp_path / "run" / "validation.jsonl"):
+    assert main([*arguments, "--model.detector=centernet"]) == 0
+    validations = lines(tmp_path / "run" / "validation.jsonl")
+    assert list(json.loads((tmp_path / "run" / "best.json").read_text())) == ["step", "mask_ap"]
+    assert f"finished 6 steps; mask_ap {validations[-1]['mask_ap']:.4f}\n" in capsys.readouterr().err
+    for line in validations:
         # Kites have boxes only: missing them costs box AP alone.
         assert [line[f"box_ap{group}"] for group in ("", "_seen", "_unseen")] == pytest.approx([2 / 3, 1, 1 / 2])
         assert line["mask_ap50_seen"] == line["mask_ap50_unseen"] == 1
@@ -110,7 +114,7 @@ def test_a_model_without_a_detector_is_validated_by_its_masks_alone(recipe):
     assert not any(name.startswith(("box_", "mask_ap")) for name in metrics)
 
 
-def test_best_is_the_validation_with_the_highest_mask_iou(recipe, tmp_path):
+def test_best_of_a_model_without_a_detector_is_the_validation_with_the_highest_mask_iou(recipe, tmp_path):
     train(changed(recipe, steps=8, validate_every_steps=2))
     scores = {line["step"]: line["mask_iou"] for line in lines(tmp_path / "run" / "validation.jsonl")}
     best = json.loads((tmp_path / "run" / "best.json").read_text())

@@ -110,7 +110,7 @@ def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:
-    names = ("mask_iou", "mask_iou_seen", "mask_iou_unseen", "box_ap", "mask_ap", "pq", "pq_things", "pq_stuff")
+    names = ("mask_ap", "box_ap", "mask_iou", "mask_iou_seen", "mask_iou_unseen", "pq", "pq_things", "pq_stuff")
     return [f"{name} {metrics[name]:.4f}" for name in names if not math.isnan(metrics.get(name, math.nan))]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.panoptic_quality import PanopticQuality
-from maskwright.structures import BoxPrompted, PanopticTarget, SegmentationModel, Target, select_rows
+from maskwright.structures import BoxPrompted, PanopticTarget, SegmentationModel, Target
 
 
 @runtime_checkable
@@ -33,6 +33,9 @@ class Validation(Protocol):
 def create_validations(model: nn.Module) -> list[Validation]:
     """What is measured of a model. The first number of the first says which weights of a run are the best.
 
+    Where the model finds instances by itself that is `mask_ap`, with boxes given to it alone `mask_iou`, and of
+    panoptic maps `pq`.
+
     Raises:
         TypeError: a model of instances cannot be prompted with boxes, so its masks cannot be validated.
     """
@@ -41,11 +44,11 @@ def create_validations(model: nn.Module) -> list[Validation]:
     if not isinstance(model, BoxPrompted):
         raise TypeError(f"validation needs a model with encode() and masks_from_boxes(), got {type(model).__name__}")
     masks = MasksFromBoxes(model)
-    return [masks] if cast(SegmentationModel, model).needs_boxes else [masks, FoundInstances(model)]
+    return [masks] if cast(SegmentationModel, model).needs_boxes else [FoundInstances(model), masks]
 
 
 class MasksFromBoxes:
-    """Masks from the ground-truth boxes of the instances whose mask is known (`MaskIoU`)."""
+    """Masks from the ground-truth boxes, compared where the mask is known (`MaskIoU`)."""
 
     def __init__(self, model: nn.Module) -> None:
         """Measure `model`, in the classes that it knows."""
@@ -55,9 +58,8 @@ class MasksFromBoxes:
 
     def update(self, images: list[Tensor], targets: list[Target]) -> None:
         """See `Validation`."""
-        known = [select_rows(target, target["has_mask"] & ~target["iscrowd"]) for target in targets]
-        boxes = [target["boxes"] for target in known]
-        self.metric.update(self._model.masks_from_boxes(self._model.encode(images), boxes), known)
+        boxes = [target["boxes"] for target in targets]
+        self.metric.update(self._model.masks_from_boxes(self._model.encode(images), boxes), targets)
 
     def compute(self) -> dict[str, float]:
         """All of `MaskIoU.compute`, `mask_iou` first."""
@@ -69,7 +71,7 @@ class FoundInstances:
 
     NAMES = tuple(
         f"{kind}_{statistic}{group}"
-        for kind in ("box", "mask")
+        for kind in ("mask", "box")
         for statistic in ("ap", "ap50", "ap75")
         for group in ("", "_seen", "_unseen")
     )
@@ -85,7 +87,7 @@ class FoundInstances:
         self.metric.update(self._model(images, score_threshold=0.0, max_detections=100), targets)
 
     def compute(self) -> dict[str, float]:
-        """Those of `CocoAP.compute` that are in `NAMES`."""
+        """Those of `CocoAP.compute` that are in `NAMES`, `mask_ap` first."""
         values = self.metric.compute()
         return {name: values[name] for name in self.NAMES}
 
