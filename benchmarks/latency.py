@@ -48,6 +48,13 @@ STAGES = {
     "network.maps_and_detection": "heads",
     "network.detect": "heads",
     "network.backbone": "backbone",
+    "network.box_logits": "box heads",
+    "network.masks": "heads",
+    "network.encoder.stem": "stem",
+    "network.encoder.stages": "encoder stage",
+    "network.encoder.stage5_extra": "encoder stage 5",
+    "network.encoder.decoder": "decoder",
+    "post_processing": "merging",
     "network.mask_logits": "crop",
     "network.mask_head": "mask head",
 }

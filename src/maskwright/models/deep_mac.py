@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskwright.models.centernet import CenterNetLoss, decode
 from maskwright.models.deep_mac_losses import MaskLoss, choose_instances
 from maskwright.models.deep_mac_network import DeepMACNetwork, Maps
+from maskwright.models.values import check_boxes, check_counts, check_factors, check_label_space, check_weights
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import JitterMode, clip_boxes, expand_boxes, jitter_boxes
 from maskwright.ops.crop import crop_masks
@@ -29,13 +30,29 @@ from maskwright.structures import (
 )
 
 _SMALLEST = {
+    "image_size": 1,
+    "detector_width": 1,
+    "frozen_levels": 0,
+    "mask_head_width": 1,
     "mask_size": 1,
     "mask_upsample": 1,
+    "pixel_embedding_dim": 1,
+    "instance_embedding_dim": 1,
+    "embedding_width": 1,
     "max_masks_per_image": 1,
     "mask_chunk_size": 1,
     "postprocess_crop_size": 2,
-    "box_consistency_weight": 0,
 }
+_WEIGHTS = (
+    "object_center_weight",
+    "box_size_weight",
+    "box_offset_weight",
+    "cross_entropy_weight",
+    "dice_weight",
+    "box_consistency_weight",
+    "box_margin",
+    "box_jitter_ratio",
+)
 _MAP_NAMES = ("pixel_embedding", "instance_embedding", "image")
 
 
@@ -84,7 +101,8 @@ class DeepMAC(nn.Module):
         box_consistency_weight: weight of the loss that holds every box, with a mask or without, against the extent of
             its predicted mask (`deep_mac_losses.MaskLoss`); then all boxes enter the mask head in training.
         max_masks_per_image: at most so many instances of an image enter the mask head in training.
-        mask_chunk_size: at inference boxes enter the mask head in chunks of so many at most.
+        mask_chunk_size: at inference boxes enter the mask head in chunks of so many at most; on a CPU of 16 at most
+            (of bfloat16 maps: 32), which is faster there.
         resize: see `ImageBatch`.
         image_mean: see `ImageBatch`.
         image_std: see `ImageBatch`.
@@ -93,8 +111,8 @@ class DeepMAC(nn.Module):
         width: scales the channels of the backbone and of all hidden layers, for tests.
 
     Raises:
-        ValueError: an unknown name, a detector without categories, or an `image_size` that the backbone cannot
-            divide.
+        ValueError: an unknown name, a value without a meaning, a detector without categories, or an `image_size`
+            that the backbone cannot divide.
 
     Source: arXiv 2104.00613; Object Detection API `deepmac_meta_arch.py`.
     """
@@ -172,9 +190,7 @@ class DeepMAC(nn.Module):
             raise ValueError(f"detector must be 'centernet' or null, but got {self.detector!r}")
         if self.detector and not self.categories:
             raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
-        for name, least in _SMALLEST.items():
-            if self.config[name] < least:
-                raise ValueError(f"{name} must be at least {least}, but got {self.config[name]}")
+        _check_values(self.config)
         if self.config["predict_full_resolution_masks"] and self.box_jitter_ratio:
             raise ValueError("predict_full_resolution_masks needs box_jitter_ratio 0: there is no crop to disturb")
         names = inspect.signature(DeepMACNetwork.__init__).parameters
@@ -257,9 +273,11 @@ class DeepMAC(nn.Module):
         Args:
             features: of `encode`.
             boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+
+        Raises:
+            ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box.
         """
-        if len(boxes) != len(features):
-            raise ValueError(f"expected boxes for {len(features)} images, but got {len(boxes)}")
+        check_boxes(boxes, len(features))
         if not boxes:
             return []
         pixel_embedding, instance_embedding, image = (features.maps[name] for name in _MAP_NAMES)
@@ -362,3 +380,16 @@ class DeepMAC(nn.Module):
             frame=self.network.box_frame,
             categories=tuple(self.categories),
         )
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    check_label_space(config["categories"], config["mask_classes"])
+    check_counts(config, _SMALLEST)
+    check_weights(config, _WEIGHTS)
+    check_factors(config, ("width",))
+    if config["box_jitter"] not in get_args(JitterMode):
+        raise ValueError(
+            f"box_jitter must be one of {', '.join(get_args(JitterMode))}, but got {config['box_jitter']!r}"
+        )
+    if not 0 < config["min_box_overlap"] < 1:
+        raise ValueError(f"min_box_overlap must lie between 0 and 1, but got {config['min_box_overlap']}")

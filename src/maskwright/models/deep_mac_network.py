@@ -193,7 +193,7 @@ def _check_values(embedding_kernel: Sequence[int], box_frame: str, box_margin: f
     check_frame(box_frame)
     if len(embedding_kernel) != 2 or any(size < 1 or size % 2 == 0 for size in embedding_kernel):
         raise ValueError(f"embedding_kernel must be two odd numbers, but got {list(embedding_kernel)}")
-    if box_margin < 0:
+    if not box_margin >= 0:  # NaN is refused, too
         raise ValueError(f"box_margin must be at least 0, but got {box_margin}")
     if not 0 <= norm_momentum <= 1:
         raise ValueError(f"norm_momentum must lie in 0..1, but got {norm_momentum}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskwright.models.deep_marc_network import BoxHead, DeepMARCNetwork, Maps
 from maskwright.models.roi_heads import Sample, image_indices
+from maskwright.models.values import check_boxes, check_counts, check_factors, check_label_space, check_weights
 from maskwright.nn.detection_backbones import Padding
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
@@ -30,6 +31,18 @@ from maskwright.structures import (
 )
 
 MaskBoxes = Literal["ground_truth", "proposals"]
+
+_SMALLEST = {
+    "image_size": 1,
+    "frozen_levels": 0,
+    "num_proposals": 1,
+    "num_box_samples": 1,
+    "mask_head_width": 1,
+    "mask_size": 1,
+    "mask_upsample": 1,
+    "max_masks_per_image": 1,
+    "mask_chunk_size": 1,
+}
 
 
 class DeepMARC(nn.Module):
@@ -72,7 +85,8 @@ class DeepMARC(nn.Module):
         width: scales the channels of the backbone and of all hidden layers, for tests.
 
     Raises:
-        ValueError: an unknown name, no categories, or an `image_size` that the backbone cannot divide.
+        ValueError: an unknown name, a value without a meaning, no categories, or an `image_size` that the backbone
+            cannot divide.
 
     Source: arXiv 2104.00613, section 3 and appendix; official/projects/deepmac_maskrcnn of the TensorFlow Model Garden.
     Departures; the detector is torchvision's:
@@ -143,10 +157,7 @@ class DeepMARC(nn.Module):
             raise ValueError("Deep-MARC needs categories, the classes that its detector tells apart, but got none")
         if self.mask_boxes not in get_args(MaskBoxes):
             raise ValueError(f"mask_boxes must be one of {', '.join(get_args(MaskBoxes))}, but got {self.mask_boxes!r}")
-        counts = ("num_proposals", "num_box_samples", "mask_size", "mask_upsample", "max_masks_per_image")
-        for name in (*counts, "mask_chunk_size"):
-            if self.config[name] < 1:
-                raise ValueError(f"{name} must be at least 1, but got {self.config[name]}")
+        _check_values(self.config)
         names = inspect.signature(DeepMARCNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         network = DeepMARCNetwork(num_classes=len(self.categories), **shared)
@@ -231,9 +242,11 @@ class DeepMARC(nn.Module):
         Args:
             features: of `encode`.
             boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+
+        Raises:
+            ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box.
         """
-        if len(boxes) != len(features):
-            raise ValueError(f"expected boxes for {len(features)} images, but got {len(boxes)}")
+        check_boxes(boxes, len(features))
         return self._masks(features, boxes, None)
 
     def _predict(self, images: list[Tensor], score_threshold: float, max_detections: int) -> list[InstancePrediction]:
@@ -339,3 +352,13 @@ def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -
     Source: official/vision/losses/maskrcnn_losses.py, `MaskrcnnLoss`, which divides by 0.01 cells more.
     """
     return mask_cross_entropy(logits, targets).sum() / max(1, len(logits))
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    check_label_space(config["categories"], config["mask_classes"])
+    check_counts(config, _SMALLEST)
+    check_weights(config, ("mask_weight",))
+    check_factors(config, ("anchor_scale", "norm_epsilon", "width"))
+    for name in ("min_box_score", "norm_momentum", "mask_norm_momentum"):
+        if not 0 <= config[name] <= 1:
+            raise ValueError(f"{name} must lie in 0..1, but got {config[name]}")

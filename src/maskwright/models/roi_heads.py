@@ -13,6 +13,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 
+from maskwright.ops.crop import readable_regions
+
 Sample = tuple[Tensor, Tensor]
 """Boxes [P, 4] of one image that were sampled on its objects, and the row [P] of the targets that each lies on."""
 
@@ -55,7 +57,7 @@ def _crop(level_map: Tensor, boxes: Tensor, image_index: Tensor, output_size: in
     source = level_map.float() if level_map.dtype in (torch.float16, torch.bfloat16) else level_map
     # RoIAlign's aligned form takes half a cell off; unlike the other it does not enlarge boxes to one cell.
     regions = torch.cat([image_index[:, None].to(source.dtype), boxes.to(source.dtype) / stride + 0.5], dim=1)
-    return roi_align(source, regions, output_size, sampling_ratio=1, aligned=True).to(level_map.dtype)
+    return roi_align(source, readable_regions(regions), output_size, sampling_ratio=1, aligned=True).to(level_map.dtype)
 
 
 class LevelCrop(nn.Module):

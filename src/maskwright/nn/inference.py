@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -20,10 +20,10 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def fold_batch_norms(module: AnyModule) -> AnyModule:
     """A frozen copy of `module` in eval mode whose convolutions do the work of the batch norms behind them.
 
-    A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution
-    of as many channels, or after an `nn.Sequential` that ends in one: in this package that says that the norm alone
-    reads the convolution's output, and a test holds every backbone and mask head to it. Other norms stay, such as
-    those of sums.
+    A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution or
+    linear layer of as many channels, or after an `nn.Sequential` that ends in one: in this package that says that the
+    norm alone reads the layer's output, and a test holds every backbone and mask head to it. Other norms stay, such
+    as those of sums.
 
     The copy gives what the module gives in eval mode, but for rounding. It cannot be trained or saved: its state
     dict would fit no model.
@@ -31,11 +31,9 @@ def fold_batch_norms(module: AnyModule) -> AnyModule:
     folded = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(folded.modules()):
         for (before, _), (name, norm) in pairwise(list(parent.named_children())):
-            path, convolution = _last_layer(parent, before)
-            if _belong_together(convolution, norm):
-                transposed = isinstance(convolution, _TRANSPOSED)
-                fused = fuse_conv_bn_eval(cast(Any, convolution), cast(Any, norm), transposed)
-                parent.set_submodule(path, fused)
+            path, layer = _last_layer(parent, before)
+            if _belong_together(layer, norm):
+                parent.set_submodule(path, _fused(layer, cast(Any, norm)))
                 parent.set_submodule(name, nn.Identity())
     folded.register_state_dict_pre_hook(_refuse_saving)
     return folded
@@ -49,13 +47,18 @@ def _last_layer(parent: nn.Module, path: str) -> tuple[str, nn.Module]:
     return path, layer
 
 
-def _belong_together(convolution: nn.Module, norm: nn.Module) -> bool:
-    return (
-        isinstance(convolution, _CONVOLUTIONS)
-        and isinstance(norm, _BATCH_NORMS)
-        and norm.running_mean is not None
-        and convolution.out_channels == norm.num_features
-    )
+def _belong_together(layer: nn.Module, norm: nn.Module) -> bool:
+    if not isinstance(norm, _BATCH_NORMS) or norm.running_mean is None:
+        return False
+    if isinstance(layer, nn.Linear):
+        return layer.out_features == norm.num_features
+    return isinstance(layer, _CONVOLUTIONS) and layer.out_channels == norm.num_features
+
+
+def _fused(layer: nn.Module, norm: Any) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    return fuse_conv_bn_eval(cast(Any, layer), norm, isinstance(layer, _TRANSPOSED))
 
 
 def _refuse_saving(module: nn.Module, *_: Any) -> None:

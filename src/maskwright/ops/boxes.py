@@ -55,7 +55,7 @@ def jitter_boxes(
     """
     if mode not in get_args(JitterMode):
         raise ValueError(f"jitter mode must be one of {', '.join(get_args(JitterMode))}, but got {mode!r}")
-    if ratio < 0:
+    if not ratio >= 0:  # NaN is refused, too
         raise ValueError(f"jitter ratio must be at least 0, but got {ratio}")
     height, width = image_size
     image_extent = boxes.new_tensor([width, height])

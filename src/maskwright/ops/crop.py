@@ -9,6 +9,8 @@ from torchvision.ops import roi_align
 
 from maskwright.ops.frames import BoxFrame, map_indices, sample_positions
 
+_FAR_OUTSIDE = 1e6  # cells
+
 
 def crop_and_resize(
     maps: Float[Tensor, "b c height width"],
@@ -39,12 +41,20 @@ def crop_and_resize(
     low_x, low_y, high_x, high_y = boxes.to(source.dtype).unbind(dim=1)
     top, bottom = _map_extent(low_y, high_y, frame_size[0], maps.shape[2], output_size, frame)
     left, right = _map_extent(low_x, high_x, frame_size[1], maps.shape[3], output_size, frame)
-    regions = torch.stack([image_index.to(source.dtype), left, top, right, bottom], dim=1)
+    regions = readable_regions(torch.stack([image_index.to(source.dtype), left, top, right, bottom], dim=1))
     if frame == "corner":
         # RoIAlign repeats the border; a border of zeros makes what lies beyond it 0, neighbour by neighbour.
         source = torch.nn.functional.pad(source, (1, 1, 1, 1))
     samples = 1 if frame == "corner" else 2
     return roi_align(source, regions, output_size, sampling_ratio=samples, aligned=True).to(maps.dtype)
+
+
+def readable_regions(regions: Float[Tensor, "n 5"]) -> Float[Tensor, "n 5"]:
+    """Regions (image, x1, y1, x2, y2 in cells) as RoIAlign can read them: NaN is 0, and the rest ends far outside.
+
+    torchvision reads memory that is not the map's, and ends the process, where a sample's position is NaN.
+    """
+    return regions.nan_to_num(0).clamp(-_FAR_OUTSIDE, _FAR_OUTSIDE)
 
 
 def _map_extent(
@@ -103,7 +113,7 @@ def _neighbours(index: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     result = []
     for cell, weight in ((below, 1 - weight_above), (below + 1, weight_above)):
         inside = (cell >= 0) & (cell <= length - 1)
-        result.append((cell.clamp(0, length - 1).long(), weight * inside))
+        result.append((_cell_index(cell, length), weight * inside))
     return result
 
 
@@ -120,16 +130,21 @@ def gather_at_centers(
     image_index: the row of `maps` that each box belongs to.
 
     The cell is the centre times the size of the map (not the size less one, as in the crop), truncated; a
-    centre outside of the map takes the nearest cell. Differentiable with respect to the maps.
+    centre outside of the map takes the nearest cell, one that is no number the first. Differentiable with
+    respect to the maps.
 
     Source: _get_instance_embeddings of the originals' deepmac_meta_arch.py. Departure: there a cell
     outside of the map is an error on the CPU.
     """
     height, width = maps.shape[2:]
     low_x, low_y, high_x, high_y = boxes.float().unbind(dim=1)
-    y = ((low_y + high_y) / 2 / frame_size[0] * height).clamp(0, height - 1).long()
-    x = ((low_x + high_x) / 2 / frame_size[1] * width).clamp(0, width - 1).long()
+    y = _cell_index((low_y + high_y) / 2 / frame_size[0] * height, height)
+    x = _cell_index((low_x + high_x) / 2 / frame_size[1] * width, width)
     return maps[image_index, :, y, x]
+
+
+def _cell_index(position: Float[Tensor, "*shape"], length: int) -> Int64[Tensor, "*shape"]:
+    return position.nan_to_num(0).clamp(0, length - 1).long()  # the integer of NaN is an index far out of memory
 
 
 def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "2 {size} {size}"]:

@@ -117,4 +117,4 @@ class DualPathLayer(nn.Module):
             return pixel, memory
         retrieved = self.pixel_attention(pixel_qkv[..., : self.sizes[0]], memory_keys, memory_values)
         retrieved = retrieved.transpose(1, 2).unflatten(2, pixel.shape[2:])
-        return pixel + self.drop_pixel(self.pixel_conv3(retrieved)), memory
+        return self.drop_pixel(self.pixel_conv3(retrieved)).add_(pixel), memory

@@ -75,10 +75,10 @@ ENCODER_SIZES = {
 
 
 class EncoderOutputs(NamedTuple):
-    """What the heads read; all activated.
+    """What the heads read, activated but for what the auxiliary semantic segmentation reads alone.
 
-    low_level: the maps of stages 2 and 3, by stride (4, 8).
-    semantic: for the auxiliary semantic segmentation: stride 16 in S, 4 in L.
+    low_level: the maps of stages 2 and 3, by stride (4, 8), not activated.
+    semantic: for the semantic segmentation: stride 16 in S, 4 in L; not activated.
     panoptic: stride 4.
     class_feature: [n, slots, channels].
     mask_feature: [n, slots, channels].
@@ -213,8 +213,8 @@ class MaXDeepLabEncoder(nn.Module):
         # In L the semantic loss reads the last map but one, so that it shares nothing with the panoptic feature.
         semantic = maps[-2] if self.semantic_at_stride_4 else backbone_output
         return EncoderOutputs(
-            low_level={stride: F.relu(feature) for stride, feature in low_level.items()},
-            semantic=F.relu(semantic),
+            low_level=low_level,
+            semantic=semantic,
             panoptic=F.relu(maps[-1]),
             class_feature=self.class_feature(memory),
             mask_feature=self.mask_feature(memory),

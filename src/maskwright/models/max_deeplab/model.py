@@ -19,6 +19,7 @@ from maskwright.models.max_deeplab.mask_targets import create_mask_targets
 from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
 from maskwright.models.max_deeplab.post_processing import Merging, PanopticMerging
 from maskwright.models.max_deeplab.stages import DropPathSchedule
+from maskwright.models.values import check_counts, check_factors, check_label_space, check_weights
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.structures import (
     Category,
@@ -38,6 +39,28 @@ _CHANNELS = (
     "semantic_channels",
     "pixel_head_channels",
     "pixel_feature_channels",
+)
+_SMALLEST = {
+    "image_size": 1,
+    "num_mask_slots": 1,
+    "feed_forward_channels": 1,
+    "num_heads": 1,
+    "semantic_channels": 1,
+    "pixel_head_channels": 1,
+    "pixel_feature_channels": 1,
+    "contrast_pixels": 0,
+    "small_instance_area": 0,
+    "thing_area_limit": 0,
+    "stuff_area_limit": 0,
+}
+_WEIGHTS = (
+    "pq_weight",
+    "mask_id_weight",
+    "instance_discrimination_weight",
+    "semantic_weight",
+    "small_instance_weight",
+    "class_exponent",
+    "mask_exponent",
 )
 
 
@@ -132,6 +155,7 @@ class MaXDeepLab(nn.Module):
         )
 
     def _create_network(self) -> MaXDeepLabNetwork:
+        _check_values(self.config)
         names = inspect.signature(MaXDeepLabNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         shared["image_size"] = (self.image_size, self.image_size)
@@ -237,3 +261,12 @@ def backbone_parameters(encoder: MaXDeepLabEncoder) -> list[nn.Parameter]:
 def _to_device(target: PanopticTarget, device: torch.device) -> PanopticTarget:
     moved = {name: target[name].to(device) for name in ("segmentation", "labels", "iscrowd", "ids")}
     return PanopticTarget(**moved, image_id=target["image_id"])
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    check_label_space(config["categories"], config["mask_classes"])
+    check_counts(config, _SMALLEST)
+    check_weights(config, _WEIGHTS)
+    check_factors(config, (*_FACTORS, "width"))
+    if not 0 <= config["norm_momentum"] <= 1:
+        raise ValueError(f"norm_momentum must lie in 0..1, but got {config['norm_momentum']}")

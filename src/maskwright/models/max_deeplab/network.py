@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -151,9 +152,10 @@ class MaXDeepLabNetwork(nn.Module):
             ValueError: a side that is not `16 k + 1`.
         """
         features = self._encode(batch)
-        semantic = features.semantic
+        semantic = F.relu(features.semantic)
         if self.semantic_decoder is not None:
-            semantic = self.semantic_decoder(semantic, features.low_level)
+            low_level = {stride: F.relu(feature) for stride, feature in features.low_level.items()}
+            semantic = self.semantic_decoder(semantic, low_level)
         pixel_feature = self.pixel_head(features.panoptic)
         return MaXDeepLabOutputs(
             mask_logits=self.mask_head(features.mask_feature, pixel_feature),

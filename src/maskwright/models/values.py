@@ -1,0 +1,100 @@
+"""What models are given: the values of their constructors and boxes, each refused by name where it has no meaning."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_label_space(categories: Any, mask_classes: Any) -> None:
+    """Refuse what is no label space; null is one without classes.
+
+    Raises:
+        ValueError: `categories` is no list of mappings with a whole number `id` and a text `name`, each unique, or
+            `mask_classes` no list of texts.
+    """
+    for label, category in enumerate(_as_list("categories", categories)):
+        identity, name = (category.get("id"), category.get("name")) if isinstance(category, Mapping) else (None, None)
+        if not _is_whole(identity) or not isinstance(name, str):
+            raise ValueError(
+                f"categories: number {label} must have a whole number 'id' and a text 'name', but got {category!r}"
+            )
+    for field in ("id", "name"):
+        counts = Counter(category[field] for category in categories or [])
+        repeated = [value for value, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"categories: each needs its own {field}, but these repeat: {repeated}")
+    for name in _as_list("mask_classes", mask_classes):
+        if not isinstance(name, str):
+            raise ValueError(f"mask_classes must be names of classes, but got {name!r}")
+
+
+def check_counts(values: Mapping[str, Any], smallest: Mapping[str, int]) -> None:
+    """Refuse a value that is no whole number, or less than the one that `smallest` has under its name.
+
+    Raises:
+        ValueError: the first such, by name.
+    """
+    for name, least in smallest.items():
+        if not _is_whole(values[name]) or values[name] < least:
+            raise ValueError(f"{name} must be at least {least} and a whole number, but got {values[name]!r}")
+
+
+def check_weights(values: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a value that is no finite number of at least 0.
+
+    Raises:
+        ValueError: the first such, by name.
+    """
+    for name in names:
+        if not _is_number(values[name]) or values[name] < 0:
+            raise ValueError(f"{name} must be at least 0 and finite, but got {values[name]!r}")
+
+
+def check_factors(values: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a value that is no finite number above 0.
+
+    Raises:
+        ValueError: the first such, by name.
+    """
+    for name in names:
+        if not _is_number(values[name]) or values[name] <= 0:
+            raise ValueError(f"{name} must be above 0 and finite, but got {values[name]!r}")
+
+
+def check_boxes(boxes: Sequence[Tensor], num_images: int) -> None:
+    """Refuse boxes that a model cannot be prompted with; flipped boxes, and those outside of the image, it can.
+
+    Args:
+        boxes: per image [N, 4].
+        num_images: of the features.
+
+    Raises:
+        ValueError: not one tensor [N, 4] per image, or a coordinate that is not finite, by image and box.
+    """
+    if len(boxes) != num_images:
+        raise ValueError(f"expected boxes for {num_images} images, but got {len(boxes)}")
+    for image, rows in enumerate(boxes):
+        if rows.ndim != 2 or rows.shape[1] != 4:
+            raise ValueError(f"boxes of image {image}: expected shape [N, 4], but got {list(rows.shape)}")
+        for index in (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist():
+            raise ValueError(f"box {index} of image {image}: expected finite numbers, but got {rows[index].tolist()}")
+
+
+def _as_list(name: str, value: Any) -> Sequence[Any]:
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, but got {value!r}")
+    return value or []
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
