@@ -132,6 +132,30 @@ class TestFiles:
         dog = compare_panoptic_files(folder.annotations, found).per_class()[2]
         assert dog.iou == pytest.approx(24 / 36 + 1)
 
+    def test_areas_of_predictions_are_those_of_their_maps(self, folder: PanopticFolder, tmp_path: Path):
+        """A dog on 20 of its 24 pixels and 4 others: 20 / (24 + 24 - 20); by its false area it would not match."""
+        ids = stripes(1, 1, 2, 2)
+        ids[0] = ids[0, ::-1].copy()
+        scene = (ids, [segment(1, 3, area=48), segment(2, 200, area=0)])
+        found = self.predicted(tmp_path, scene, (stripes(3, 3, 4, 4), [segment(3, 3, area=1), segment(4, 200)]))
+        for row in compare_panoptic_files(folder.annotations, found).per_class():
+            expected = 0.0 if row.name in ("person", "grass") else 20 / 28 + 1
+            assert row.iou == pytest.approx(expected), row.name
+
+    def test_only_images_that_the_truth_annotates_count(self, folder: PanopticFolder, tmp_path: Path, capsys):
+        """Image 1 has lost its annotation; images 3 and "a" are nobody's, and what is wrong with them is nobody's."""
+        content = json.loads(folder.annotations.read_text())
+        del content["annotations"][0]
+        folder.annotations.write_text(json.dumps(content))
+        good = (stripes(3, 3, 4, 4), [segment(3, 3), segment(4, 200)])
+        found = self.predicted(tmp_path, (stripes(9), []), good, (stripes(1), [segment(1, 55)]))
+        entries = json.loads(found.read_text())["annotations"]
+        entries.append({**entries[2], "image_id": "a", "file_name": "missing.png"})
+        found.write_text(json.dumps({"annotations": entries}))
+        numbers = compare_panoptic_files(folder.annotations, found).compute()
+        assert (numbers["images"], numbers["pq"]) == (1, 1.0)
+        assert "1 image without annotation" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("scene", "words"),
         [

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from panoptic_folder import CATEGORIES, HEIGHT, WIDTH, PanopticFolder, colours, segment, stripes
 from PIL import Image
 
 from maskwright.data.loaders import evaluation_loader, training_loader
-from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, panoptic_to_coco, write_panoptic
+from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.errors import UserError
 from maskwright.structures import PanopticTarget, check_panoptic_targets
 
@@ -140,6 +142,28 @@ def test_round_trip_of_whole_data_sets(tmp_path: Path, pair: list[str]):
     assert_round_trip(images, annotations, annotations.with_suffix(""), tmp_path / "out.json")
 
 
+@pytest.mark.parametrize(
+    ("file_names", "map_names"),
+    [
+        (["1.jpg", "a/1.jpg", "2.v1.jpg", "3"], ["1.png", "a/1.png", "2.v1.png", "3.png"]),
+        (["1.jpg", "1.png", "2.jpg"], ["1.jpg.png", "1.png.png", "2.png"]),
+        (["a.jpg", "A.png"], ["a.jpg.png", "A.png.png"]),  # one file, where case does not count
+        (["1.jpg", "1.png", "1.jpg.gif"], ["1.jpg.png", "1.png.png", "1.jpg.gif.png"]),
+        (["1", "1.jpg"], ["1.png", "1.jpg.png"]),
+    ],
+)
+def test_names_of_new_maps(file_names: list[str], map_names: list[str]):
+    assert new_map_names(file_names) == map_names
+
+
+PARTS = st.lists(st.sampled_from(["a", "A", "b", ".png", ".PNG", ".jpg"]), min_size=1, max_size=4)
+
+
+@given(st.lists(PARTS.map("".join), unique_by=str.casefold, max_size=12))
+def test_no_two_new_maps_have_one_name(file_names: list[str]):
+    assert len({name.casefold() for name in new_map_names(file_names)}) == len(file_names)
+
+
 class TestBrokenFiles:
     def test_broken_segments_are_void_and_counted(self, panoptic: PanopticFolder):
         segments = [segment(1), segment(2, 55), segment(1, 3), segment(3, iscrowd=2), segment(4, area=1.5), {"id": "x"}]
@@ -162,6 +186,16 @@ class TestBrokenFiles:
         data = data_set(panoptic)
         assert data.file_names == ["2.png", "3.png"]
         assert data.skipped == {"image without annotation": 1}
+
+    def test_two_images_with_one_map(self, panoptic: PanopticFolder):
+        panoptic.write((stripes(1), [segment(1)]), (stripes(2), [segment(2)]))
+        content = json.loads(panoptic.annotations.read_text())
+        content["annotations"][1]["file_name"] = "1.png"
+        panoptic.annotations.write_text(json.dumps(content))
+        with pytest.raises(
+            UserError, match=r"annotation of image 2: the segmentation '1\.png' is that of image 1, too"
+        ):
+            data_set(panoptic)
 
     def test_a_png_that_is_not_there(self, panoptic: PanopticFolder):
         panoptic.write((stripes(1), [segment(1)]), (stripes(2), [segment(2)]))

@@ -229,11 +229,14 @@ def new_map_folder(annotations: str | Path, segmentations: str | Path | None = N
 
 
 def new_map_names(file_names: Sequence[str]) -> list[str]:
-    """The names of the images' PNGs: `1.png` for `1.jpg`, but `1.jpg.png` where that would be another image's, too."""
-    names = [Path(name).with_suffix(".png").as_posix() for name in file_names]
-    counts = Counter(name.casefold() for name in names)
-    pairs = zip(names, file_names, strict=True)
-    return [name if counts[name.casefold()] == 1 else f"{file_name}.png" for name, file_name in pairs]
+    """The names of the images' PNGs: `1.png` for `1.jpg`, but `1.jpg.png` where another image could have that, too.
+
+    No two are alike, not even where case does not count, if no two of the images are.
+    """
+    short = [Path(name).with_suffix(".png").as_posix() for name in file_names]
+    long = [f"{name}.png" for name in file_names]
+    counts = Counter(name.casefold() for pair in zip(short, long, strict=True) for name in set(pair))
+    return [one if counts[one.casefold()] == 1 else other for one, other in zip(short, long, strict=True)]
 
 
 @dataclass(frozen=True)
