@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
-from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
+from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
 from maskwright.nn.inference import fold_batch_norms
 
 WIDTHS: dict[str, Any] = {
@@ -40,6 +40,16 @@ def open_branches(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.any():
             nn.init.ones_(module.weight)
+
+
+def draw_norms(network: nn.Module) -> None:
+    """Random statistics, scales and offsets, of which none hides or ends what lies before it."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.2, 0.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +111,7 @@ def test_a_larger_image_than_in_training_and_a_size_that_does_not_fit():
 
 def test_folding_batch_norms_changes_nothing():
     network = small().eval().double()
-    open_branches(network)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
+    draw_norms(network)
     folded = fold_batch_norms(network)
     assert sum(isinstance(m, nn.Identity) for m in folded.modules()) > 60
     image = torch.rand(1, 3, 65, 65).double()
@@ -126,6 +131,33 @@ def test_activation_checkpointing_changes_neither_gradients_nor_statistics():
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         results.append((gradients, list(network.buffers())))
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+def test_gradients_are_the_slopes_of_the_outputs(backbone: Backbone, training: bool):
+    """Whatever is computed in place, checkpointed or dropped: also the outputs without gradients are the same."""
+    network = small(backbone=backbone, activation_checkpointing=True, drop_path_keep=0.5).double().train(training)
+    draw_norms(network)
+    image = torch.rand(2, 3, 65, 65).double() * 2 - 1
+    factors = [torch.randn_like(output) for output in network(image)]
+
+    def total() -> Tensor:
+        torch.manual_seed(3)
+        return sum(((o * factor).sum() for o, factor in zip(network(image), factors, strict=True)), torch.zeros(()))
+
+    loss = total()
+    loss.backward()
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    directions = [torch.randn_like(p) * p.detach().abs().mean() for p in parameters]
+    slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, directions, strict=True) if p.grad is not None)
+    step, values = 1e-9, []  # few of the thousands of ReLUs turn within it
+    with torch.no_grad():
+        assert total() == loss
+        for factor in (step, -2 * step):
+            torch._foreach_add_(parameters, directions, alpha=factor)
+            values.append(total().item())
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
 
 
 def test_drop_path_grows_with_depth():
