@@ -46,6 +46,16 @@ def test_a_model_with_its_own_label_space(folder: PanopticFolder, tmp_path: Path
     assert compare_panoptic_files(out, out).compute()["pq"] == 1.0
 
 
+def test_the_file_says_which_classes_are_things(folder: PanopticFolder):
+    """The model takes sky, which says nothing, for a thing; by the file it is stuff."""
+    content = json.loads(folder.annotations.read_text())
+    content["categories"] = [CATEGORIES[2], CATEGORIES[1]]
+    folder.annotations.write_text(json.dumps(content))
+    silent = [Category(id=1, name="dog"), Category(id=3, name="sky")]
+    summary = evaluate_panoptic(Predictor(Painter(silent)), folder.images, folder.annotations)
+    assert (summary["classes_things"], summary["classes_stuff"], summary["pq_stuff"]) == (1, 1, 1.0)
+
+
 def test_a_class_that_the_file_does_not_have_is_void(folder: PanopticFolder):
     content = json.loads(folder.annotations.read_text())
     content["categories"] = [CATEGORIES[2], CATEGORIES[1]]

@@ -53,6 +53,13 @@ def test_same_spelling_wins_over_synonym():
         ([{"id": "1", "name": "a"}], "category 0 must have an integer 'id'"),
         ([{"id": 1}], "category 0"),
         (["a"], "category 0"),
+        *[
+            (
+                [{"id": 4, "name": "a", "isthing": value}],
+                rf"'isthing' of category 4 \(a\) must be 1 .* but is {value!r}",
+            )
+            for value in (2, "1", "false", None, -1, 0.5)
+        ],
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], r"own id, but these repeat: \[1\]"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], r"own name, but these repeat: \['a'\]"),
     ],

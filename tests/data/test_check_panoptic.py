@@ -58,6 +58,12 @@ def test_every_flaw_is_named(panoptic: PanopticFolder):
     assert "usable for training: no" in str(report)
 
 
+def test_a_category_that_does_not_say_whether_it_is_a_thing(panoptic: PanopticFolder):
+    panoptic.write((stripes(1), [segment(1)]), categories=[{"id": 7, "name": "person"}])
+    with pytest.raises(UserError, match=r"category 7 \(person\) has no 'isthing'"):
+        check_file(panoptic.annotations)
+
+
 def test_sizes_and_images(panoptic: PanopticFolder):
     panoptic.write((stripes(1), [segment(1)]), (stripes(1), [segment(1)]))
     content = json.loads(panoptic.annotations.read_text())

@@ -19,7 +19,7 @@ from PIL import Image
 from maskwright.data.loaders import evaluation_loader, training_loader
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.errors import UserError
-from maskwright.structures import PanopticTarget, check_panoptic_targets
+from maskwright.structures import Category, PanopticTarget, check_panoptic_targets
 
 HERE = Path(__file__).parent
 REAL = {
@@ -236,6 +236,10 @@ class TestBrokenFiles:
             ({"annotations": []}, "none of its images .1. has a usable annotation"),
             ({"categories": []}, "'categories' must be a non-empty list"),
             (
+                {"categories": [CATEGORIES[0], {"id": 5, "name": "sky"}]},
+                r"panoptic\.json: category 5 \(sky\) has no 'isthing', .* give it 1 \(thing\) or 0 \(stuff\)",
+            ),
+            (
                 {"images": [{"id": 1, "file_name": "1.png", "height": 0, "width": 8}]},
                 "image 'height' must be a positive",
             ),
@@ -291,6 +295,12 @@ class TestWriting:
         with pytest.raises(UserError, match="two images have the segmentation"):
             write_panoptic(tmp_path / "out.json", [self.entry("1.png"), self.entry("1.png")], CATEGORIES)
         assert list(tmp_path.iterdir()) == []
+
+    def test_every_category_says_whether_it_is_a_thing(self, tmp_path: Path):
+        categories = [Category(id=3, name="dog"), Category(id=4, name="sky", isthing=False)]
+        write_panoptic(tmp_path / "out.json", [self.entry()], categories)
+        written = json.loads((tmp_path / "out.json").read_text())["categories"]
+        assert written == [{"id": 3, "name": "dog", "isthing": 1}, {"id": 4, "name": "sky", "isthing": 0}]
 
     def test_an_id_that_is_void(self):
         target = PanopticTarget(

@@ -37,6 +37,7 @@ def evaluate_panoptic(
     """Panoptic quality of a model's predictions.
 
     Areas of true segments are their pixels. Predicted segments of classes that the file does not list count as void.
+    Which classes are things is what the file says.
 
     Args:
         model: a bundled model's name, a weights folder, a Hub repository, or a predictor.

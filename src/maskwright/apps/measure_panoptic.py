@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,13 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskwright.apps.processes import in_processes, loading_of
-from maskwright.data.categories import match_name, read_categories
+from maskwright.data.categories import match_name
 from maskwright.data.loaders import Batch, evaluation_loader
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
 from maskwright.predictor import Predictor, load
-from maskwright.structures import PanopticPrediction, SegmentationModel
+from maskwright.structures import Category, PanopticPrediction, SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ def _measure_share(measurement: PanopticMeasurement) -> PanopticMeasured:
     dataset = CocoPanoptic(measurement.images, annotations, measurement.segmentations, categories=network.categories)
     if measurement.rank == 0:
         tell_skipped(dataset.skipped, annotations)
-    names = [category["name"] for category in read_categories(annotations)]
-    known = {label for label, category in enumerate(network.categories) if match_name(category["name"], names)}
-    metric, maps = PanopticQuality(network.categories, measurement.variant), {}
+    kinds = {category["name"]: category.get("isthing", True) for category in dataset.file_categories}
+    matches = [match_name(category["name"], list(kinds)) for category in network.categories]
+    known = {label for label, name in enumerate(matches) if name is not None}
+    metric, maps = PanopticQuality(_of_kinds(network.categories, matches, kinds), measurement.variant), {}
     file_names = dataset.file_names
     map_names = new_map_names(file_names)
     places = iter(range(measurement.rank, len(dataset), measurement.processes))
@@ -113,6 +114,17 @@ def _measure_share(measurement: PanopticMeasurement) -> PanopticMeasured:
             if measurement.keep_maps:
                 maps[place] = _encoded(prediction, target["image_id"], file_names[place], map_names[place])
     return PanopticMeasured(metric, maps)
+
+
+def _of_kinds(
+    categories: Sequence[Category], matches: Sequence[str | None], kinds: Mapping[str, bool]
+) -> list[Category]:
+    """The model's categories, things where the file's category of the same meaning is one, as COCO counts them."""
+    found = []
+    for category, name in zip(categories, matches, strict=True):
+        isthing = category.get("isthing", True) if name is None else kinds[name]
+        found.append(Category(id=category["id"], name=category["name"], isthing=isthing))
+    return found
 
 
 def tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:

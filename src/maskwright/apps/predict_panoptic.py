@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from maskwright.apps.visualize import draw_panoptic_overlay
 from maskwright.data.images import read_image
+from maskwright.data.panoptic import panoptic_content
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
 from maskwright.predictor import Predictor
@@ -62,9 +63,8 @@ def predict_panoptic(
         images.append({"id": image_ids[path], "file_name": str(image_ids[path]), "height": height, "width": width})
         annotations.append(annotation)
     if annotations:
-        categories = list(cast(SegmentationModel, predictor.model).categories)
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        write_json(out / PANOPTIC, content, indent=None)
+        categories = cast(SegmentationModel, predictor.model).categories
+        write_json(out / PANOPTIC, panoptic_content(images, annotations, categories), indent=None)
         count = sum(len(annotation["segments_info"]) for annotation in annotations)
         print(f"{count} segments in {out / PANOPTIC}", file=sys.stderr)
     if failures:

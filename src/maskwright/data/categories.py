@@ -59,7 +59,7 @@ def read_categories(annotations: str | Path) -> list[Category]:
     """The label space of a COCO file: its `categories` in file order (position = label).
 
     Raises:
-        UserError: the file cannot be read, is not a COCO file, or two categories share an id or a name.
+        UserError: the file cannot be read, is not a COCO file, or `parse_categories` refuses its categories.
     """
     content = read_json_object(annotations, ("categories",))
     return parse_categories(content["categories"], str(annotations))
@@ -69,7 +69,8 @@ def parse_categories(entries: object, source: str) -> list[Category]:
     """Check the `categories` of a COCO file; `source` names the file in errors.
 
     Raises:
-        UserError: the list is missing or empty, an entry has no integer id or no name, or ids or names repeat.
+        UserError: the list is missing or empty, an entry has no integer id or no name, an `isthing` is neither 0 nor 1
+            (nor false, nor true), or ids or names repeat.
     """
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{source}: 'categories' must be a non-empty list of {{id, name}} entries")
@@ -82,6 +83,11 @@ def parse_categories(entries: object, source: str) -> list[Category]:
             )
         category = Category(id=identity, name=name)
         if "isthing" in entry:
+            if entry["isthing"] not in (0, 1):  # false and true are 0 and 1
+                raise UserError(
+                    f"{source}: 'isthing' of category {identity} ({name}) must be 1 (thing) or 0 (stuff), or true or "
+                    f"false, but is {repr(entry['isthing'])[:80]}"
+                )
             category["isthing"] = bool(entry["isthing"])
         categories.append(category)
     for field in ("id", "name"):

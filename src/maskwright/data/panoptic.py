@@ -43,6 +43,7 @@ class CocoPanoptic:
 
     Attributes:
         categories: the label space (position = label).
+        file_categories: the file's own categories.
         skipped: how many entries were dropped while the file was read, by kind of reason (`maskwright data check`
             names each, and what shows only in the PNGs).
         transforms: called with (image, target); may be replaced at any time.
@@ -77,7 +78,8 @@ class CocoPanoptic:
         self._index.refuse_unusable()
         self._maps = map_folder(annotations, segmentations)
         self._rows = np.arange(len(self._index.image_ids))
-        self.categories: list[Category] = list(self._index.categories if categories is None else categories)
+        self.file_categories: list[Category] = self._index.categories
+        self.categories: list[Category] = list(self.file_categories if categories is None else categories)
         used = set(np.unique(self._index.category_rows).tolist())
         self._labels = labels_of_categories(self._index.categories, used, self.categories, self._index.source)
         self.skipped = self._index.skipped
@@ -239,6 +241,14 @@ def new_map_names(file_names: Sequence[str]) -> list[str]:
     return [one if counts[one.casefold()] == 1 else other for one, other in zip(short, long, strict=True)]
 
 
+def panoptic_content(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Sequence[Category]
+) -> dict[str, Any]:
+    """What a COCO panoptic file holds; every category says whether it is a thing, which it is if it does not."""
+    listed = [{**category, "isthing": int(category.get("isthing", True))} for category in categories]
+    return {"images": images, "annotations": annotations, "categories": listed}
+
+
 @dataclass(frozen=True)
 class PanopticEntry:
     """One image of a panoptic file to be written.
@@ -289,9 +299,8 @@ def write_panoptic(
             written.append(entry.annotation)
         temporary.chmod(0o755)
         temporary.rename(folder)
-        content = {"images": images, "annotations": written, "categories": list(categories)}
         try:
-            write_json(annotations, content, indent=None)
+            write_json(annotations, panoptic_content(images, written, categories), indent=None)
         except UserError:
             shutil.rmtree(folder)
             raise

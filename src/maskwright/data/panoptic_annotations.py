@@ -107,9 +107,15 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
     """The same of the content of a file, which has `images`, `annotations` and `categories`; `source` names it.
 
     Raises:
-        UserError: one of them is not of the right kind.
+        UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
     """
     categories = parse_categories(content["categories"], source)
+    for category in categories:
+        if "isthing" not in category:
+            raise UserError(
+                f"{source}: category {category['id']} ({category['name']}) has no 'isthing', which a panoptic file "
+                "must say of every category: give it 1 (thing) or 0 (stuff)"
+            )
     for key in ("images", "annotations"):
         if not isinstance(content[key], list):
             raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
