@@ -310,6 +310,10 @@ class TestArguments:
         assert main([]) == 2
         assert capsys.readouterr().err.startswith("usage: maskwright COMMAND")
 
+    def test_help_on_the_commands_of_data(self, capsys):
+        assert main(["data", "--help"]) == 0
+        assert "data panoptic" in capsys.readouterr().out
+
     @pytest.mark.parametrize("verb", VERBS)
     def test_every_command_explains_itself(self, capsys, verb: str):
         with suppress(SystemExit):

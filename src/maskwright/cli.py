@@ -50,14 +50,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(_usage(), file=sys.stderr)
         return 2
     first, *rest = arguments
-    if first in ("-h", "--help"):
+    if first == "data" and rest:
+        first, rest = f"data {rest[0]}", rest[1:]
+    if first in ("-h", "--help", "data -h", "data --help"):
         print(_usage())
         return 0
     if first == "--version":
         print(f"maskwright {maskwright.__version__}")
         return 0
-    if first == "data" and rest:
-        first, rest = f"data {rest[0]}", rest[1:]
     if first not in VERBS:
         close = get_close_matches(first, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
