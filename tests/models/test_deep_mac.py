@@ -213,7 +213,7 @@ def test_frozen_levels_stay_frozen_when_norms_are_synchronised():
         ({"box_margin": -0.6}, "box_margin must be at least 0"),
         ({"mask_chunk_size": 0}, "mask_chunk_size must be at least 1"),
         ({"cross_entropy_weight": 0.0}, "both 0"),
-        ({"image_mean": [0.5]}, "three numbers each"),
+        ({"image_mean": [0.5]}, "three finite numbers each"),
     ],
 )
 def test_values_without_a_meaning_are_refused(values, message):

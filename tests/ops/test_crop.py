@@ -45,6 +45,22 @@ def test_corner_crop_is_its_definition():
             torch.testing.assert_close(channel, corner_crop_by_loops(plane, box, FRAME_SIZE, 5), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("frame", FRAMES)
+def test_boxes_of_no_numbers_read_no_memory_that_is_not_theirs(frame):
+    """torchvision's RoIAlign and plain indexing end the process there; other boxes keep their crops."""
+    maps, _ = maps_and_index()
+    boxes = torch.tensor(
+        [[math.nan] * 4, [math.inf, 2.0, -math.inf, 9.0], [1e38, -1e38, 1e38, 3.0], [4.0, 3.0, 30.0, 20.0]]
+    )
+    index = torch.tensor([1, 0, 1, 0])
+    crops = crop_and_resize(maps, boxes, index, FRAME_SIZE, 5, frame)
+    vectors = gather_at_centers(maps, boxes, index, FRAME_SIZE)
+    masks = crop_masks(maps[:, 0] > 0, boxes, 5, frame, index)
+    assert [len(result) for result in (crops, vectors, masks)] == [4, 4, 4]
+    torch.testing.assert_close(crops[3:], crop_and_resize(maps, boxes[3:], index[3:], FRAME_SIZE, 5, frame))
+    torch.testing.assert_close(vectors[0], maps[1, :, 0, 0])
+
+
 def test_pixel_crop_of_a_ramp_gives_the_cell_centers():
     # Cell (y, x) of a map at strides 4 and 2 holds its own centre in frame pixels.
     ramp = torch.stack(torch.meshgrid(torch.arange(8) * 4 + 2.0, torch.arange(24) * 2 + 1.0, indexing="ij"))[None]

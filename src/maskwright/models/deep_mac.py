@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskwright.models.centernet import CenterNetLoss, decode
 from maskwright.models.deep_mac_losses import MaskLoss, choose_instances
 from maskwright.models.deep_mac_network import DeepMACNetwork, Maps
-from maskwright.models.values import check_boxes, check_counts, check_factors, check_label_space, check_weights
+from maskwright.models.values import check_boxes, check_label_space, check_numbers
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import JitterMode, clip_boxes, expand_boxes, jitter_boxes
 from maskwright.ops.crop import crop_masks
@@ -166,6 +166,7 @@ class DeepMAC(nn.Module):
     ) -> None:
         self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        _check_values(self.config)
         self.categories: list[Category] = list(categories or [])
         self.mask_classes: list[str] = list(mask_classes or [])
         self.image_size = image_size
@@ -190,7 +191,6 @@ class DeepMAC(nn.Module):
             raise ValueError(f"detector must be 'centernet' or null, but got {self.detector!r}")
         if self.detector and not self.categories:
             raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
-        _check_values(self.config)
         if self.config["predict_full_resolution_masks"] and self.box_jitter_ratio:
             raise ValueError("predict_full_resolution_masks needs box_jitter_ratio 0: there is no crop to disturb")
         names = inspect.signature(DeepMACNetwork.__init__).parameters
@@ -384,12 +384,9 @@ class DeepMAC(nn.Module):
 
 def _check_values(config: dict[str, Any]) -> None:
     check_label_space(config["categories"], config["mask_classes"])
-    check_counts(config, _SMALLEST)
-    check_weights(config, _WEIGHTS)
-    check_factors(config, ("width",))
+    shares = ("min_box_overlap", "norm_momentum")
+    check_numbers(config, smallest=_SMALLEST, weights=_WEIGHTS, factors=("width",), shares=shares)
     if config["box_jitter"] not in get_args(JitterMode):
         raise ValueError(
             f"box_jitter must be one of {', '.join(get_args(JitterMode))}, but got {config['box_jitter']!r}"
         )
-    if not 0 < config["min_box_overlap"] < 1:
-        raise ValueError(f"min_box_overlap must lie between 0 and 1, but got {config['min_box_overlap']}")

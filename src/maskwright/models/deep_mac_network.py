@@ -61,7 +61,7 @@ class DeepMACNetwork(nn.Module):
         width: float,
     ) -> None:
         super().__init__()
-        _check_values(embedding_kernel, box_frame, box_margin, norm_momentum)
+        _check_values(embedding_kernel, box_frame)
         self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
         channels, stacks = self.backbone.channels, self.backbone.num_outputs
         hidden = max(1, round(embedding_width * width))
@@ -189,11 +189,7 @@ class DeepMACNetwork(nn.Module):
             )
 
 
-def _check_values(embedding_kernel: Sequence[int], box_frame: str, box_margin: float, norm_momentum: float) -> None:
+def _check_values(embedding_kernel: Sequence[int], box_frame: str) -> None:
     check_frame(box_frame)
-    if len(embedding_kernel) != 2 or any(size < 1 or size % 2 == 0 for size in embedding_kernel):
+    if len(embedding_kernel) != 2 or any(size < 1 or size % 2 != 1 for size in embedding_kernel):
         raise ValueError(f"embedding_kernel must be two odd numbers, but got {list(embedding_kernel)}")
-    if not box_margin >= 0:  # NaN is refused, too
-        raise ValueError(f"box_margin must be at least 0, but got {box_margin}")
-    if not 0 <= norm_momentum <= 1:
-        raise ValueError(f"norm_momentum must lie in 0..1, but got {norm_momentum}")

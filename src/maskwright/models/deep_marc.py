@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskwright.models.deep_marc_network import BoxHead, DeepMARCNetwork, Maps
 from maskwright.models.roi_heads import Sample, image_indices
-from maskwright.models.values import check_boxes, check_counts, check_factors, check_label_space, check_weights
+from maskwright.models.values import check_boxes, check_label_space, check_numbers
 from maskwright.nn.detection_backbones import Padding
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
@@ -142,6 +142,7 @@ class DeepMARC(nn.Module):
     ) -> None:
         self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        _check_values(self.config)
         self.categories: list[Category] = list(categories or [])
         self.mask_classes: list[str] = list(mask_classes or [])
         self.image_size = image_size
@@ -157,7 +158,6 @@ class DeepMARC(nn.Module):
             raise ValueError("Deep-MARC needs categories, the classes that its detector tells apart, but got none")
         if self.mask_boxes not in get_args(MaskBoxes):
             raise ValueError(f"mask_boxes must be one of {', '.join(get_args(MaskBoxes))}, but got {self.mask_boxes!r}")
-        _check_values(self.config)
         names = inspect.signature(DeepMARCNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         network = DeepMARCNetwork(num_classes=len(self.categories), **shared)
@@ -356,9 +356,10 @@ def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -
 
 def _check_values(config: dict[str, Any]) -> None:
     check_label_space(config["categories"], config["mask_classes"])
-    check_counts(config, _SMALLEST)
-    check_weights(config, ("mask_weight",))
-    check_factors(config, ("anchor_scale", "norm_epsilon", "width"))
-    for name in ("min_box_score", "norm_momentum", "mask_norm_momentum"):
-        if not 0 <= config[name] <= 1:
-            raise ValueError(f"{name} must lie in 0..1, but got {config[name]}")
+    check_numbers(
+        config,
+        smallest=_SMALLEST,
+        weights=("mask_weight",),
+        factors=("anchor_scale", "norm_epsilon", "width"),
+        shares=("min_box_score", "norm_momentum", "mask_norm_momentum"),
+    )

@@ -34,8 +34,22 @@ def check_label_space(categories: Any, mask_classes: Any) -> None:
             raise ValueError(f"mask_classes must be names of classes, but got {name!r}")
 
 
-def check_counts(values: Mapping[str, Any], smallest: Mapping[str, int]) -> None:
-    """Refuse a value that is no whole number, or less than the one that `smallest` has under its name.
+def check_numbers(
+    values: Mapping[str, Any],
+    *,
+    smallest: Mapping[str, int],
+    weights: Iterable[str] = (),
+    factors: Iterable[str] = (),
+    shares: Iterable[str] = (),
+) -> None:
+    """Refuse numbers without a meaning.
+
+    Args:
+        values: of a constructor, by name.
+        smallest: names of whole numbers, and the least that each may be.
+        weights: names of finite numbers of at least 0.
+        factors: names of finite numbers above 0.
+        shares: names of numbers in 0..1.
 
     Raises:
         ValueError: the first such, by name.
@@ -43,28 +57,14 @@ def check_counts(values: Mapping[str, Any], smallest: Mapping[str, int]) -> None
     for name, least in smallest.items():
         if not _is_whole(values[name]) or values[name] < least:
             raise ValueError(f"{name} must be at least {least} and a whole number, but got {values[name]!r}")
-
-
-def check_weights(values: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse a value that is no finite number of at least 0.
-
-    Raises:
-        ValueError: the first such, by name.
-    """
-    for name in names:
-        if not _is_number(values[name]) or values[name] < 0:
-            raise ValueError(f"{name} must be at least 0 and finite, but got {values[name]!r}")
-
-
-def check_factors(values: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse a value that is no finite number above 0.
-
-    Raises:
-        ValueError: the first such, by name.
-    """
-    for name in names:
-        if not _is_number(values[name]) or values[name] <= 0:
-            raise ValueError(f"{name} must be above 0 and finite, but got {values[name]!r}")
+    for names, has_meaning, expected in (
+        (weights, lambda value: value >= 0, "be at least 0 and finite"),
+        (factors, lambda value: value > 0, "be above 0 and finite"),
+        (shares, lambda value: 0 <= value <= 1, "lie in 0..1"),
+    ):
+        for name in names:
+            if not _is_finite(values[name]) or not has_meaning(values[name]):
+                raise ValueError(f"{name} must {expected}, but got {values[name]!r}")
 
 
 def check_boxes(boxes: Sequence[Tensor], num_images: int) -> None:
@@ -96,5 +96,5 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -63,8 +64,8 @@ class ImageBatch(nn.Module):
         ):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {value!r}")
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean and std must be three numbers each, but got {list(mean)} and {list(std)}")
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))):
+            raise ValueError(f"mean and std must be three finite numbers each, but got {list(mean)} and {list(std)}")
         if min(std) <= 0:
             raise ValueError(f"std (image_std of a model) must be three numbers above 0, but got {list(std)}")
         if image_size < 1:

@@ -19,7 +19,7 @@ from maskwright.models.max_deeplab.mask_targets import create_mask_targets
 from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
 from maskwright.models.max_deeplab.post_processing import Merging, PanopticMerging
 from maskwright.models.max_deeplab.stages import DropPathSchedule
-from maskwright.models.values import check_counts, check_factors, check_label_space, check_weights
+from maskwright.models.values import check_label_space, check_numbers
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.structures import (
     Category,
@@ -142,6 +142,7 @@ class MaXDeepLab(nn.Module):
     ) -> None:
         self.config: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        _check_values(self.config)
         self.categories: list[Category] = list(categories or [])
         self.mask_classes: list[str] = []
         self.image_size = image_size
@@ -155,7 +156,6 @@ class MaXDeepLab(nn.Module):
         )
 
     def _create_network(self) -> MaXDeepLabNetwork:
-        _check_values(self.config)
         names = inspect.signature(MaXDeepLabNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         shared["image_size"] = (self.image_size, self.image_size)
@@ -265,8 +265,6 @@ def _to_device(target: PanopticTarget, device: torch.device) -> PanopticTarget:
 
 def _check_values(config: dict[str, Any]) -> None:
     check_label_space(config["categories"], config["mask_classes"])
-    check_counts(config, _SMALLEST)
-    check_weights(config, _WEIGHTS)
-    check_factors(config, (*_FACTORS, "width"))
-    if not 0 <= config["norm_momentum"] <= 1:
-        raise ValueError(f"norm_momentum must lie in 0..1, but got {config['norm_momentum']}")
+    factors = (*_FACTORS, "width")
+    given = {name: 1 for name in ("memory_channels", "memory_feature_channels") if config[name] is not None}
+    check_numbers(config, smallest=_SMALLEST | given, weights=_WEIGHTS, factors=factors, shares=("norm_momentum",))
