@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from maskwright.errors import UserError
+
+_DECODER = json.JSONDecoder()
+_MARKS = {mark: re.compile(rf"[ \t\n\r]*\{mark}[ \t\n\r]*") for mark in "{[:,"}
 
 
 def read_json_object(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -33,6 +38,39 @@ def read_json_object(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
             f"{path}: expected the keys {_list(keys)}, but {_list(missing)} is missing (keys found: {found})"
         )
     return content
+
+
+def list_elements(content: bytes, key: str) -> Iterator[Any]:
+    """The elements of the list `key` of a JSON object, each parsed only when it is asked for.
+
+    Ends with the list, and where the text is no longer JSON.
+    """
+    with suppress(ValueError, RecursionError):
+        text = content.decode("utf-8-sig")
+        place = _after("{", text, 0)
+        while True:
+            name, place = _DECODER.raw_decode(text, place)
+            place = _after(":", text, place)
+            if name == key:
+                place = _after("[", text, place)
+                while True:  # the list's end is no comma
+                    element, place = _DECODER.raw_decode(text, place)
+                    yield element
+                    place = _after(",", text, place)
+            _, place = _DECODER.raw_decode(text, place)
+            place = _after(",", text, place)
+
+
+def _after(mark: str, text: str, place: int) -> int:
+    """Where the next value begins, if `mark` is the next character but for whitespace.
+
+    Raises:
+        ValueError: it is not.
+    """
+    match = _MARKS[mark].match(text, place)
+    if match is None:
+        raise ValueError(f"expected {mark!r} at {place}")
+    return match.end()
 
 
 def is_text(value: object) -> TypeGuard[str]:

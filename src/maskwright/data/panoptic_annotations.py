@@ -16,7 +16,7 @@ import numpy as np
 
 from maskwright.data.annotations import Problem, TextTable, read_images, refuse_problems
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import is_text, read_json_object
+from maskwright.data.json_file import is_text, list_elements, read_json_object
 from maskwright.errors import UserError
 from maskwright.ops.panoptic_map import LARGEST_ID
 from maskwright.structures import Category
@@ -68,15 +68,21 @@ class PanopticIndex:
 
 
 def is_panoptic(path: str | Path) -> bool:
-    """Whether the annotation file at `path` is of COCO's panoptic format: its annotations have `segments_info`.
+    """Whether the annotation file at `path` is of COCO's panoptic format: one of its annotations has `segments_info`.
+
+    No more of the file is parsed than it takes, so that a large one is not read twice. Of a file that is not JSON
+    nothing is known; who reads it whole will say what is wrong.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        return b'"segments_info"' in Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror or error}") from error
+    if b'"segments_info"' not in content:
+        return False
+    return any(isinstance(entry, dict) and "segments_info" in entry for entry in list_elements(content, "annotations"))
 
 
 def map_folder(annotations: str | Path, segmentations: str | Path | None) -> Path:
