@@ -1,6 +1,8 @@
 """Starting from other weights: what fits is copied, classes go by their names, what does not fit is named."""
 
 import json
+import re
+from inspect import signature
 from typing import ClassVar
 
 import pytest
@@ -9,9 +11,9 @@ from torch import nn
 
 from maskwright.errors import UserError
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.hub import save_pretrained
+from maskwright.models.hub import family_class, save_pretrained
 from maskwright.structures import Category
-from maskwright.training.initial_weights import start_from
+from maskwright.training.initial_weights import _WITHOUT_MEANING, start_from
 from maskwright.training.run import main
 
 VALUES = {
@@ -81,7 +83,9 @@ def test_a_part_that_only_one_has_is_told(tmp_path, capsys):
     without, having = build(detector=None, seed=1), build("dog")
     save_pretrained(having, tmp_path / "having")
     start_from(without, str(tmp_path / "having"))
-    assert "network.detector (12 tensors), it is left out" in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert "network.detector (12 tensors), it is left out" in words
+    assert "differs" not in words
 
     fresh = build("dog", seed=2)
     detector = {name: value.clone() for name, value in fresh.network.detector.state_dict().items()}
@@ -104,6 +108,14 @@ def test_values_that_change_the_meaning_of_the_weights_are_told(tmp_path, capsys
         "first weights: differs: box_frame pixel -> corner, box_margin 0.1 -> 0.0, "
         "image_mean [0.5, 0.5, 0.5] -> [0.0, 0.0, 0.0], channel_order rgb -> bgr"
     ]
+
+
+def test_every_value_without_meaning_is_one_of_a_family():
+    """A name that no constructor has (any more) would hide nothing and mislead who reads the list."""
+    families = [family_class(name) for name in ("deep_mac", "deep_marc", "max_deeplab")]
+    names = {name for family in families for name in signature(family).parameters}
+    for pattern in _WITHOUT_MEANING.pattern.split("|"):
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
 
 
 @pytest.mark.parametrize(

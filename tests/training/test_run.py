@@ -13,8 +13,10 @@ from maskwright.models.hub import from_pretrained
 from maskwright.ops.crop import crop_masks
 from maskwright.structures import InstancePrediction
 from maskwright.training.batches import open_data_sets
+from maskwright.training.checkpoints import read_best_score
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main, train
+from maskwright.training.validation import MasksFromBoxes
 
 
 def lines(path):
@@ -120,6 +122,20 @@ def test_best_of_a_model_without_a_detector_is_the_validation_with_the_highest_m
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["mask_iou"] == max(scores.values())
     assert scores[best["step"]] == best["mask_iou"]
+
+
+def test_best_of_equal_validations_is_the_last(recipe, tmp_path, monkeypatch):
+    scores = iter([0.0, 0.5, 0.5, 0.25])
+    monkeypatch.setattr(MasksFromBoxes, "compute", lambda self: {"mask_iou": next(scores)})
+    train(changed(recipe, steps=8, validate_every_steps=2))
+    assert json.loads((tmp_path / "run" / "best.json").read_text()) == {"step": 6, "mask_iou": 0.5}
+
+
+def test_weights_that_another_number_chose_are_not_the_best(tmp_path):
+    assert read_best_score(tmp_path, "mask_ap") == -float("inf")
+    (tmp_path / "best.json").write_text('{"step": 6, "mask_iou": 0.5}')
+    assert read_best_score(tmp_path, "mask_iou") == 0.5
+    assert read_best_score(tmp_path, "mask_ap") == -float("inf")
 
 
 @pytest.mark.parametrize(("accumulate", "ema_decay"), [(1, None), (2, 0.9)])

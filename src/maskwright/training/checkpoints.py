@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zipfile
 from pathlib import Path
@@ -84,12 +85,13 @@ class RunCheckpoints(Checkpoint):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, as best if it is the best so far."""
+        """Save, as best if no validation was better so far."""
         if trainer.sanity_checking:
             return
         self._save(trainer, pl_module)
         name, score = next(iter(cast(TrainingTask, pl_module).validation_metrics.items()))
-        if trainer.is_global_zero and score > read_best_score(self._folder, name):
+        # Of equal ones the last is taken: the first validations of a detector may all be 0.
+        if trainer.is_global_zero and score >= read_best_score(self._folder, name):
             self._save_weights(pl_module, BEST_WEIGHTS)
             best = {"step": trainer.global_step, name: score}
             write_text(self._folder / BEST_SCORE, json.dumps(best, indent=2) + "\n")
@@ -123,9 +125,13 @@ class RunCheckpoints(Checkpoint):
 
 
 def read_best_score(folder: Path, name: str) -> float:
-    """The number `name` of the weights folder `best` of a run; minus infinity where there is none yet."""
+    """The number `name` of the weights folder `best` of a run; minus infinity where there is none yet.
+
+    Weights that another number chose, as an earlier version may have done, are not the best by this one.
+    """
     path = folder / BEST_SCORE
-    return float(json.loads(path.read_text())[name]) if path.is_file() else -float("inf")
+    best = json.loads(path.read_text()) if path.is_file() else {}
+    return float(best.get(name, -math.inf))
 
 
 def read_step(checkpoint: Path) -> int:

@@ -19,7 +19,7 @@ from maskwright.structures import Category, SegmentationModel
 
 # Values that change nothing about what the same tensors predict, or that are told otherwise.
 _WITHOUT_MEANING = re.compile(
-    "categories|mask_classes|image_size|pretrained_backbone|frozen_levels|box_jitter.*|max_masks_per_image|"
+    "categories|mask_classes|detector|image_size|pretrained_backbone|frozen_levels|box_jitter.*|max_masks_per_image|"
     "mask_chunk_size|mask_boxes|num_box_samples|min_box_overlap|.*norm_momentum|.*_weight|.*_top_k|drop_path_.*|"
     "activation_checkpointing|contrast_pixels|small_instance_area"
 )

@@ -195,7 +195,9 @@ class TrainerOptions:
         accumulate: batches whose gradients are added up for one step.
         ema_decay: decay of the exponential moving average of the weights that is validated and saved (it warms
             up over the first steps); `null` switches it off.
-        validate_every_steps: steps between validations; the last step is always validated.
+        validate_every_steps: steps between validations; the last step is always validated. The weights folder `best`
+            of a run is that of the validation with the highest `mask_ap` where the model finds instances by itself,
+            `mask_iou` where boxes are given to it, and `pq` where it finds panoptic maps.
         checkpoint_every_seconds: time between checkpoints: what a crash can lose.
         log_every_steps: steps between two records of losses and learning rate.
         accelerator: `auto` takes a GPU where there is one; `cpu` or `gpu` insist.
