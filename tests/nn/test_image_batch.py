@@ -44,6 +44,20 @@ def test_padding_is_black_before_normalisation():
     torch.testing.assert_close(batch[0, :, 7, 7], torch.tensor([-1.0, -0.5, -0.5]))
 
 
+def test_padding_with_the_mean_is_zero_after_normalisation():
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for order in ("rgb", "bgr"):
+        batcher = ImageBatch(8, "half_pixel", mean, std, order, padding=mean)
+        batch, _ = batcher([torch.full((3, 8, 4), 255, dtype=torch.uint8)] * 2)
+        assert (batch[:, :, :, 4:] == 0).all()
+        assert (batch[:, :, :, :4] > 1).all()
+
+
+def test_padding_may_differ_by_channel():
+    batch, _ = ImageBatch(4, "half_pixel", *NEUTRAL, padding=(0.1, 0.2, 0.3))([torch.ones(3, 2, 4)])
+    torch.testing.assert_close(batch[0, :, 3, 0], torch.tensor([0.1, 0.2, 0.3]))
+
+
 def test_bgr_reverses_channels_after_normalisation():
     image = torch.arange(3, dtype=torch.float32).view(3, 1, 1).expand(3, 4, 4) / 4
     rgb, _ = ImageBatch(4, "half_pixel", (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))([image])

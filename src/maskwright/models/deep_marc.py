@@ -31,6 +31,7 @@ from maskwright.structures import (
 )
 
 MaskBoxes = Literal["ground_truth", "proposals"]
+ImagePadding = Literal["black", "mean"]
 
 _SMALLEST = {
     "image_size": 1,
@@ -79,6 +80,8 @@ class DeepMARC(nn.Module):
         image_mean: see `ImageBatch`.
         image_std: see `ImageBatch`.
         channel_order: see `ImageBatch`.
+        image_padding: what lies beside an image that is not square: `black`, as beside the crops of training
+            (`data.transforms`), or `mean`, which is 0 once it is normalised, as the original has it.
         norm_momentum: of the batch norms outside of the mask head, in torch's sense.
         norm_epsilon: of the batch norms of backbone and box head.
         mask_norm_momentum: of the mask head's batch norms, in torch's sense.
@@ -135,6 +138,7 @@ class DeepMARC(nn.Module):
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
         image_std: Sequence[float] = (0.229, 0.224, 0.225),
         channel_order: ChannelOrder = "rgb",
+        image_padding: ImagePadding = "black",
         norm_momentum: float = 0.1,
         norm_epsilon: float = 1e-5,
         mask_norm_momentum: float = 0.1,
@@ -150,14 +154,16 @@ class DeepMARC(nn.Module):
         self.mask_weight = mask_weight
         self.max_masks_per_image = max_masks_per_image
         self.mask_chunk_size = mask_chunk_size
-        self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order)
+        beside = image_mean if image_padding == "mean" else 0.0
+        self.image_batch = ImageBatch(image_size, resize, image_mean, image_std, channel_order, padding=beside)
         self.network = self._create_network()
 
     def _create_network(self) -> DeepMARCNetwork:
         if not self.categories:
             raise ValueError("Deep-MARC needs categories, the classes that its detector tells apart, but got none")
-        if self.mask_boxes not in get_args(MaskBoxes):
-            raise ValueError(f"mask_boxes must be one of {', '.join(get_args(MaskBoxes))}, but got {self.mask_boxes!r}")
+        for name, known in (("mask_boxes", get_args(MaskBoxes)), ("image_padding", get_args(ImagePadding))):
+            if self.config[name] not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but got {self.config[name]!r}")
         names = inspect.signature(DeepMARCNetwork.__init__).parameters
         shared = {name: value for name, value in self.config.items() if name in names}
         network = DeepMARCNetwork(num_classes=len(self.categories), **shared)

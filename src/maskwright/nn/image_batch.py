@@ -23,7 +23,7 @@ class ImageBatch(nn.Module):
     """Resizes, pads and normalises images into one square batch.
 
     The long side is fitted to `image_size` (small images are enlarged), the rest is padded with one colour
-    at the right and at the bottom *before* the normalisation, as the originals do.
+    at the right and at the bottom, and all of it is normalised.
 
     Args:
         image_size: side of the square network input, in pixels.
@@ -34,17 +34,20 @@ class ImageBatch(nn.Module):
         std: per channel, in 0..1, in RGB order.
         channel_order: the order in which the network takes the channels.
         size_rule: how the sides are rounded to pixels: once to the nearest, or `ops.resize.fitted_size`.
-        padding: the value of all channels where there is no image, in 0..1: black, or 0.5 for MaX-DeepLab.
+        padding: the colour where there is no image, in 0..1, RGB, or one value for all three channels. Deep-MAC pads
+            with black; where the original pads with 0 *after* the normalisation, it is the `mean`.
 
     Raises:
         ValueError: an unknown `resize`, `channel_order` or `size_rule`, not three means and stds, a std that is not
             above 0, or an `image_size` below 1.
 
-    Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`.
+    Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`; Model Garden
+    `normalize_image` and `resize_and_crop_image` (half_pixel, and the mean as the padding).
     """
 
     mean: Tensor
     std: Tensor
+    padding: Tensor
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class ImageBatch(nn.Module):
         std: Sequence[float],
         channel_order: ChannelOrder = "rgb",
         size_rule: SizeRule = "round",
-        padding: float = 0.0,
+        padding: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -74,10 +77,11 @@ class ImageBatch(nn.Module):
         self.resize: ResizeMethod = resize
         self.channel_order: ChannelOrder = channel_order
         self.size_rule: SizeRule = size_rule
-        self.padding = padding
         # Constants of the configuration, not weights: they stay out of the state dict.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        colour = torch.tensor(padding, dtype=torch.float32).expand(3).view(3, 1, 1).clone()
+        self.register_buffer("padding", colour, persistent=False)
 
     def forward(
         self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]]
@@ -85,7 +89,7 @@ class ImageBatch(nn.Module):
         """RGB images (uint8, or float in 0..1) -> network input, and how each image lies in it."""
         geometry = tuple(self.geometry(image) for image in images)
         size = self.image_size
-        batch = self.mean.new_full((len(images), 3, size, size), self.padding)
+        batch = self.padding.repeat(len(images), 1, size, size)
         for row, image, lies in zip(batch, images, geometry, strict=True):
             height, width = lies.resized_size
             row[:, :height, :width] = resize_image(self._as_float(image), lies.resized_size, self.resize)
