@@ -105,3 +105,36 @@ def test_mistakes_are_named():
         create_detection_backbone("spinenet49", pretrained=True)
     with pytest.raises(ValueError, match="multiples of 64, but got 64 x 96"):
         small("resnet50_fpn")(torch.randn(1, 3, 64, 96))
+
+
+def test_the_trunk_may_have_an_epsilon_of_its_own():
+    def epsilons(module):
+        return {norm.eps for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)}
+
+    backbone = small("resnet18_fpn", norm_epsilon=1e-4, trunk_norm_epsilon=1e-5)
+    assert (epsilons(backbone.trunk), epsilons(backbone.pyramid)) == ({1e-5}, {1e-4})
+    backbone = small("resnet18_fpn", norm_epsilon=1e-4)
+    assert epsilons(backbone) == {1e-4}
+
+
+def test_one_image_of_the_smallest_size_can_be_trained_on():
+    """Its coarsest level has one value per channel: it goes by the running statistics, and leaves them as they are."""
+    backbone = small("resnet18_fpn").train()
+    coarsest, finest = backbone.pyramid.extra_blocks.norms[-1], backbone.pyramid.extra_blocks.norms[0]
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    assert maps["6"].shape[-2:] == (1, 1)
+    assert (coarsest.running_mean == 0).all()
+    assert (finest.running_mean != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("spinenet49", {"trunk_norm_epsilon": 1e-5}, "spinenet49 has no trunk_norm_epsilon, but got 1e-05"),
+        ("resnet18_fpn", {"drop_path_rate": 0.2}, "resnet18_fpn has no drop_path_rate, but got 0.2"),
+        ("resnet18_fpn", {"trunk_norm_epsilon": 0.0}, "trunk_norm_epsilon must be above 0, but got 0.0"),
+    ],
+)
+def test_values_of_other_networks_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(name, **options)

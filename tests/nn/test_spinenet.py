@@ -3,9 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from maskwright.nn.spinenet import SPINENET_SIZES, Node, Resample, create_spinenet, plan_nodes
+from maskwright.nn.spinenet import (
+    SPINENET_SIZES,
+    DropPathBasicBlock,
+    DropPathBottleneck,
+    Node,
+    Resample,
+    create_spinenet,
+    plan_nodes,
+)
 
 
 def small(name: str = "spinenet49", **options) -> nn.Module:
@@ -62,14 +69,14 @@ def test_widths_follow_the_table():
     plan = plan_nodes(0.65)
     assert (plan[0].width, plan[0].channels) == (41, 164)
     assert [(node.kind, node.width, node.channels) for node in plan[2:4]] == [
-        (Bottleneck, 41, 164),
-        (BasicBlock, 166, 166),
+        (DropPathBottleneck, 41, 164),
+        (DropPathBasicBlock, 166, 166),
     ]
 
 
 @pytest.mark.parametrize(("target", "size"), [(3, 16), (4, 8), (5, 4), (2, 32), (1, 64)])
 def test_resampling_halves_and_doubles(target, size):
-    source, wanted = Node(3, Bottleneck, 8), Node(target, BasicBlock, 6)
+    source, wanted = Node(3, DropPathBottleneck, 8), Node(target, DropPathBasicBlock, 6)
     resample = Resample(source, wanted, 0.5, nn.BatchNorm2d).eval()
     assert resample(torch.randn(1, 32, 16, 16)).shape == (1, 6, size, size)
     assert resample.reduce[0].out_channels == 4  # half of the blocks' width, not of the four times wider output
@@ -77,7 +84,7 @@ def test_resampling_halves_and_doubles(target, size):
 
 def test_strided_layers_pad_on_the_right_and_at_the_bottom():
     """TensorFlow's SAME of an even size: the first window begins at the first pixel."""
-    scale = Resample(Node(3, BasicBlock, 1), Node(5, BasicBlock, 1), 1.0, nn.BatchNorm2d).scale
+    scale = Resample(Node(3, DropPathBasicBlock, 1), Node(5, DropPathBasicBlock, 1), 1.0, nn.BatchNorm2d).scale
     pad, convolution, _, _, pool = scale
     with torch.no_grad():
         convolution.weight.fill_(1.0)
@@ -85,6 +92,44 @@ def test_strided_layers_pad_on_the_right_and_at_the_bottom():
         # Windows of rows and columns 0..2 and 2..4, of which 4 is padding.
         assert convolution(pad(x)).flatten().tolist() == [45.0, 39.0, 66.0, 50.0]
         assert pool(x).flatten().tolist() == [10.0, 11.0, 14.0, 15.0]
+
+
+def test_dropping_paths_rises_from_node_to_node():
+    """Source: the rate times the node's place among the 16; the stem drops nothing."""
+    network = small("spinenet96", drop_path_rate=0.32)
+    places = [block.drop_path.p for node in network.nodes for block in node.blocks]
+    assert places == pytest.approx([0.02 * place for place in range(1, 16) for _ in range(2)])
+    assert {block.drop_path.p for group in network.stem_groups for block in group} == {0.0}
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(DropPathBasicBlock, 4), (DropPathBottleneck, 16)])
+def test_a_dropped_path_leaves_the_shortcut_and_others_grow(kind, channels):
+    torch.manual_seed(0)
+    theirs = kind.__base__(channels, 4).eval()
+    x = torch.rand(200, channels, 2, 2)
+    for probability in (0.0, 0.25):
+        block = kind(channels, 4, drop_probability=probability).eval()
+        block.load_state_dict(theirs.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), theirs(x))
+            block.drop_path.train()
+            result = block(x)
+            block.drop_path.p = 0.0
+            last_norm = block.bn3 if kind is DropPathBottleneck else block.bn2
+            for values in (last_norm.weight, last_norm.bias):
+                values /= 1 - probability
+            kept = block(x)
+        dropped = (result == x).flatten(1).all(dim=1)
+        assert dropped.float().mean().item() == pytest.approx(probability, abs=0.1)
+        torch.testing.assert_close(result[~dropped], kept[~dropped])
+
+
+def test_a_single_value_per_channel_is_refused_in_training():
+    network = small().train()
+    with pytest.raises(ValueError, match=r"trained on two images of 128 x 128 pixels at least, .* got 1 of 128 x 128"):
+        network(torch.randn(1, 3, 128, 128))
+    network(torch.randn(1, 3, 128, 256))
+    network.eval()(torch.randn(1, 3, 128, 128))
 
 
 def test_mistakes_are_named():

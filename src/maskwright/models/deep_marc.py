@@ -36,6 +36,7 @@ ImagePadding = Literal["black", "mean"]
 _SMALLEST = {
     "image_size": 1,
     "frozen_levels": 0,
+    "num_anchor_scales": 1,
     "num_proposals": 1,
     "num_box_samples": 1,
     "mask_head_width": 1,
@@ -59,8 +60,10 @@ class DeepMARC(nn.Module):
         pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         padding: of the backbone, see `create_detection_backbone`.
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
-        anchor_scale: side of a square anchor in cells of its level (the originals: 8 for ResNets, 3 for SpineNets);
-            each comes with the aspect ratios 0.5, 1 and 2.
+        drop_path_rate: of a SpineNet, see there.
+        anchor_scale: side of a level's smallest square anchor, in cells (the originals: 8 for ResNets, 3 or 4 for
+            SpineNets); each size comes with the aspect ratios 0.5, 1 and 2.
+        num_anchor_scales: sizes of anchors per level, equal factors apart; the next would be the next level's first.
         box_head: `4conv1fc`, the original's, or `2fc`, which is faster.
         num_proposals: boxes per image that the first stage hands to the second.
         num_box_samples: so many of them per image train the second stage, at most a quarter of them on objects.
@@ -83,7 +86,8 @@ class DeepMARC(nn.Module):
         image_padding: what lies beside an image that is not square: `black`, as beside the crops of training
             (`data.transforms`), or `mean`, which is 0 once it is normalised, as the original has it.
         norm_momentum: of the batch norms outside of the mask head, in torch's sense.
-        norm_epsilon: of the batch norms of backbone and box head.
+        norm_epsilon: of the batch norms, but for the hourglasses' (1e-5).
+        trunk_norm_epsilon: of those of a pyramid backbone's trunk, see `create_detection_backbone`.
         mask_norm_momentum: of the mask head's batch norms, in torch's sense.
         width: scales the channels of the backbone and of all hidden layers, for tests.
 
@@ -120,7 +124,9 @@ class DeepMARC(nn.Module):
         pretrained_backbone: bool = False,
         padding: Padding = "symmetric",
         frozen_levels: int = 0,
+        drop_path_rate: float = 0.0,
         anchor_scale: float = 8.0,
+        num_anchor_scales: int = 1,
         box_head: BoxHead = "4conv1fc",
         num_proposals: int = 1000,
         num_box_samples: int = 512,
@@ -141,6 +147,7 @@ class DeepMARC(nn.Module):
         image_padding: ImagePadding = "black",
         norm_momentum: float = 0.1,
         norm_epsilon: float = 1e-5,
+        trunk_norm_epsilon: float | None = None,
         mask_norm_momentum: float = 0.1,
         width: float = 1.0,
     ) -> None:
@@ -367,5 +374,5 @@ def _check_values(config: dict[str, Any]) -> None:
         smallest=_SMALLEST,
         weights=("mask_weight",),
         factors=("anchor_scale", "norm_epsilon", "width"),
-        shares=("min_box_score", "norm_momentum", "mask_norm_momentum"),
+        shares=("min_box_score", "drop_path_rate", "norm_momentum", "mask_norm_momentum"),
     )

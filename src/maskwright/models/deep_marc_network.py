@@ -42,7 +42,9 @@ class DeepMARCNetwork(nn.Module):
         pretrained_backbone: bool,
         padding: Padding,
         frozen_levels: int,
+        drop_path_rate: float,
         anchor_scale: float,
+        num_anchor_scales: int,
         box_head: BoxHead,
         num_proposals: int,
         num_box_samples: int,
@@ -54,33 +56,34 @@ class DeepMARCNetwork(nn.Module):
         class_agnostic_masks: bool,
         norm_momentum: float,
         norm_epsilon: float,
+        trunk_norm_epsilon: float | None,
         mask_norm_momentum: float,
         width: float,
     ) -> None:
         super().__init__()
         self.backbone = create_detection_backbone(
-            backbone, width, norm_momentum, norm_epsilon, pretrained_backbone, padding, frozen_levels
+            backbone,
+            width,
+            norm_momentum,
+            norm_epsilon,
+            pretrained_backbone,
+            padding,
+            frozen_levels,
+            trunk_norm_epsilon,
+            drop_path_rate,
         )
         self.class_agnostic_masks = class_agnostic_masks
         self.mask_size = mask_size
         channels, levels = self.backbone.out_channels, self.backbone.levels
         self.finest_level = levels[0]
-        self.proposals = _proposal_network(channels, [anchor_scale * 2**level for level in levels], num_proposals)
+        scales = [anchor_scale * 2 ** (scale / num_anchor_scales) for scale in range(num_anchor_scales)]
+        sizes = tuple(tuple(scale * 2**level for scale in scales) for level in levels)
+        self.proposals = _proposal_network(channels, sizes, num_proposals)
         norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
         head, hidden = _create_box_head(box_head, channels, width, norm)
-        self.roi_heads = RoIHeads(
-            LevelCrop(_BOX_CROP_SIZE, self.finest_level),
-            head,
-            BoxPredictor(hidden, 1 + num_classes),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=num_box_samples,
-            positive_fraction=0.25,
-            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            score_thresh=min_box_score,
-            nms_thresh=0.5,
-            detections_per_img=_EVERY_DETECTION,
-        )
+        predictor = BoxPredictor(hidden, 1 + num_classes)
+        crop = LevelCrop(_BOX_CROP_SIZE, self.finest_level)
+        self.roi_heads = _second_stage(crop, head, predictor, num_box_samples, min_box_score)
         head_width, num_masks = max(1, round(mask_head_width * width)), 1 if class_agnostic_masks else num_classes
         self.mask_head = create_mask_head(
             mask_head, channels, head_width, num_masks, mask_upsample, mask_size, mask_norm_momentum, norm_epsilon
@@ -162,11 +165,14 @@ class DeepMARCNetwork(nn.Module):
         return {str(self.finest_level + index): level for index, level in enumerate(maps)}
 
 
-def _proposal_network(channels: int, anchor_sizes: list[float], num_proposals: int) -> RegionProposalNetwork:
-    ratios = [_ASPECT_RATIOS] * len(anchor_sizes)
+def _proposal_network(
+    channels: int, anchor_sizes: tuple[tuple[float, ...], ...], num_proposals: int
+) -> RegionProposalNetwork:
+    """The first stage; the anchors of each level have all of its sizes in all aspect ratios."""
+    ratios = (_ASPECT_RATIOS,) * len(anchor_sizes)
     return RegionProposalNetwork(
-        AnchorGenerator(tuple((size,) for size in anchor_sizes), tuple(ratios)),  # pyright: ignore[reportArgumentType]
-        ProposalHead(channels, len(_ASPECT_RATIOS)),
+        AnchorGenerator(anchor_sizes, ratios),  # pyright: ignore[reportArgumentType]
+        ProposalHead(channels, len(anchor_sizes[0]) * len(_ASPECT_RATIOS)),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
@@ -174,6 +180,24 @@ def _proposal_network(channels: int, anchor_sizes: list[float], num_proposals: i
         pre_nms_top_n={"training": 2 * num_proposals, "testing": num_proposals},
         post_nms_top_n={"training": num_proposals, "testing": num_proposals},
         nms_thresh=0.7,
+    )
+
+
+def _second_stage(
+    crop: LevelCrop, head: nn.Module, predictor: BoxPredictor, num_box_samples: int, min_box_score: float
+) -> RoIHeads:
+    return RoIHeads(
+        crop,
+        head,
+        predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=num_box_samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=min_box_score,
+        nms_thresh=0.5,
+        detections_per_img=_EVERY_DETECTION,
     )
 
 

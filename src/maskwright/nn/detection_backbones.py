@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from maskwright.nn.backbones import PyramidTrunk, create_efficientnet_lite0_trunk, create_resnet_trunk
 from maskwright.nn.hourglass import check_divisible
+from maskwright.nn.layers import normalize
 from maskwright.nn.spinenet import SPINENET_SIZES, SpineNet, create_spinenet
 
 Padding = Literal["symmetric", "same"]
@@ -96,6 +97,7 @@ class CoarserLevel(ExtraFPNBlock):
     """One more level, a 3 x 3 convolution with stride 2 of the coarsest, and then a batch norm on every level.
 
     Source: official/vision/modeling/decoders/fpn.py, `FPN` (no activation anywhere).
+    Departure: see `normalize` for the coarsest level of a single image of 64 x 64 pixels in training.
     """
 
     def __init__(self, levels: int, channels: int, norm_momentum: float, norm_epsilon: float) -> None:
@@ -111,7 +113,7 @@ class CoarserLevel(ExtraFPNBlock):
         """Return one map and one name more than the pyramid's `results` and `names`; `x` is not used."""
         del x
         maps = [*results, self.conv(results[-1])]
-        normed = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
+        normed = [normalize(cast(nn.BatchNorm2d, norm), level) for norm, level in zip(self.norms, maps, strict=True)]
         return normed, [*names, str(int(names[-1]) + 1)]
 
 
@@ -159,6 +161,8 @@ def create_detection_backbone(
     pretrained: bool = False,
     padding: Padding = "symmetric",
     frozen_levels: int = 0,
+    trunk_norm_epsilon: float | None = None,
+    drop_path_rate: float = 0.0,
 ) -> ResNetFPN | SpineNet:
     """Build the backbone `name`; its `levels`, `out_channels` and `size_divisor` say what `forward` returns and takes.
 
@@ -166,7 +170,7 @@ def create_detection_backbone(
         name: one of `DETECTION_BACKBONES`.
         width: factor on the channel counts (small networks for tests); 1 is the published size.
         norm_momentum: of the batch norms, in torch's sense (the originals: 0.003 for ResNets, 0.01 for SpineNets).
-        norm_epsilon: of the batch norms (torchvision's ResNets 1e-5, the original ones 1e-4, SpineNets 1e-3).
+        norm_epsilon: of the batch norms (the originals: 1e-4 for ResNets, 1e-3 for SpineNets).
         pretrained: start from ImageNet weights: a ResNet from torchvision's (downloaded once), EfficientNet-Lite0
             from those of its package. The pyramid is always new.
         padding: of a ResNet's layers with stride 2: "symmetric" as torchvision has it and its weights need it,
@@ -174,34 +178,50 @@ def create_detection_backbone(
             at the bottom only: what a cell sees lies almost a whole cell further there). SpineNets are always "same".
         frozen_levels: so many of a trunk's four levels, finest first, keep their weights and statistics in training
             (not for SpineNets).
+        trunk_norm_epsilon: of the batch norms of a ResNet below its pyramid, if it is not `norm_epsilon`: the ImageNet
+            weights of torchvision have 1e-5. (EfficientNet-Lite0 always has its own.)
+        drop_path_rate: see `SpineNet`, which alone has it.
 
     Raises:
-        ValueError: the name is unknown, the width is not positive, or there are no weights for this network.
+        ValueError: the name is unknown, a value is out of its range or not for this network, or there are no weights
+            for it.
     """
+    _check_values(name, width, pretrained, padding, frozen_levels)
+    for option, value, ours in (
+        ("trunk_norm_epsilon", trunk_norm_epsilon, name in RESNETS),
+        ("drop_path_rate", drop_path_rate, name in SPINENET_SIZES),
+    ):
+        if value and not ours:
+            raise ValueError(f"{name} has no {option}, but got {value}; leave it out")
+    if trunk_norm_epsilon is not None and trunk_norm_epsilon <= 0:
+        raise ValueError(f"trunk_norm_epsilon must be above 0, but got {trunk_norm_epsilon}")
+    if name in SPINENET_SIZES:
+        return create_spinenet(name, width, norm_momentum, norm_epsilon, drop_path_rate)
+    if name == EFFICIENTNET:
+        trunk: PyramidTrunk = create_efficientnet_lite0_trunk(width, norm_momentum, pretrained=pretrained)
+        channels = SMALL_PYRAMID_CHANNELS
+    else:
+        epsilon = trunk_norm_epsilon or norm_epsilon
+        resnet = name.removesuffix("_fpn")
+        trunk = create_resnet_trunk(resnet, width, norm_momentum, norm_epsilon=epsilon, pretrained=pretrained)
+        channels = PYRAMID_CHANNELS
+    return ResNetFPN(trunk, max(1, round(channels * width)), norm_momentum, norm_epsilon, padding, frozen_levels)
+
+
+def _check_values(name: str, width: float, pretrained: bool, padding: str, frozen_levels: int) -> None:
     if name not in DETECTION_BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known are {', '.join(DETECTION_BACKBONES)}")
     if width <= 0:
         raise ValueError(f"width of a backbone must be positive, but got {width}")
-    if padding not in ("symmetric", "same"):
+    if padding not in get_args(Padding):
         raise ValueError(f"padding of a backbone must be 'symmetric' or 'same', but got {padding!r}")
     if pretrained and (width != 1 or padding != "symmetric"):
         raise ValueError(f"ImageNet weights fit width 1 and padding 'symmetric' only, but got {width} and {padding!r}")
     if not 0 <= frozen_levels <= 4:
         raise ValueError(f"frozen_levels of a backbone must lie in 0..4, but got {frozen_levels}")
-    if name in SPINENET_SIZES:
-        if pretrained:
-            raise ValueError(f"there are no ImageNet weights for {name}; set pretrained to false")
-        if frozen_levels:
-            raise ValueError(f"a SpineNet has no levels to freeze, but got frozen_levels {frozen_levels}")
-        return create_spinenet(name, width, norm_momentum, norm_epsilon)
-    if name == EFFICIENTNET:
-        if padding != "symmetric":
-            raise ValueError(f"{name} is always padded as its weights need it; set padding to 'symmetric'")
-        small = create_efficientnet_lite0_trunk(width, norm_momentum, pretrained=pretrained)
-        channels = max(1, round(SMALL_PYRAMID_CHANNELS * width))
-        return ResNetFPN(small, channels, norm_momentum, norm_epsilon, padding, frozen_levels)
-    trunk = create_resnet_trunk(
-        name.removesuffix("_fpn"), width, norm_momentum, norm_epsilon=norm_epsilon, pretrained=pretrained
-    )
-    channels = max(1, round(PYRAMID_CHANNELS * width))
-    return ResNetFPN(trunk, channels, norm_momentum, norm_epsilon, padding, frozen_levels)
+    if name in SPINENET_SIZES and pretrained:
+        raise ValueError(f"there are no ImageNet weights for {name}; set pretrained to false")
+    if name in SPINENET_SIZES and frozen_levels:
+        raise ValueError(f"a SpineNet has no levels to freeze, but got frozen_levels {frozen_levels}")
+    if name == EFFICIENTNET and padding != "symmetric":
+        raise ValueError(f"{name} is always padded as its weights need it; set padding to 'symmetric'")

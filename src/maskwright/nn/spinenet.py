@@ -6,13 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from maskwright.nn.hourglass import check_divisible
 
@@ -44,28 +45,57 @@ SPINENET_SIZES = {
     "spinenet190": SpineNetSize(512, 1.3, 1.0, 4),
 }
 
+_SEARCHED_NODES = 16
 _STEM_CHANNELS = 64
 _STEM_LEVEL = 2
 _CHANNELS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}  # of a block's 3 x 3 convolutions, by its level
 
+
+class DropPathBasicBlock(BasicBlock):
+    """torchvision's residual block; in training some images pass it by its shortcut alone."""
+
+    def __init__(self, *args: Any, drop_probability: float = 0.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.drop_path = StochasticDepth(drop_probability, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `BasicBlock`."""
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(self.drop_path(branch) + (x if self.downsample is None else self.downsample(x)))
+
+
+class DropPathBottleneck(Bottleneck):
+    """torchvision's bottleneck; in training some images pass it by its shortcut alone."""
+
+    def __init__(self, *args: Any, drop_probability: float = 0.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.drop_path = StochasticDepth(drop_probability, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Bottleneck`."""
+        branch = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        branch = self.bn3(self.conv3(branch))
+        return self.relu(self.drop_path(branch) + (x if self.downsample is None else self.downsample(x)))
+
+
 # Level, blocks, parents, and whether it is an output. Nodes 0 and 1 are the stem's, the first row is node 2. The search
 # also found an output of level 2 (the last row of the original's table), which no detector here asks for.
 _ARCHITECTURE = (
-    (2, Bottleneck, (0, 1), False),
-    (4, BasicBlock, (0, 1), False),
-    (3, Bottleneck, (2, 3), False),
-    (4, Bottleneck, (2, 4), False),
-    (6, BasicBlock, (3, 5), False),
-    (4, Bottleneck, (3, 5), False),
-    (5, BasicBlock, (6, 7), False),
-    (7, BasicBlock, (6, 8), False),
-    (5, Bottleneck, (8, 9), False),
-    (5, Bottleneck, (8, 10), False),
-    (4, Bottleneck, (5, 10), True),
-    (3, Bottleneck, (4, 10), True),
-    (5, Bottleneck, (7, 12), True),
-    (7, Bottleneck, (5, 14), True),
-    (6, Bottleneck, (12, 14), True),
+    (2, DropPathBottleneck, (0, 1), False),
+    (4, DropPathBasicBlock, (0, 1), False),
+    (3, DropPathBottleneck, (2, 3), False),
+    (4, DropPathBottleneck, (2, 4), False),
+    (6, DropPathBasicBlock, (3, 5), False),
+    (4, DropPathBottleneck, (3, 5), False),
+    (5, DropPathBasicBlock, (6, 7), False),
+    (7, DropPathBasicBlock, (6, 8), False),
+    (5, DropPathBottleneck, (8, 9), False),
+    (5, DropPathBottleneck, (8, 10), False),
+    (4, DropPathBottleneck, (5, 10), True),
+    (3, DropPathBottleneck, (4, 10), True),
+    (5, DropPathBottleneck, (7, 12), True),
+    (7, DropPathBottleneck, (5, 14), True),
+    (6, DropPathBottleneck, (12, 14), True),
 )
 
 
@@ -82,7 +112,7 @@ class Node:
     """
 
     level: int
-    kind: type[BasicBlock] | type[Bottleneck]
+    kind: type[DropPathBasicBlock] | type[DropPathBottleneck]
     width: int
     parents: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
@@ -100,7 +130,7 @@ def plan_nodes(filter_scale: float) -> list[Node]:
     An output merges every earlier node of its own scale and channels that no node has used so far: the
     original's rule for a fixed input width, which is how its models are trained and served.
     """
-    stem = Node(_STEM_LEVEL, Bottleneck, int(_CHANNELS[_STEM_LEVEL] * filter_scale))
+    stem = Node(_STEM_LEVEL, DropPathBottleneck, int(_CHANNELS[_STEM_LEVEL] * filter_scale))
     nodes, used = [stem, stem], set()
     for level, kind, parents, is_output in _ARCHITECTURE:
         node = Node(level, kind, int(_CHANNELS[level] * filter_scale), parents, is_output=is_output)
@@ -124,17 +154,20 @@ class SpineNet(nn.Module):
         size: a row of `SPINENET_SIZES`, or other numbers.
         norm_momentum: of the batch norms, in torch's sense (0.01 in the original).
         norm_epsilon: of the batch norms.
+        drop_path_rate: in training, the probability with which a residual block of the last of the 16 nodes is left
+            out for an image; it rises linearly from node to node (the stem keeps its blocks).
 
     Source: arXiv 1912.05027; official/vision/modeling/backbones/spinenet.py, `SpineNet` with min_level 3 and a
     fixed input width. Strided layers pad as TensorFlow's SAME does: on the right and at the bottom only.
-    Departures: no stochastic depth (off in the original's recipes) and ReLU only; initial weights are
-    normal with variance 1 / fan-in, but not truncated.
+    Departures: ReLU only; initial weights are normal with variance 1 / fan-in, but not truncated.
     """
 
     levels = (3, 4, 5, 6, 7)
     size_divisor = 128
 
-    def __init__(self, size: SpineNetSize, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3) -> None:
+    def __init__(
+        self, size: SpineNetSize, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3, drop_path_rate: float = 0.0
+    ) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
         self.plan = plan_nodes(size.filter_scale)
@@ -149,7 +182,8 @@ class SpineNet(nn.Module):
         for node in self.plan:
             if node.parents:
                 parents = [self.plan[index] for index in node.parents]
-                self.nodes.append(ScalePermutedNode(parents, node, size, norm))
+                probability = drop_path_rate * (len(self.nodes) + 1) / _SEARCHED_NODES
+                self.nodes.append(ScalePermutedNode(parents, node, size, norm, probability))
             if node.is_output:
                 self.endpoints[str(node.level)] = _convolution(node.channels, size.endpoint_channels, 1, 1, norm)
         for module in self.modules():
@@ -160,9 +194,11 @@ class SpineNet(nn.Module):
         """Return the maps `[B, out_channels, H / 2 ** l, W / 2 ** l]` by level, "3" to "7", finest first.
 
         Raises:
-            ValueError: H or W is not a multiple of `size_divisor`.
+            ValueError: H or W is not a multiple of `size_divisor`; in training, a single image of one value per
+                channel at level 7, of which batch norms cannot learn.
         """
         check_divisible(images, self.size_divisor)
+        self._check_norms(images)
         x = self.stem(images)
         features: list[Tensor] = []
         for group in self.stem_groups:
@@ -176,14 +212,25 @@ class SpineNet(nn.Module):
                 outputs[node.level] = self.endpoints[str(node.level)](features[-1])
         return OrderedDict((str(level), outputs[level]) for level in self.levels)
 
+    def _check_norms(self, images: Tensor) -> None:
+        synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in self.endpoints.modules())
+        (count, _, height, width), side = images.shape, self.size_divisor
+        if self.training and not synchronised and count * height * width < 2 * side**2:
+            raise ValueError(
+                f"a SpineNet is trained on two images of {side} x {side} pixels at least, or on a larger one (its "
+                f"batch norms need two values per channel), but got {count} of {height} x {width}"
+            )
+
 
 class ScalePermutedNode(nn.Module):
     """Two parents brought to one scale and width, their sum with the merged nodes, ReLU, residual blocks."""
 
-    def __init__(self, parents: list[Node], node: Node, size: SpineNetSize, norm: Norm) -> None:
+    def __init__(
+        self, parents: list[Node], node: Node, size: SpineNetSize, norm: Norm, drop_probability: float
+    ) -> None:
         super().__init__()
         self.resample = nn.ModuleList(Resample(parent, node, size.resample_alpha, norm) for parent in parents)
-        self.blocks = _residual_blocks(node.channels, node, size.repeats, norm)
+        self.blocks = _residual_blocks(node.channels, node, size.repeats, norm, drop_probability)
 
     def forward(self, parents: list[Tensor], merged: list[Tensor]) -> Tensor:
         """Return the node's map from its parents' and from those that are added as they are."""
@@ -216,7 +263,13 @@ class Resample(nn.Module):
         return self.expand(self.scale(self.reduce(x)))
 
 
-def create_spinenet(name: str, width: float = 1.0, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3) -> SpineNet:
+def create_spinenet(
+    name: str,
+    width: float = 1.0,
+    norm_momentum: float = 0.01,
+    norm_epsilon: float = 1e-3,
+    drop_path_rate: float = 0.0,
+) -> SpineNet:
     """Build the backbone `name`.
 
     Args:
@@ -224,6 +277,7 @@ def create_spinenet(name: str, width: float = 1.0, norm_momentum: float = 0.01, 
         width: factor on all channels but the stem's 64 (small networks for tests); 1 is the published size.
         norm_momentum: of the batch norms, in torch's sense.
         norm_epsilon: of the batch norms.
+        drop_path_rate: see `SpineNet`.
 
     Raises:
         ValueError: the name is unknown, or the width is not positive.
@@ -235,16 +289,17 @@ def create_spinenet(name: str, width: float = 1.0, norm_momentum: float = 0.01, 
     size = SPINENET_SIZES[name]
     channels = max(1, round(size.endpoint_channels * width))
     scaled = replace(size, endpoint_channels=channels, filter_scale=size.filter_scale * width)
-    return SpineNet(scaled, norm_momentum, norm_epsilon)
+    return SpineNet(scaled, norm_momentum, norm_epsilon, drop_path_rate)
 
 
-def _residual_blocks(before: int, node: Node, repeats: int, norm: Norm) -> nn.Sequential:
+def _residual_blocks(before: int, node: Node, repeats: int, norm: Norm, drop_probability: float = 0.0) -> nn.Sequential:
     """The blocks of a node; the first one's shortcut is a convolution where the channels change."""
     shortcut = None
     if before != node.channels:
         shortcut = Conv2dNormActivation(before, node.channels, 1, norm_layer=norm, activation_layer=None)
-    first = node.kind(before, node.width, downsample=shortcut, norm_layer=norm)
-    return nn.Sequential(first, *(node.kind(node.channels, node.width, norm_layer=norm) for _ in range(repeats - 1)))
+    create = partial(node.kind, norm_layer=norm, drop_probability=drop_probability)
+    first = create(before, node.width, downsample=shortcut)
+    return nn.Sequential(first, *(create(node.channels, node.width) for _ in range(repeats - 1)))
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int, norm: Norm) -> Conv2dNormActivation:
