@@ -97,17 +97,22 @@ class DeepMARC(nn.Module):
 
     Source: arXiv 2104.00613, section 3 and appendix; official/projects/deepmac_maskrcnn of the TensorFlow Model Garden.
     Departures; the detector is torchvision's:
-    - The first stage has no batch norms; anchors lie on the corners of cells, not their centres, and have sides of
-      whole pixels. Its losses are one mean over all levels, with the 256 sampled anchors as the normaliser.
-    - The second stage's hidden layer has no batch norm, its losses are means over its samples (the original's
-      box loss over those on objects), and its Huber loss has delta 1 / 9 (1).
+    - The first stage has no batch norms; anchors lie on the upper left corners of cells, not their centres, and have
+      sides of whole pixels. Its class loss is the mean over the 256 anchors per image that are sampled (the original:
+      their sum, divided by 512 per image, which is half of it). Its box loss is the smooth L1 of beta 1 / 9 (nine
+      times the original's Huber loss of delta 1 / 9), summed over the sampled anchors on objects and divided by the
+      number of all samples (the original: per level the sum over all anchors on objects, divided by 4 times their
+      number).
+    - The second stage's convolutions have no biases, and its hidden layer has no batch norm. Its box loss is the
+      smooth L1 of beta 1 / 9, summed over the samples on objects and divided by the number of all samples (the
+      original: the Huber loss of delta 1, divided by 4 times the number of those on objects).
     - Boxes are cut off at the image rather than at the padded network input, before their masks are made.
     - Box crops: see `crop_levels`. Masks are on the `pixel` frame, and their targets are cut from the full-size masks
       inside the training box (the original resamples a crop of 112 x 112).
     - Only boxes with a mask that is learnt enter the mask head and its norms; the original's are filled up with
       empty rows. No outer boxes, no cascade, no separable convolutions.
-    - The mask of a given box of a model with one mask per class is that of the class the box head finds most likely
-      (the original's: that of the background).
+    - A given box without a label has, in a model with one mask per class, the mask of the class that the box head
+      finds most likely (the original's: that of the background).
     """
 
     family = "deep_marc"
@@ -249,18 +254,26 @@ class DeepMARC(nn.Module):
         batch, geometry = self.image_batch(images)
         return self._features(self.network.maps(batch), geometry)
 
-    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
-        """Masks of given boxes, one prediction per image, instances in the order of the boxes.
+    def masks_from_boxes(
+        self, features: ImageFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None
+    ) -> list[InstancePrediction]:
+        """Masks of given boxes, one prediction per image, instances in the order of the boxes; their labels are -1.
 
         Args:
             features: of `encode`.
             boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+            labels: per image int [N], the class of each box, whose mask it is that a model with one mask per class
+                gives; left out, it is that of the class that its box head finds most likely. A model with
+                class-agnostic masks has one mask for all.
 
         Raises:
-            ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box.
+            ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box; labels
+                that do not fit the boxes or the categories.
         """
         check_boxes(boxes, len(features))
-        return self._masks(features, boxes, None)
+        if labels is not None:
+            _check_labels(labels, boxes, len(self.categories))
+        return self._masks(features, boxes, torch.cat(labels) if labels else None)
 
     def _predict(self, images: list[Tensor], score_threshold: float, max_detections: int) -> list[InstancePrediction]:
         """The detector's boxes with their masks."""
@@ -365,6 +378,15 @@ def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -
     Source: official/vision/losses/maskrcnn_losses.py, `MaskrcnnLoss`, which divides by 0.01 cells more.
     """
     return mask_cross_entropy(logits, targets).sum() / max(1, len(logits))
+
+
+def _check_labels(labels: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int) -> None:
+    if [label.shape for label in labels] != [rows.shape[:1] for rows in boxes]:
+        counts, shapes = [len(rows) for rows in boxes], [list(label.shape) for label in labels]
+        raise ValueError(f"expected one label per box, for the images {counts}, but got shapes {shapes}")
+    for image, label in enumerate(labels):
+        if ((label < 0) | (label >= num_classes)).any():
+            raise ValueError(f"labels of image {image} must lie in 0..{num_classes - 1}, but got {label.tolist()}")
 
 
 def _check_values(config: dict[str, Any]) -> None:
