@@ -6,9 +6,9 @@
 all have a box of at least `--min-side` pixels on either side; all of their instances come with them. The recipe trains
 on them whole, not cropped and not flipped, without weight decay and without a moving average, and validates on the same
 images. Any key of the recipe can be given after these; it wins over the values named here. Then the weights folder
-`RUN/last` is evaluated as `maskwright evaluate` does it: with the boxes that the model finds, and, where it can be
-prompted, with the boxes of the file. A model of any family that has learnt should come to AP over 0.8. A run that RUN
-already holds is continued or only evaluated.
+`RUN/last` is evaluated as `maskwright evaluate` does it: where the model finds boxes with those, and where it can be
+prompted with the boxes of the file. A model of any family that has learnt should come to AP over 0.8. A run that RUN
+already holds is continued or, when it has its steps, only evaluated; one with other images or values is refused.
 
     python benchmarks/overfit.py deep_mac/tiny_detector --images DATA/images --annotations DATA/instances.json \\
         --out runs/overfit --min-side 24 --trainer.precision bf16-mixed --trainer.steps 300 \\
@@ -31,6 +31,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
+
+from maskwright.data.json_file import read_json_object
+from maskwright.errors import UserError
+from maskwright.files import write_json
+from maskwright.models.hub import from_pretrained
+from maskwright.structures import BoxPrompted, SegmentationModel
+from maskwright.training.checkpoints import read_step
+from maskwright.training.recipes import resolve_recipe
+from maskwright.training.run_folder import LAST_CHECKPOINT, LAST_WEIGHTS, RECIPE, check_resumable
 
 MEMORISE = {
     "data.scale": "null",  # the scale of training is that of inference
@@ -39,6 +49,9 @@ MEMORISE = {
     "trainer.ema_decay": "null",
 }
 MEMORISE_INSTANCES = {"data.crop_size": "null", "data.colour": 0}
+
+# What the names of the files of numbers end in.
+PREDICTED, GROUND_TRUTH, PANOPTIC = "boxes-predicted", "boxes-ground-truth", "panoptic"
 
 
 def main() -> None:
@@ -54,20 +67,41 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--min-side", type=float, default=0, help="of the boxes, in pixels of the image")
     arguments, overrides = parser.parse_known_args()
-    file = json.loads(arguments.annotations.read_text())
     subset = beside(arguments.out, ".json")
-    if not subset.is_file():
-        subset.parent.mkdir(parents=True, exist_ok=True)
-        subset.write_text(json.dumps(few_images(file, arguments.count, arguments.seed, arguments.min_side)))
-    if any("segments_info" in entry for entry in file["annotations"]):
-        maps = str(arguments.segmentations or arguments.annotations.with_suffix(""))
-        train(arguments, subset, {"data.segmentations": maps, "data.validation_segmentations": maps}, overrides)
-        evaluate(arguments, subset, "panoptic", "--segmentations", maps)
+    try:
+        is_panoptic = choose(arguments, subset)
+        values = values_of(arguments, subset, is_panoptic)
+        options = [part for key, value in values.items() for part in (f"--{key}", str(value))] + overrides
+        train(arguments, options, is_panoptic)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if is_panoptic:
+        evaluate(arguments, subset, PANOPTIC, "--segmentations", str(values["data.segmentations"]))
         return
-    train(arguments, subset, MEMORISE_INSTANCES, overrides)
-    for boxes in ("predicted", "ground-truth"):
-        print(f"\nboxes {boxes}", flush=True)
-        evaluate(arguments, subset, f"boxes-{boxes}", "--boxes", boxes, check=boxes == "predicted")
+    model = from_pretrained(arguments.out / LAST_WEIGHTS)
+    if not cast(SegmentationModel, model).needs_boxes:
+        evaluate(arguments, subset, PREDICTED, "--boxes", "predicted")
+    if isinstance(model, BoxPrompted):
+        evaluate(arguments, subset, GROUND_TRUTH, "--boxes", "ground-truth")
+
+
+def choose(arguments: argparse.Namespace, subset: Path) -> bool:
+    """Write the file of the images to be learnt, or find it written; whether it is a panoptic one.
+
+    Raises:
+        UserError: the file there is has other images.
+    """
+    file = read_json_object(arguments.annotations, ("images", "annotations", "categories"))
+    chosen = few_images(file, arguments.count, arguments.seed, arguments.min_side)
+    if subset.is_file() and json.loads(subset.read_text()) != chosen:
+        raise UserError(
+            f"{subset} holds other images: it was made with another --annotations, --count, --seed or --min-side; "
+            "give another --out"
+        )
+    subset.parent.mkdir(parents=True, exist_ok=True)
+    write_json(subset, chosen, indent=None)
+    return any("segments_info" in entry for entry in file["annotations"])
 
 
 def beside(run: Path, ending: str) -> Path:
@@ -94,32 +128,52 @@ def few_images(file: dict, count: int, seed: int, min_side: float = 0) -> dict:
     return {**file, "images": images, "annotations": annotations, "categories": categories}
 
 
-def train(arguments: argparse.Namespace, subset: Path, values: dict[str, object], overrides: list[str]) -> None:
-    """Train, or go on with, the run; one that is finished stays as it is."""
+def values_of(arguments: argparse.Namespace, subset: Path, is_panoptic: bool) -> dict[str, object]:
+    """What the run gives other values than its recipe."""
     values = {
         "data.images": arguments.images,
         "data.annotations": subset,
         "data.validation_annotations": subset,
-        **MEMORISE,
-        **values,
         "trainer.output": arguments.out,
+        **MEMORISE,
     }
-    options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    is_begun = (arguments.out / "recipe.yaml").is_file()
-    options += [*overrides, *(["--resume", "last"] if is_begun else [])]
-    maskwright("train", arguments.recipe, *options, check=not is_begun)
+    if not is_panoptic:
+        return {**values, **MEMORISE_INSTANCES}
+    maps = str(arguments.segmentations or arguments.annotations.with_suffix(""))
+    return {**values, "data.segmentations": maps, "data.validation_segmentations": maps}
 
 
-def evaluate(arguments: argparse.Namespace, subset: Path, ending: str, *options: str, check: bool = True) -> None:
+def train(arguments: argparse.Namespace, options: list[str], is_panoptic: bool) -> None:
+    """Train, or go on with, the run; one that has its steps stays as it is.
+
+    Raises:
+        UserError: the folder holds a run with other values.
+    """
+    recipe, run = resolve_recipe(arguments.recipe, options), arguments.out
+    is_begun = (run / RECIPE).is_file()
+    if is_begun:
+        check_resumable(run, recipe)
+        checkpoint = run / LAST_CHECKPOINT
+        if checkpoint.is_file() and read_step(checkpoint) == recipe.trainer.steps:
+            return
+    for ending in (PANOPTIC,) if is_panoptic else (PREDICTED, GROUND_TRUTH):
+        beside(run, f".{ending}.json").unlink(missing_ok=True)  # of fewer steps
+    maskwright("train", arguments.recipe, *options, *(["--resume", "last"] if is_begun else []))
+
+
+def evaluate(arguments: argparse.Namespace, subset: Path, ending: str, *options: str) -> None:
     """Evaluate the run's last weights; the numbers go to the file beside it that ends so."""
+    print(f"\n{ending}", flush=True)
     files = ["--images", arguments.images, "--annotations", str(subset)]
     numbers = str(beside(arguments.out, f".{ending}.json"))
-    maskwright("evaluate", str(arguments.out / "last"), *files, "--json", numbers, *options, check=check)
+    maskwright("evaluate", str(arguments.out / LAST_WEIGHTS), *files, "--json", numbers, *options)
 
 
-def maskwright(*command: str, check: bool) -> None:
-    """Run a command of the package; with `check`, its failure is ours."""
-    subprocess.run([sys.executable, "-m", "maskwright", *command], check=check)
+def maskwright(*command: str) -> None:
+    """Run a command of the package; its failure ends this one with the same code."""
+    code = subprocess.run([sys.executable, "-m", "maskwright", *command], check=False).returncode
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from maskwright.training.recipes import recipe_yaml, resolve_recipe
+from maskwright.training.run_folder import take
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overfit.py"
 
@@ -51,48 +55,140 @@ def test_the_choice_is_that_of_the_seed(overfit):
     assert all(len(images) == 2 for images in chosen)
 
 
-def test_it_trains_then_evaluates_with_both_kinds_of_boxes(overfit, tmp_path, monkeypatch):
-    annotations, run, ran = tmp_path / "instances.json", tmp_path / "run", []
-    annotations.write_text(json.dumps(FILE))
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append((command[3:], check)))
-    arguments = ["toy", "--images", "DIR", "--annotations", annotations, "--out", run, "--trainer.steps", "7"]
-    monkeypatch.setattr(sys, "argv", ["overfit.py", *map(str, arguments)])
-    overfit.main()
-    (train, must_train), (predicted, _), (given, _) = ran
-    assert train[:2] == ["train", "toy"]
+@pytest.fixture
+def start(overfit, tmp_path, monkeypatch):
+    """Runs the benchmark on `file`; in place of its commands it calls `act(command) -> exit code`."""
+
+    def start(*options: str, file=FILE, act=finish, model=DETECTOR) -> list[list[str]]:
+        commands: list[list[str]] = []
+
+        def call(command, check):
+            commands.append(command[3:])
+            return SimpleNamespace(returncode=act(command[3:]))
+
+        annotations = tmp_path / "file.json"
+        annotations.write_text(json.dumps(file))
+        monkeypatch.setattr(overfit, "subprocess", SimpleNamespace(run=call))
+        monkeypatch.setattr(overfit, "from_pretrained", lambda folder: model)
+        recipe = "max_deeplab/tiny" if file is PANOPTIC else "deep_mac/tiny_detector"
+        given = [recipe, "--images", "DIR", "--annotations", annotations, "--out", tmp_path / "run", *options]
+        monkeypatch.setattr(sys, "argv", ["overfit.py", *map(str, given)])
+        overfit.main()
+        return commands
+
+    return start
+
+
+def finish(command: list[str]) -> int:
+    """What a training leaves behind that ran to its end, and an evaluation."""
+    if command[0] == "evaluate":
+        Path(command[command.index("--json") + 1]).write_text("{}")
+        return 0
+    recipe = resolve_recipe(command[1], [part for part in command[2:] if part not in ("--resume", "last")])
+    folder = Path(recipe.trainer.output or "")
+    take(folder, recipe_yaml(recipe))
+    torch.save({"global_step": recipe.trainer.steps}, folder / "last.ckpt")
+    return 0
+
+
+def prompted(needs_boxes: bool) -> SimpleNamespace:
+    return SimpleNamespace(needs_boxes=needs_boxes, encode=list, masks_from_boxes=list)
+
+
+DETECTOR = prompted(needs_boxes=False)
+
+
+def test_it_trains_then_evaluates_with_both_kinds_of_boxes(start, tmp_path):
+    train, *evaluations = start("--trainer.steps", "7")
+    assert train[:2] == ["train", "deep_mac/tiny_detector"]
     assert train[-2:] == ["--trainer.steps", "7"]
-    assert must_train
-    assert (tmp_path / "run.json").is_file()
-    for command, boxes in ((predicted, "predicted"), (given, "ground-truth")):
-        assert command[:2] == ["evaluate", str(run / "last")]
-        assert command[-2:] == ["--boxes", boxes]
-
-    run.mkdir()
-    (run / "recipe.yaml").touch()
-    overfit.main()
-    assert ran[3][0][-2:] == ["--resume", "last"]
-    assert not ran[3][1]
+    assert train[train.index("--data.annotations") + 1] == str(tmp_path / "run.json")
+    assert len(json.loads((tmp_path / "run.json").read_text())["images"]) == 4
+    for command, boxes in zip(evaluations, ("predicted", "ground-truth"), strict=True):
+        assert command[:2] == ["evaluate", str(tmp_path / "run" / "last")]
+        assert command[-4:] == ["--json", str(tmp_path / f"run.boxes-{boxes}.json"), "--boxes", boxes]
 
 
-def test_a_panoptic_file_is_learnt_and_evaluated_as_one(overfit, tmp_path, monkeypatch):
-    segments = {0: [7, 9], 1: [8], 2: []}
-    entries = [
-        {"image_id": image, "segments_info": [{"category_id": label} for label in labels]}
-        for image, labels in segments.items()
-    ]
-    annotations, run, ran = tmp_path / "panoptic.json", tmp_path / "run", []
-    annotations.write_text(json.dumps({**FILE, "annotations": entries}))
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append((command[3:], check)))
-    arguments = ["toy", "--images", "DIR", "--annotations", annotations, "--out", run, "--trainer.steps", "7"]
-    monkeypatch.setattr(sys, "argv", ["overfit.py", *map(str, arguments)])
-    overfit.main()
+@pytest.mark.parametrize(
+    ("model", "boxes"),
+    [(prompted(needs_boxes=True), "ground-truth"), (SimpleNamespace(needs_boxes=False), "predicted")],
+)
+def test_a_model_is_evaluated_only_with_boxes_that_it_takes(start, model, boxes):
+    assert [command[-1] for command in start(model=model)[1:]] == [boxes]
+
+
+def test_a_finished_run_is_only_evaluated_and_a_stopped_one_continued(start, tmp_path):
+    start("--trainer.steps", "7")
+    assert [command[0] for command in start("--trainer.steps", "7")] == ["evaluate", "evaluate"]
+    torch.save({"global_step": 5}, tmp_path / "run" / "last.ckpt")
+    train, *_ = start("--trainer.steps", "7")
+    assert train[-2:] == ["--resume", "last"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--min-side", "10"], "run.json holds other images"),
+        (["--count", "2"], "run.json holds other images"),
+        (["--model.mask_size", "16"], "model.mask_size is 32 in this run"),
+    ],
+)
+def test_a_run_with_other_images_or_values_is_refused(start, tmp_path, capsys, options, words):
+    start()
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(SystemExit) as exit:
+        start(*options, act=lambda command: pytest.fail("went on"))
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_training_that_fails_ends_the_benchmark_with_its_code_and_no_numbers(start, tmp_path, begun):
+    if begun:
+        start("--trainer.steps", "7")
+        assert (tmp_path / "run.boxes-predicted.json").is_file()
+    commands = []
+    with pytest.raises(SystemExit) as exit:
+        start("--trainer.steps", "9", act=lambda command: commands.append(command[0]) or 143)
+    assert exit.value.code == 143
+    assert commands == ["train"]
+    assert not list(tmp_path.glob("run.boxes-*"))
+
+
+def test_an_evaluation_that_fails_ends_the_benchmark_with_its_code(start):
+    with pytest.raises(SystemExit) as exit:
+        start(act=lambda command: 2 if command[0] == "evaluate" else finish(command))
+    assert exit.value.code == 2
+
+
+SEGMENTS = {0: [7, 9], 1: [8], 2: []}
+PANOPTIC = {
+    **FILE,
+    "annotations": [
+        {
+            "image_id": image,
+            "segments_info": [{"category_id": label, "bbox": [0, 0, 30, 30 - label]} for label in labels],
+        }
+        for image, labels in SEGMENTS.items()
+    ],
+}
+
+
+def test_a_panoptic_file_is_learnt_and_evaluated_as_one(start, tmp_path):
+    train, evaluate = start("--trainer.steps", "7", file=PANOPTIC, model=SimpleNamespace())
     subset = json.loads((tmp_path / "run.json").read_text())
     assert {image["id"] for image in subset["images"]} == {0, 1}
     assert [category["id"] for category in subset["categories"]] == [7, 8, 9]
-    (train, must_train), (evaluate, must_evaluate) = ran
-    assert must_train
-    assert must_evaluate
-    maps = str(tmp_path / "panoptic")
+    maps = str(tmp_path / "file")
     assert train[train.index("--data.segmentations") + 1] == maps
     assert "--data.crop_size" not in train
     assert evaluate[-4:] == ["--json", str(tmp_path / "run.panoptic.json"), "--segmentations", maps]
+    assert [command[0] for command in start("--trainer.steps", "7", file=PANOPTIC)] == ["evaluate"]
+
+
+def test_a_panoptic_run_with_other_images_is_refused(start, capsys):
+    start(file=PANOPTIC)
+    with pytest.raises(SystemExit):
+        start("--min-side", "22", file=PANOPTIC)
+    assert "run.json holds other images" in capsys.readouterr().err
