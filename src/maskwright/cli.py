@@ -121,8 +121,14 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     parser = _parser("evaluate")
-    parser.add_argument("model", type=str, help=DEFAULT_MODEL_HELP)
-    parser.add_argument("--images", type=str, required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument(
+        "model",
+        type=str,
+        help=f"{DEFAULT_MODEL_HELP}; or a .json file of panoptic predictions, which are compared without any model",
+    )
+    parser.add_argument(
+        "--images", type=str, metavar="DIR", help="folder of the images (not for predictions in a file)"
+    )
     parser.add_argument(
         "--annotations", type=str, required=True, metavar="FILE", help="COCO instances, or COCO panoptic"
     )
@@ -142,6 +148,9 @@ def _evaluate(arguments: list[str]) -> int:
         type=str,
         metavar="DIR",
         help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
+    )
+    parser.add_argument(
+        "--predicted-segmentations", type=str, metavar="DIR", help="the same, of panoptic predictions in a file"
     )
     parser.add_argument(
         "--panoptic-quality",
@@ -178,7 +187,8 @@ def _convert(arguments: list[str]) -> int:
         type=str,
         required=True,
         metavar="NAME|FILE",
-        help="whose model section describes the checkpoint; without model.categories it has COCO's 90 classes",
+        help="whose model section describes the checkpoint; without model.categories it has COCO's 90 classes, or its "
+        "133 panoptic ones",
     )
     parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the weights folder to write")
     values = _parse(parser, arguments)

@@ -12,6 +12,7 @@ from panoptic_folder import CATEGORIES, PanopticFolder, segment, stripes
 from maskwright.apps import measure_panoptic
 from maskwright.apps.evaluate import evaluate_and_report
 from maskwright.apps.evaluate_panoptic import compare_panoptic_files, evaluate_panoptic
+from maskwright.cli import main
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
 from maskwright.structures import Category
@@ -26,6 +27,7 @@ def folder(tmp_path: Path) -> PanopticFolder:
     return PanopticFolder(tmp_path).write(*scenes)
 
 
+SKY_IN_TWO = [segment(3, 3), segment(4, 200), segment(5, 200)]
 MODEL = [Category(id=1, name="dog"), Category(id=2, name="cat"), Category(id=3, name="sky", isthing=False)]
 IMAGINATIVE = [Category(id=1, name="dog"), Category(id=3, name="sky", isthing=False), Category(id=2, name="cat")]
 
@@ -40,10 +42,9 @@ def test_a_model_with_its_own_label_space(folder: PanopticFolder, tmp_path: Path
     )
     assert (summary["pq"], summary["pq_things"], summary["pq_stuff"]) == (1.0, 1.0, 1.0)
     assert (summary["images"], summary["classes"]) == (2, 2)
-    # The written file, in the model's categories, holds the same against its own copy of the truth.
-    written = json.loads(out.read_text())
-    assert [entry["id"] for entry in written["categories"]] == [1, 2, 3]
-    assert compare_panoptic_files(out, out).compute()["pq"] == 1.0
+    # What is written has the file's categories, and compares with it as the model did.
+    assert [entry["id"] for entry in json.loads(out.read_text())["categories"]] == [3, 200]
+    assert compare_panoptic_files(folder.annotations, out).compute()["pq"] == 1.0
 
 
 def test_the_file_says_which_classes_are_things(folder: PanopticFolder):
@@ -56,13 +57,15 @@ def test_the_file_says_which_classes_are_things(folder: PanopticFolder):
     assert (summary["classes_things"], summary["classes_stuff"], summary["pq_stuff"]) == (1, 1, 1.0)
 
 
-def test_a_class_that_the_file_does_not_have_is_void(folder: PanopticFolder):
+def test_a_class_that_the_file_does_not_have_is_void(folder: PanopticFolder, tmp_path: Path):
     content = json.loads(folder.annotations.read_text())
     content["categories"] = [CATEGORIES[2], CATEGORIES[1]]
     folder.annotations.write_text(json.dumps(content))
-    summary = evaluate_panoptic(Predictor(Painter(IMAGINATIVE)), folder.images, folder.annotations)
+    out = tmp_path / "found.json"
+    summary = evaluate_panoptic(Predictor(Painter(IMAGINATIVE)), folder.images, folder.annotations, save_results=out)
     rows = {row["name"]: (row["pq"], row["false_positives"], row["false_negatives"]) for row in summary["per_class"]}
     assert rows == {"dog": (1.0, 0, 0), "sky": (0.0, 0, 2)}
+    assert compare_panoptic_files(folder.annotations, out).compute()["pq"] == summary["pq"]
 
 
 def test_a_model_for_instances_is_refused(folder: PanopticFolder):
@@ -116,7 +119,15 @@ def test_the_command_takes_either_kind_of_file(folder: PanopticFolder, tmp_path:
         (painter, folder.annotations, {"boxes": "predicted"}, "--boxes cannot be given here, since .* panoptic file"),
         (painter, instances, {"segmentations": moved}, "--segmentations cannot be given here, since .* no COCO panop"),
         (painter, folder.annotations, {"segmentations": moved, "processes": 0}, "processes >= 1"),
-        (painter, folder.annotations, {"json": folder.annotations}, "it is the annotation file"),
+        (painter, folder.annotations, {"json": folder.annotations}, "it is an input or another output"),
+        (painter, folder.annotations, {"json": numbers, "save_results": numbers}, "it is an input or another output"),
+        (
+            painter,
+            folder.annotations,
+            {"predicted_segmentations": moved},
+            "since MODEL is no .json file of predictions",
+        ),
+        (painter, instances, {"predicted_segmentations": moved}, "--predicted-segmentations cannot be given here"),
         (painter, folder.annotations, {"save_results": tmp_path / "elsewhere.json"}, "exists already"),
     ]:
         with pytest.raises(UserError, match=words):
@@ -181,8 +192,65 @@ class TestFiles:
 
     def test_an_image_without_a_prediction(self, folder: PanopticFolder, tmp_path: Path):
         found = self.predicted(tmp_path, (stripes(), []))
-        with pytest.raises(UserError, match="image 2: the image has no usable annotation"):
+        with pytest.raises(UserError, match=r"no annotation has the image_id 2 \(1 of the 2 annotated images"):
             compare_panoptic_files(folder.annotations, found)
+
+    def test_images_of_other_names(self, folder: PanopticFolder, tmp_path: Path):
+        found = self.predicted(tmp_path, (stripes(), []), (stripes(), []))
+        entries = json.loads(found.read_text())["annotations"]
+        renamed = [{**entry, "image_id": entry["file_name"]} for entry in entries]
+        found.write_text(json.dumps({"annotations": renamed}))
+        with pytest.raises(
+            UserError, match=r"no annotation has the image_id 1 \(2 of the 2 annotated images .* missing"
+        ):
+            compare_panoptic_files(folder.annotations, found)
+
+    def test_ids_that_mean_other_classes(self, folder: PanopticFolder, tmp_path: Path):
+        found = self.predicted(tmp_path, (stripes(), []), (stripes(), []))
+        content = json.loads(found.read_text())
+        for name, agrees in (("Dog", True), ("cat", False)):
+            found.write_text(json.dumps({**content, "categories": [{"id": 3, "name": name}, {"id": 999, "name": "x"}]}))
+            if agrees:
+                compare_panoptic_files(folder.annotations, found)
+            else:
+                with pytest.raises(UserError, match=r"category 3 is 'cat', but in .* it is 'dog'"):
+                    compare_panoptic_files(folder.annotations, found)
+
+    def test_the_command(self, folder: PanopticFolder, tmp_path: Path, capsys):
+        """As panopticapi's script; two halves of a sky are one segment for the DeepLab2 trainer."""
+        found = self.predicted(
+            tmp_path, (stripes(1, 2), [segment(1, 3), segment(2, 200)]), (stripes(3, 3, 4, 5), SKY_IN_TWO)
+        )
+        numbers = tmp_path / "numbers.json"
+        arguments = ["evaluate", str(found), "--annotations", str(folder.annotations), "--json", str(numbers)]
+        assert main(arguments) == 0
+        captured = capsys.readouterr()
+        assert "dog" in captured.out
+        assert json.loads(numbers.read_text())["pq_stuff"] == pytest.approx(1 / (1 + 1 + 0.5))
+        moved = found.with_suffix("").rename(tmp_path / "maps")
+        assert main(arguments) == 2
+        assert "name the folder of its PNGs as `predicted_segmentations`" in capsys.readouterr().err
+        options = ["--predicted-segmentations", str(moved), "--panoptic-quality", "in_house"]
+        assert main([*arguments, *options]) == 0
+        summary = json.loads(numbers.read_text())
+        assert (summary["variant"], summary["pq_stuff"], summary["images"]) == ("in_house", 1.0, 2)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            (["--images", "images"], "--images cannot be given here, since"),
+            (["--device", "cpu"], "--device cannot be given here, since"),
+            (["--boxes", "predicted"], "--boxes cannot be given here, since"),
+            (["--json", "FOUND"], "it is an input or another output"),
+            (["--annotations", "FOUND"], "expected the keys 'annotations', 'categories'"),
+            (["--annotations", "missing.json"], "cannot read the annotation file missing.json"),
+        ],
+    )
+    def test_the_command_refuses(self, folder: PanopticFolder, tmp_path: Path, capsys, changes: list, words: str):
+        found = self.predicted(tmp_path, (stripes(), []), (stripes(), []))
+        options = [str(found) if value == "FOUND" else value for value in changes]
+        assert main(["evaluate", str(found), "--annotations", str(folder.annotations), *options]) == 2
+        assert words in capsys.readouterr().err
 
     def test_nothing_predicted(self, folder: PanopticFolder, tmp_path: Path):
         found = self.predicted(tmp_path, (stripes(), []), (stripes(), []))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskwright.apps.evaluate_panoptic import evaluate_panoptic
+from maskwright.apps.evaluate_panoptic import compare_panoptic_files, evaluate_panoptic
 from maskwright.apps.measure import Measurement, measure, require_instances
 from maskwright.apps.outputs import check_outputs
 from maskwright.data.panoptic_annotations import is_panoptic
@@ -17,6 +17,7 @@ from maskwright.evaluation.report import (
     coco_ap_tables,
     mask_iou_summary,
     mask_iou_tables,
+    panoptic_quality_summary,
     panoptic_quality_tables,
 )
 from maskwright.files import write_json
@@ -99,44 +100,87 @@ def _check_values(asked: Measurement) -> None:
 
 def evaluate_and_report(
     model: str | Path | Predictor,
-    images: str | Path,
+    images: str | Path | None,
     annotations: str | Path,
     *,
     json: str | Path | None = None,
-    segmentations: str | Path | None = None,
-    panoptic_quality: str = "official",
     **options: Any,
 ) -> None:
-    """For the command line: `evaluate`, or `evaluate_panoptic` where `annotations` is a COCO panoptic file.
+    """For the command line: `evaluate`; or, where `annotations` is a COCO panoptic file, `evaluate_panoptic`.
 
     Tables on standard output, and the same numbers in the file `json`.
 
     Args:
-        model, images, annotations, json: see above.
-        segmentations, panoptic_quality: `segmentations` and `variant` of `evaluate_panoptic`.
-        options: the others of those functions; `boxes` and `seen` are for instances alone.
+        model: see above; or a `.json` file of panoptic predictions, for `compare_panoptic_files`.
+        images: the folder of the images; None for predictions in a file.
+        annotations, json: see above.
+        options: the others of those functions, `variant` being `panoptic_quality`.
 
     Raises:
-        UserError: as those functions, an option that does not go with the file, or `json` cannot be written.
+        UserError: as those functions, an option that does not go with the files, or `json` cannot be written.
     """
-    outputs = [] if json is None else [Path(json)]
-    if is_panoptic(annotations):
-        _refuse(options, {"boxes": "ground-truth", "seen": None}, f"{annotations} is a COCO panoptic file")
-        check_outputs(outputs, annotations)
-        options |= {"segmentations": segmentations, "variant": panoptic_quality}
-        summary = evaluate_panoptic(model, images, annotations, **options)
-        tables = panoptic_quality_tables(summary)
+    given, outputs = {**options, "images": images}, [] if json is None else [Path(json)]
+    if not isinstance(model, Predictor) and Path(model).suffix == ".json":
+        summary, tables = _compare_files(model, annotations, outputs, given)
+    elif images is None:
+        raise UserError(
+            "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
+        )
+    elif is_panoptic(annotations):
+        summary, tables = _evaluate_panoptic(model, annotations, outputs, given)
     else:
-        given = {"segmentations": segmentations, "panoptic_quality": panoptic_quality}
-        defaults = {"segmentations": None, "panoptic_quality": "official"}
-        _refuse(given, defaults, f"{annotations} is no COCO panoptic file")
-        results = _results_files(options.get("save_results"), options.get("boxes", "ground-truth"))
-        check_outputs([*results, *outputs], annotations)
-        summary = evaluate(model, images, annotations, **options)
-        tables = coco_ap_tables(summary) if options.get("boxes") == "predicted" else mask_iou_tables(summary)
+        summary, tables = _evaluate_instances(model, annotations, outputs, given)
     print(tables)
     if json is not None:
         write_json(json, summary)
+
+
+_FOR_INSTANCES = {"boxes": "ground-truth", "seen": None}
+_FOR_MAPS = {"segmentations": None, "panoptic_quality": "official"}
+_FOR_FILES = {"predicted_segmentations": None}
+_FOR_MODELS = {
+    "images": None,
+    "save_results": None,
+    "batch_size": 4,
+    "num_workers": 0,
+    "processes": 1,
+    "device": "auto",
+    "precision": "float32",
+    "compile": False,
+}
+
+
+def _compare_files(
+    predictions: str | Path, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    _refuse(options, {**_FOR_INSTANCES, **_FOR_MODELS}, f"{predictions} is a file of predictions")
+    if not is_panoptic(annotations):
+        raise UserError(f"{annotations} is no COCO panoptic file, which alone a file of predictions is compared with")
+    check_outputs(outputs, annotations, predictions)
+    variant = options.pop("panoptic_quality", "official")
+    summary = panoptic_quality_summary(compare_panoptic_files(annotations, predictions, variant=variant, **options))
+    return summary, panoptic_quality_tables(summary)
+
+
+def _evaluate_panoptic(
+    model: str | Path | Predictor, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    _refuse(options, _FOR_INSTANCES, f"{annotations} is a COCO panoptic file")
+    _refuse(options, _FOR_FILES, "MODEL is no .json file of predictions")
+    check_outputs([*_results_files(options.get("save_results"), ""), *outputs], annotations)
+    variant = options.pop("panoptic_quality", "official")
+    summary = evaluate_panoptic(model, annotations=annotations, variant=variant, **options)
+    return summary, panoptic_quality_tables(summary)
+
+
+def _evaluate_instances(
+    model: str | Path | Predictor, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    _refuse(options, {**_FOR_MAPS, **_FOR_FILES}, f"{annotations} is no COCO panoptic file")
+    boxes = options.get("boxes", "ground-truth")
+    check_outputs([*_results_files(options.get("save_results"), boxes), *outputs], annotations)
+    summary = evaluate(model, annotations=annotations, **options)
+    return summary, coco_ap_tables(summary) if boxes == "predicted" else mask_iou_tables(summary)
 
 
 def _refuse(options: dict[str, Any], defaults: dict[str, Any], because: str) -> None:
@@ -147,7 +191,7 @@ def _refuse(options: dict[str, Any], defaults: dict[str, Any], because: str) -> 
 
 
 def _results_files(save_results: str | Path | None, boxes: str) -> list[Path]:
-    """The files that `save_results` stands for: of the masks and, where boxes are predicted, of the boxes."""
+    """The files that `save_results` stands for: of the masks or maps and, where boxes are predicted, of the boxes."""
     if save_results is None:
         return []
     path = Path(save_results)

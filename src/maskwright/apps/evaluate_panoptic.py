@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -9,9 +10,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from maskwright.apps.measure_panoptic import PanopticMeasurement, measure_panoptic, tell_skipped
 from maskwright.apps.outputs import check_numbers, check_outputs
+from maskwright.data.categories import match_name, parse_categories
 from maskwright.data.json_file import read_json_object
 from maskwright.data.panoptic import new_map_folder, read_id_map, write_panoptic
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
@@ -19,6 +22,7 @@ from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
 from maskwright.evaluation.report import panoptic_quality_summary
 from maskwright.predictor import Predictor
+from maskwright.structures import Category
 
 
 def evaluate_panoptic(
@@ -46,7 +50,7 @@ def evaluate_panoptic(
         segmentations: the folder of its PNGs; None takes the one beside it that is named like it.
         variant: as of `PanopticQuality`.
         save_results: write the predictions as a COCO panoptic file of this name, and their PNGs to the folder beside
-            it that is named like it.
+            it that is named like it; ids of images and categories are those of `annotations`.
         batch_size: images that are predicted together.
         num_workers: processes that read images, for each process that computes.
         processes: so many processes share the images, each with the next GPU where there are several; the numbers are
@@ -64,15 +68,16 @@ def evaluate_panoptic(
     if save_results is not None:
         check_outputs([Path(save_results)], annotations)
         new_map_folder(save_results)
-    metric, maps = measure_panoptic(
+    measured = measure_panoptic(
         PanopticMeasurement(
             model, images, annotations, segmentations, variant, batch_size, num_workers, loading, processes,
             keep_maps=save_results is not None,
         )
     )  # fmt: skip
     if save_results is not None:
-        write_panoptic(save_results, (maps[place].entry() for place in sorted(maps)), metric.categories)
-    return panoptic_quality_summary(metric)
+        entries = (measured.maps[place].entry() for place in sorted(measured.maps))
+        write_panoptic(save_results, entries, measured.categories)
+    return panoptic_quality_summary(measured.metric)
 
 
 def compare_panoptic_files(
@@ -87,40 +92,75 @@ def compare_panoptic_files(
     Args:
         annotations: a COCO panoptic file; it may lack `images`. Its own areas count, where it has them. Images without
             an annotation are left out.
-        predictions: a file with `annotations` of the same form; nothing else of it is read, and of these only those
-            of the annotated images. Areas are counted in the PNGs. A segment without a pixel is an error.
+        predictions: a file with `annotations` of the same form, of which those of the annotated images are read; the
+            ids of images and categories are those of the other file. Areas are counted in the PNGs. A segment without
+            a pixel is an error.
         segmentations: the folder of the PNGs of `annotations`; None takes the one beside it that is named like it.
         predicted_segmentations: the same of `predictions`.
         variant: as of `PanopticQuality`.
 
     Raises:
-        UserError: an unusable file or PNG, an image without a prediction, a broken predicted segment, or an unknown
-            variant.
+        UserError: an unusable file or PNG, an image without a prediction, a broken predicted segment, categories that
+            do not agree, or an unknown variant.
     """
     _check_variant(variant)
     truth_folder = map_folder(annotations, segmentations)
-    content = read_json_object(annotations, ("annotations", "categories"))
-    if "images" not in content:
-        content["images"] = _images(content["annotations"], truth_folder, str(annotations))
-    truth = index_panoptic_annotations(content, str(annotations))
-    truth.refuse_unusable()
-    tell_skipped(truth.skipped, annotations)
-    listed = read_json_object(predictions, ("annotations",))["annotations"]
-    images = _annotated_images(truth)
-    content |= {"images": images, "annotations": _of_images(listed, images)}
-    predicted = index_panoptic_annotations(content, str(predictions))
-    if predicted.problems:
-        raise UserError(f"{predictions}: {predicted.problems[0]} ({len(predicted.problems)} problems in all)")
-    folder = map_folder(predictions, predicted_segmentations)
+    truth = _read_truth(annotations, truth_folder)
+    predicted = _read_predictions(predictions, truth)
+    folder = map_folder(predictions, predicted_segmentations, "predicted_segmentations")
     metric = PanopticQuality(truth.categories, variant)
     places = {identity: row for row, identity in enumerate(predicted.image_ids.tolist())}
-    for row, identity in enumerate(truth.image_ids.tolist()):
+    identities = tqdm(truth.image_ids.tolist(), unit="image", file=sys.stderr, desc="evaluate", disable=None)
+    for row, identity in enumerate(identities):
         prediction, annotated = _segments(predicted, places[identity], folder), _segments(truth, row, truth_folder)
         try:
             metric.add(identity, prediction, _with_listed_areas(annotated, truth, row))
         except ValueError as error:
             raise UserError(f"{predictions}: {error}") from error
     return metric
+
+
+def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
+    content = read_json_object(annotations, ("annotations", "categories"))
+    if "images" not in content:
+        content["images"] = _images(content["annotations"], folder, str(annotations))
+    truth = index_panoptic_annotations(content, str(annotations))
+    truth.refuse_unusable()
+    tell_skipped(truth.skipped, annotations)
+    return truth
+
+
+def _read_predictions(predictions: str | Path, truth: PanopticIndex) -> PanopticIndex:
+    """The predictions of all images of `truth`, in its categories."""
+    content, source = read_json_object(predictions, ("annotations",)), str(predictions)
+    if "categories" in content:
+        _require_same_meaning(parse_categories(content["categories"], source), truth.categories, source, truth.source)
+    images = _annotated_images(truth)
+    listed = {"images": images, "annotations": _of_images(content["annotations"], images)}
+    predicted = index_panoptic_annotations({**listed, "categories": truth.categories}, source)
+    missing = sorted(set(truth.image_ids.tolist()) - set(predicted.image_ids.tolist()), key=str)
+    without = ("image without annotation", "no usable annotation")  # what follows from the others, or from `missing`
+    broken = [problem for problem in predicted.problems if problem.kind not in without]
+    if broken:
+        raise UserError(f"{source}: {broken[0]} ({len(broken)} problems in all)")
+    if missing:
+        raise UserError(
+            f"{source}: no annotation has the image_id {missing[0]!r} ({len(missing)} of the {len(images)} annotated "
+            f"images of {truth.source} are missing); expected one annotation for each"
+        )
+    return predicted
+
+
+def _require_same_meaning(found: list[Category], expected: list[Category], source: str, other: str) -> None:
+    """Refuse files that mean two classes by one id."""
+    names = {category["id"]: category["name"] for category in found}
+    for category in expected:
+        name = names.get(category["id"], category["name"])
+        if match_name(name, [category["name"]]) is None:
+            raise UserError(
+                f"{source}: category {category['id']} is {name!r}, but in {other} it is {category['name']!r}; "
+                "expected the same ids in both"
+            )
 
 
 def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:

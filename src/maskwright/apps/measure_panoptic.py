@@ -21,7 +21,7 @@ from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
 from maskwright.predictor import Predictor, load
-from maskwright.structures import Category, PanopticPrediction, SegmentationModel
+from maskwright.structures import Category, PanopticPrediction, SegmentationModel, SegmentInfo
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ class PredictedMap(NamedTuple):
 class PanopticMeasured(NamedTuple):
     """What came out.
 
-    metric: of the images of one process, or of all.
-    maps: if they are to be kept, the prediction of each image by its place in the file.
+    metric: of the images of one process, or of all; its classes are the model's.
+    categories: the file's own.
+    maps: if they are to be kept, the prediction of each image by its place in the file, with the file's categories.
     """
 
     metric: PanopticQuality
+    categories: list[Category]
     maps: dict[int, PredictedMap]
 
 
@@ -98,31 +100,30 @@ def _measure_share(measurement: PanopticMeasurement) -> PanopticMeasured:
     dataset = CocoPanoptic(measurement.images, annotations, measurement.segmentations, categories=network.categories)
     if measurement.rank == 0:
         tell_skipped(dataset.skipped, annotations)
-    kinds = {category["name"]: category.get("isthing", True) for category in dataset.file_categories}
-    matches = [match_name(category["name"], list(kinds)) for category in network.categories]
-    known = {label for label, name in enumerate(matches) if name is not None}
-    metric, maps = PanopticQuality(_of_kinds(network.categories, matches, kinds), measurement.variant), {}
+    listed = {category["name"]: category for category in dataset.file_categories}
+    names = [match_name(category["name"], list(listed)) for category in network.categories]
+    matches = {label: listed[name] for label, name in enumerate(names) if name is not None}
+    metric, maps = PanopticQuality(_with_kinds(network.categories, matches), measurement.variant), {}
     file_names = dataset.file_names
     map_names = new_map_names(file_names)
     places = iter(range(measurement.rank, len(dataset), measurement.processes))
     for batch, targets in _batches(dataset, measurement):
         with predictor.inference():
-            predictions = predictor.model([image.to(predictor.device) for image in batch])
-        metric.update([_only(prediction, known) for prediction in predictions], targets)
+            found = predictor.model([image.to(predictor.device) for image in batch])
+        predictions = [_as_listed(prediction, matches) for prediction in found]
+        metric.update(predictions, targets)
         for prediction, target in zip(predictions, targets, strict=True):
             place = next(places)
             if measurement.keep_maps:
                 maps[place] = _encoded(prediction, target["image_id"], file_names[place], map_names[place])
-    return PanopticMeasured(metric, maps)
+    return PanopticMeasured(metric, dataset.file_categories, maps)
 
 
-def _of_kinds(
-    categories: Sequence[Category], matches: Sequence[str | None], kinds: Mapping[str, bool]
-) -> list[Category]:
-    """The model's categories, things where the file's category of the same meaning is one, as COCO counts them."""
+def _with_kinds(categories: Sequence[Category], matches: Mapping[int, Category]) -> list[Category]:
+    """The model's categories; those of `matches` are things where the file's category is one, as COCO counts them."""
     found = []
-    for category, name in zip(categories, matches, strict=True):
-        isthing = category.get("isthing", True) if name is None else kinds[name]
+    for label, category in enumerate(categories):
+        isthing = matches.get(label, category).get("isthing", True)
         found.append(Category(id=category["id"], name=category["name"], isthing=isthing))
     return found
 
@@ -161,11 +162,14 @@ def _encoded(prediction: PanopticPrediction, image_id: int | str, name: str, map
     return PredictedMap(image, png.getvalue(), annotation)
 
 
-def _only(prediction: PanopticPrediction, labels: set[int]) -> PanopticPrediction:
-    """The prediction with the segments of these labels; the others become void."""
-    kept = [info for info in prediction.segments_info if info["label"] in labels]
-    if len(kept) == len(prediction):
-        return prediction
-    ids = torch.tensor([info["id"] for info in kept], device=prediction.segmentation.device)
-    is_kept = torch.isin(prediction.segmentation, ids.to(prediction.segmentation.dtype))
-    return replace(prediction, segmentation=prediction.segmentation * is_kept, segments_info=kept)
+def _as_listed(prediction: PanopticPrediction, matches: Mapping[int, Category]) -> PanopticPrediction:
+    """The prediction with the ids of the file's categories; segments of classes that it does not list become void."""
+    kept, segmentation = (
+        [info for info in prediction.segments_info if info["label"] in matches],
+        prediction.segmentation,
+    )
+    if len(kept) < len(prediction):
+        ids = torch.tensor([info["id"] for info in kept], device=segmentation.device)
+        segmentation = segmentation * torch.isin(segmentation, ids.to(segmentation.dtype))
+    listed = [SegmentInfo(**{**info, "category_id": matches[info["label"]]["id"]}) for info in kept]
+    return replace(prediction, segmentation=segmentation, segments_info=listed)

@@ -21,18 +21,18 @@ def check_numbers(batch_size: int, num_workers: int, processes: int) -> None:
         )
 
 
-def check_outputs(files: Sequence[Path], annotations: str | Path) -> None:
-    """Refuse output files that cannot be written, or would overwrite the annotations or one another; before any work.
+def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:
+    """Refuse output files that cannot be written, or would overwrite an input or one another; before any work.
 
     Raises:
         UserError: so.
     """
-    taken = {Path(annotations).resolve()}
+    taken = {Path(given).resolve() for given in inputs}
     for file in files:
         if not file.parent.is_dir():
             raise UserError(f"cannot write {file}: the folder {file.parent} does not exist")
         if file.is_dir():
             raise UserError(f"cannot write {file}: it is a folder; expected the name of a file")
         if file.resolve() in taken:
-            raise UserError(f"cannot write {file}: it is the annotation file or another output; give another name")
+            raise UserError(f"cannot write {file}: it is an input or another output; give another name")
         taken.add(file.resolve())

@@ -85,15 +85,17 @@ def is_panoptic(path: str | Path) -> bool:
     return any(isinstance(entry, dict) and "segments_info" in entry for entry in list_elements(content, "annotations"))
 
 
-def map_folder(annotations: str | Path, segmentations: str | Path | None) -> Path:
+def map_folder(annotations: str | Path, segmentations: str | Path | None, option: str = "segmentations") -> Path:
     """The folder of an annotation file's PNGs: `segmentations`, or the one named like the file that lies beside it.
+
+    option: what the error tells the user to name it as.
 
     Raises:
         UserError: there is no such folder.
     """
     folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
     if not folder.is_dir():
-        hint = "" if segmentations is not None else "; name the folder of its PNGs as `segmentations`"
+        hint = "" if segmentations is not None else f"; name the folder of its PNGs as `{option}`"
         raise UserError(f"the folder {folder} of the segmentations of {annotations} does not exist{hint}")
     return folder
 
