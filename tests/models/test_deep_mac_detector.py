@@ -5,6 +5,7 @@ import torch
 from small_deep_mac import BOXES, SIZE, build, images, make_target
 
 from maskwright.models.hub import from_pretrained, save_pretrained
+from maskwright.predictor import Predictor
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "bird"}]
 DETECTOR = {"object_center", "box_size", "box_offset"}
@@ -145,3 +146,20 @@ def test_parameter_groups_cover_the_detector():
     model = build_with_detector()
     grouped = [id(p) for group in model.parameter_groups() if group["name"] == "heads" for p in group["params"]]
     assert {id(p) for p in model.network.detector.parameters()} <= set(grouped)
+
+
+def test_in_bfloat16_the_detector_s_heads_are_those_of_float32():
+    """Only the features that they read are rounded."""
+    model = build_with_detector().eval()
+    predictor = Predictor(model, "cpu", "bfloat16")
+    with predictor.inference():
+        network = predictor.model.network
+        batch, _ = predictor.model.image_batch(images(1))
+        features = network.backbone(batch)[-1]
+        (pixel_embedding, *_), found = network.maps_and_detection(batch)
+    assert features.dtype == pixel_embedding.dtype == torch.bfloat16
+    with torch.inference_mode():
+        expected = model.network.detector[-1](features.float())
+    for ours, exact in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)

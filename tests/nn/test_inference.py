@@ -13,7 +13,7 @@ from torch import nn
 
 from maskwright.nn.backbones import BACKBONES, create_backbone
 from maskwright.nn.detection_backbones import DETECTION_BACKBONES, create_detection_backbone
-from maskwright.nn.inference import fold_batch_norms, store_weights
+from maskwright.nn.inference import fold_batch_norms, store_weights, without_autocast
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -144,3 +144,27 @@ def test_stored_weights_give_what_autocast_gives():
         store_weights(head, torch.bfloat16)
         assert {parameter.dtype for parameter in head.parameters()} == {torch.bfloat16}
         assert torch.equal(head(crops), expected)
+
+
+class Exact(nn.Linear):
+    full_precision = True
+
+    def forward(self, x):
+        with without_autocast(x.device):
+            return super().forward(x.to(self.weight.dtype))
+
+
+@torch.inference_mode()
+def test_parts_of_full_precision_keep_their_weights_and_their_arithmetic():
+    network = nn.Sequential(nn.Linear(3, 5), Exact(5, 7), nn.Linear(7, 2))
+    x, exact = torch.randn(4, 3), copy.deepcopy(network[1])
+    store_weights(network, torch.bfloat16)
+    assert [layer.weight.dtype for layer in network] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network[0](x)
+        result = network[1](features)
+        assert network(x).dtype == features.dtype == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")  # again
+    assert result.dtype == torch.float32
+    assert torch.equal(result, exact(features.float()))
+    assert torch.equal(exact(x.new_zeros(1, 5)), exact.bias[None])  # without autocast, too

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from maskwright.nn.inference import without_autocast
 from maskwright.nn.layers import prediction_head
 from maskwright.ops.heatmap import (
     center_cells,
@@ -44,6 +45,8 @@ class CenterNetMaps(NamedTuple):
 class CenterNetHeads(nn.Module):
     """The three heads on one feature map: tensors in, tensors out.
 
+    They run in float32 under autocast, too, for bfloat16's 8 bits place a box's edges no better than to its 256th part.
+
     Args:
         in_channels: of the feature map.
         num_classes: C, planes of the centre map.
@@ -51,6 +54,8 @@ class CenterNetHeads(nn.Module):
 
     Source: `object_center`, `box/scale` and `box/offset` of the originals' center_net_meta_arch.py.
     """
+
+    full_precision = True
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int = 256) -> None:
         super().__init__()
@@ -61,7 +66,9 @@ class CenterNetHeads(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d h w"]) -> CenterNetMaps:
         """The maps of one stack."""
-        return CenterNetMaps(self.center(features), self.size(features), self.offset(features))
+        features = features.to(self.center.get_parameter("2.bias").dtype)
+        with without_autocast(features.device):
+            return CenterNetMaps(self.center(features), self.size(features), self.offset(features))
 
 
 @dataclass(frozen=True)

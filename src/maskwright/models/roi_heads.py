@@ -13,6 +13,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 
+from maskwright.nn.inference import without_autocast
 from maskwright.ops.crop import readable_regions
 
 Sample = tuple[Tensor, Tensor]
@@ -94,12 +95,14 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """torchvision's, with float32 results under autocast (see `ProposalHead`)."""
+    """torchvision's, in float32 under autocast, too (see `ProposalHead`)."""
+
+    full_precision = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `FastRCNNPredictor`."""
-        logits, deltas = super().forward(x)
-        return logits.float(), deltas.float()
+        with without_autocast(x.device):
+            return super().forward(x.to(self.cls_score.weight.dtype))
 
 
 class RoIHeads(roi_heads.RoIHeads):

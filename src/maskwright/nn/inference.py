@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -72,7 +73,19 @@ def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Keep the weights of `module` that autocast would bring to `dtype` in each call in that type, in place.
 
     These are the convolutions' and the linear layers'; from now on the module runs under autocast to `dtype` only.
+    Parts with a true attribute `full_precision` say that they run `without_autocast`, and keep theirs.
     """
-    for layer in module.modules():
-        if isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
-            layer.to(dtype)
+    if getattr(module, "full_precision", False):
+        return
+    if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+        module.to(dtype)
+    for child in module.children():
+        store_weights(child, dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which tensors on `device` keep their number formats.
+
+    Where autocast is off it is none at all, so that exported graphs do not hold it.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
