@@ -72,7 +72,8 @@ def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys, variab
         f"variables converted: {len(taken)} ({sum(variables[path].size for path in taken):,} numbers)",
         "optimizer slots skipped: 473",
         "other bookkeeping skipped: 5",
-        "padding and epsilon of the backbone: the original's",
+        "preprocessing, padding and epsilon: the original's, so image_padding mean (the recipe: black), "
+        "padding same (the recipe: symmetric), norm_epsilon 0.0001 (the recipe: 1e-05)",
         "not taken: proposal network, 26 variables",
         "not taken: box head, 34 variables",
         "the detector is new and has to be trained: until then, ask for masks of given boxes",
@@ -148,6 +149,38 @@ def test_every_tensor_has_a_row_of_its_own(backbone, mask_head, agnostic):
         for name, row in table.items():
             expected = np.sort(variables[f"{prefix}/{row.path}"][..., row.skip :].ravel())
             np.testing.assert_array_equal(np.sort(state[name].numpy().ravel()), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("backbone", ["resnet50_fpn", "spinenet49"])
+def test_the_saved_model_is_the_originals_function_whatever_the_recipe_says(tmp_path: Path, backbone):
+    wrong = {
+        "resize": "antialias",
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+        "channel_order": "bgr",
+        "image_padding": "black",
+        "norm_epsilon": 0.1,
+    }
+    if backbone == "resnet50_fpn":
+        wrong |= {"padding": "symmetric", "trunk_norm_epsilon": 1e-5}
+    values = {**MODEL, "backbone": backbone}
+    network = DeepMARC(**values).network
+    conversion = convert_deep_marc(variables_for(network, network_tables(network)), {**values, **wrong})
+    maskwright.save_pretrained(conversion.model, tmp_path / "converted")
+    config = maskwright.from_pretrained(tmp_path / "converted").config
+    expected = {
+        "resize": "half_pixel",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "channel_order": "rgb",
+        "image_padding": "mean",
+        "padding": "same" if backbone == "resnet50_fpn" else "symmetric",
+        "norm_epsilon": 1e-4 if backbone == "resnet50_fpn" else 1e-3,
+        "trunk_norm_epsilon": None,
+    }
+    assert {name: config[name] for name in expected} == expected
+    for name in wrong:
+        assert f"{name} {expected[name]} (the recipe: " in conversion.remarks[0]
 
 
 def test_the_background_s_mask_is_left_out():

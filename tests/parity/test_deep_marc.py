@@ -24,6 +24,7 @@ Check = Callable[[ParityData, str], None]
 SPINENET = "SpineNet"
 RESNET_FPN = "ResNet+FPN+RPNHead+DetectionHead"
 MODEL = "DeepMaskRCNNModel"
+SERVING = "serving DetectionModule (image_tensor, image_and_boxes_tensor)"
 CROPS = "MultilevelROIAligner"
 
 CHECKS: dict[str, list[Check]] = {
@@ -32,6 +33,7 @@ CHECKS: dict[str, list[Check]] = {
     SPINENET: [networks.check_spinenet],
     RESNET_FPN: [networks.check_resnet_fpn, networks.check_symmetric_padding_is_another_function],
     MODEL: [checkpoints.check_forward],
+    SERVING: [checkpoints.check_serving],
     CROPS: [crops.check_crops],
     "_build_mask_loss": [model.check_mask_loss],
 }
@@ -57,7 +59,8 @@ NEVER: dict[tuple[str, str], str] = {
         "mixes the detector's random samples into the batch norms; the mask head in training is compared alone, and "
         "the loss in its own case"
     ),
-    ("serving DetectionModule (image_tensor, image_and_boxes_tensor)", "all"): f"batched suppression; {DETECTOR}",
+    (SERVING, "detections"): f"batched suppression; {DETECTOR}; masks are compared on the original's boxes",
+    (SERVING, "given boxes of a model with one mask per class"): "the background's mask, which we have not",
     (CROPS, "boxes beyond the image or turned over"): "the original extrapolates there, ours is 0 beyond a cell",
     (CROPS, "crop4_off0"): "samples on the corners of cells: no model of the original asks for them",
     ("level assignment", "all"): "the same rule but for 1e-6 below powers of two (torchvision's epsilon)",
@@ -101,7 +104,6 @@ NOT_COPIED = {
     "d_spinenet_49like_dyn.npz",
     "e_r18perclass_forward.npz",
     "e_r18perclass_serving.npz",
-    "e_r50hg52_serving.npz",
     "e_r50hg52_trainforward.npz",
 }
 

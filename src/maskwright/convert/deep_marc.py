@@ -23,7 +23,15 @@ from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.mask_heads import MaskHead
 from maskwright.nn.spinenet import SPINENET_SIZES, SpineNet
 
-# The epsilon of the original's norms is a value of its two experiments, and no part of a checkpoint.
+# What is no part of a checkpoint, but of the function that it was trained for: the original's preprocessing ...
+_PREPROCESSING = {
+    "resize": "half_pixel",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "channel_order": "rgb",
+    "image_padding": "mean",
+}
+# ... and the epsilon of its norms, a value of its two experiments.
 RESNET_NORM_EPSILON, SPINENET_NORM_EPSILON = 1e-4, 1e-3
 
 # What a stored model has and ours has otherwise: attribute paths, and words for them.
@@ -118,8 +126,8 @@ def network_tables(network: DeepMARCNetwork) -> dict[str, Table]:
 def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Conversion:
     """Backbone, pyramid and mask head of an original checkpoint in a model whose detector is new.
 
-    The padding of a ResNet and the epsilon of the norms are the original's, whatever `values` say. A model
-    without `categories` has COCO's 90 classes.
+    The preprocessing, the padding of a ResNet and the epsilon of the norms are the original's, whatever `values` say;
+    a remark names those that `values` had otherwise. A model without `categories` has COCO's 90 classes.
 
     Args:
         variables: by attribute path, such as `convert.checkpoint.Variables`.
@@ -129,17 +137,15 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
         UserError: a variable is missing, left over, or of another shape than `values` make it.
         ValueError: `values` make no model, or none of the original's.
     """
-    chosen = {**values, "pretrained_backbone": False}
-    backbone = str(chosen.get("backbone"))
-    chosen["norm_epsilon"] = SPINENET_NORM_EPSILON if backbone in SPINENET_SIZES else RESNET_NORM_EPSILON
-    chosen["padding"] = "symmetric" if backbone in (*SPINENET_SIZES, EFFICIENTNET) else "same"  # ResNets alone choose
+    original = original_values(str(values.get("backbone")))
+    chosen = {**values, **original, "pretrained_backbone": False}
     chosen["categories"] = chosen.get("categories") or coco_categories()
     model = DeepMARC(**chosen)
     used: set[str] = set()
     for prefix, table in network_tables(model.network).items():
         used |= load_variables(model.network, table, variables, prefix)
     left = [path for path in variables if path not in used]
-    remarks = ["padding and epsilon of the backbone: the original's"]
+    remarks = [_changes(values, original)]
     for prefix, part in _NOT_TAKEN.items():
         passed_over = [path for path in left if path.startswith(f"{prefix}/")]
         left = [path for path in left if path not in passed_over]
@@ -151,6 +157,31 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
     if not model.network.class_agnostic_masks:
         remarks.append("so is the choice of a given box's class, and with it of its mask")
     return Conversion(model.eval(), used, remarks)
+
+
+def original_values(backbone: str) -> dict[str, Any]:
+    """Values of the constructor without which the original's weights make another function."""
+    spinenet = backbone in SPINENET_SIZES
+    return {
+        **_PREPROCESSING,
+        "padding": "symmetric" if spinenet or backbone == EFFICIENTNET else "same",  # ResNets alone choose
+        "norm_epsilon": SPINENET_NORM_EPSILON if spinenet else RESNET_NORM_EPSILON,
+        "trunk_norm_epsilon": None,
+    }
+
+
+def _changes(values: Mapping[str, Any], original: Mapping[str, Any]) -> str:
+    """Which of the recipe's `values` gave way to the `original` ones."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    changed = [
+        f"{name} {value} (the recipe: {plain(values[name])})"
+        for name, value in original.items()
+        if name in values and plain(values[name]) != value
+    ]
+    return "preprocessing, padding and epsilon: the original's" + (f", so {', '.join(changed)}" if changed else "")
 
 
 def _numbered(module: nn.Module, names: Sequence[str], prefix: str) -> Table:

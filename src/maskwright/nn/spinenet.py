@@ -61,7 +61,7 @@ class DropPathBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """See `BasicBlock`."""
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(self.drop_path(branch) + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(self.drop_path(branch).add_(x if self.downsample is None else self.downsample(x)))
 
 
 class DropPathBottleneck(Bottleneck):
@@ -75,7 +75,7 @@ class DropPathBottleneck(Bottleneck):
         """See `Bottleneck`."""
         branch = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
         branch = self.bn3(self.conv3(branch))
-        return self.relu(self.drop_path(branch) + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(self.drop_path(branch).add_(x if self.downsample is None else self.downsample(x)))
 
 
 # Level, blocks, parents, and whether it is an output. Nodes 0 and 1 are the stem's, the first row is node 2. The search
