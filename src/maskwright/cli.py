@@ -220,7 +220,13 @@ def _check_data(arguments: list[str]) -> int:
 
 def _make_panoptic(arguments: list[str]) -> int:
     parser = _parser("data panoptic")
-    parser.add_argument("instances", type=str, metavar="FILE", help="COCO instances; their classes are things")
+    parser.add_argument(
+        "instances",
+        type=str,
+        metavar="FILE",
+        help="COCO instances; their classes are things. The smaller of two masks lies on top, instances lie on crowds, "
+        "crowds on stuff; a box without a mask is void where nothing lies on it",
+    )
     parser.add_argument(
         "--out",
         type=str,

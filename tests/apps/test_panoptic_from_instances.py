@@ -141,6 +141,40 @@ def test_stuff_as_regions(inputs: Inputs):
     assert np.array_equal(inputs.result()[0], expected)
 
 
+def test_stuff_that_does_not_fit_the_images(inputs: Inputs):
+    inputs.write([square(1, 0, 0, 2, 2)])
+    content = json.loads(inputs.instances.read_text())
+    content["images"].append({"id": 2, "file_name": "2.jpg", "height": HEIGHT, "width": WIDTH})
+    inputs.instances.write_text(json.dumps(content))
+    file = inputs.folder / "regions.json"
+    image = {"id": 1, "file_name": "a/1.jpg", "height": HEIGHT, "width": WIDTH}
+    regions = [square(1, 0, 0, 10, 4, category_id=20), square(2, 0, 0, 1, 1, category_id=55)]
+    file.write_text(json.dumps({"images": [image], "annotations": regions, "categories": STUFF[:2]}))
+    counts = inputs.convert(stuff=file)
+    assert (counts.bare, counts.stuff, counts.problems) == (1, 1, {"unknown category_id": 1})
+    assert "images that the stuff does not list: 1" in str(counts)
+
+    for changes, words in [
+        ({"height": 9}, r"image 1 has 9 x 10 pixels .* with the instances 8 x 10"),
+        ({"id": 3}, "lists none of the images of"),
+    ]:
+        changed = {**image, **changes}
+        regions = [square(1, 0, 0, 10, 4, category_id=20, image_id=changed["id"])]
+        file.write_text(json.dumps({"images": [changed], "annotations": regions, "categories": STUFF[:2]}))
+        with pytest.raises(UserError, match=words):
+            panoptic_from_instances(inputs.instances, inputs.folder / "other.json", stuff=file)
+        assert not [path for path in inputs.folder.iterdir() if "other" in path.name]
+
+
+def test_two_images_of_one_stuff_map(inputs: Inputs):
+    inputs.write([square(1, 0, 0, 2, 2)], np.full((HEIGHT, WIDTH), 20))
+    content = json.loads(inputs.instances.read_text())
+    content["images"].append({"id": 2, "file_name": "a/1.png", "height": HEIGHT, "width": WIDTH})
+    inputs.instances.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the images a/1\.jpg and a/1\.png have one stuff map, .*1\.png"):
+        inputs.with_stuff()
+
+
 def test_refusals(inputs: Inputs):
     inputs.write([square(1, 0, 0, 2, 2)], np.zeros((3, 3)))
     with pytest.raises(UserError, match=r"must have one value per pixel and 8 x 10 pixels .* shape is \(3, 3\)"):
@@ -157,8 +191,11 @@ def test_refusals(inputs: Inputs):
     inputs.stuff_categories.write_text(json.dumps({"categories": [{"id": 3, "name": "sky"}]}))
     with pytest.raises(UserError, match=r"every category needs its own id, but these repeat: \[3\]"):
         inputs.with_stuff()
-    with pytest.raises(UserError, match="it is one of the inputs"):
+    with pytest.raises(UserError, match="exists already and is not overwritten"):
         panoptic_from_instances(inputs.instances, inputs.instances)
+    assert json.loads(inputs.instances.read_text())["annotations"]
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
+        panoptic_from_instances(inputs.instances, inputs.folder / "nowhere" / "panoptic.json")
 
 
 def test_the_command(inputs: Inputs, capsys):
@@ -173,7 +210,7 @@ def test_the_command(inputs: Inputs, capsys):
     assert main(["data", "panoptic", *arguments, "--out", str(inputs.out)]) == 0
     out = capsys.readouterr().out
     assert "segments: 2 (things: 1, stuff: 1, crowds among them: 0)" in out
-    assert "broken in the instances: 1 unknown category_id" in out
+    assert "broken annotations: 1 unknown category_id" in out
     assert main(["data", "check", str(inputs.out)]) == 2  # one image: nothing to validate on
     assert "void: 0.0% of all pixels" in capsys.readouterr().out
     assert main(["data", "panoptic", *arguments, "--out", str(inputs.out)]) == 2

@@ -53,6 +53,26 @@ def test_files(folder: Path, capsys):
     assert lines[0].split("\t") == [str(folder / "a.png"), "2 segments", str(out / "a_overlay.jpg")]
 
 
+@pytest.mark.parametrize("name", ["panoptic.json", "b_panoptic.png"])
+def test_what_is_there_is_not_overwritten(folder: Path, name: str):
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} exists already and is not overwritten; give another folder as --out"):
+        predict_files([str(folder)], PredictOptions(out=str(folder / "out")))
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
+    assert (folder / "out" / name).read_text() == "mine"
+
+
+def test_ctrl_c_leaves_whole_files_only(folder: Path, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", lambda image, path, **_: Path(path).write_bytes(b"half") and stop())
+    with pytest.raises(KeyboardInterrupt):
+        predict_files([str(folder)], PredictOptions(out=str(folder / "out")))
+    assert list((folder / "out").iterdir()) == []
+
+
 def test_a_broken_image_does_not_cost_the_others(folder: Path):
     (folder / "c.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1 of 3 images were left out, the first because: .*c\.png"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from panoptic_folder import CATEGORIES, HEIGHT, WIDTH, PanopticFolder, colours, segment, stripes
 from PIL import Image
 
+from maskwright.data import panoptic as panoptic_module
 from maskwright.data.loaders import evaluation_loader, training_loader
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.errors import UserError
@@ -258,12 +259,14 @@ class TestWriting:
         image = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
         return PanopticEntry(image, colours(stripes(1)), {"image_id": 1, "file_name": name, "segments_info": []})
 
-    def test_nothing_is_left_of_a_failure(self, tmp_path: Path):
+    @pytest.mark.parametrize("error", [UserError("the second image is broken"), KeyboardInterrupt()])
+    def test_nothing_is_left_of_a_failure(self, tmp_path: Path, error: BaseException):
         def entries():
             yield self.entry("deep/1.png")
-            raise UserError("the second image is broken")
+            assert len(list(tmp_path.iterdir())) == 1
+            raise error
 
-        with pytest.raises(UserError, match="the second image is broken"):
+        with pytest.raises(type(error)):
             write_panoptic(tmp_path / "out.json", entries(), CATEGORIES)
         assert list(tmp_path.iterdir()) == []
 
@@ -278,11 +281,24 @@ class TestWriting:
             write_panoptic(tmp_path / "out.json", [self.entry("../1.png")], CATEGORIES)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_json_file_that_cannot_be_written(self, tmp_path: Path):
-        (tmp_path / "file").touch()
-        with pytest.raises(UserError, match="cannot write"):
-            write_panoptic(tmp_path / "file" / "out.json", [self.entry()], CATEGORIES, tmp_path / "maps")
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    def test_a_folder_that_is_not_there_is_told_before_any_work(self, tmp_path: Path):
+        for name, maps in (("nowhere/out.json", tmp_path / "maps"), ("out.json", tmp_path / "nowhere" / "maps")):
+            entries = iter([self.entry()])
+            with pytest.raises(UserError, match=r"cannot write the .*: the folder .*nowhere does not exist"):
+                write_panoptic(tmp_path / name, entries, CATEGORIES, maps)
+            assert next(entries)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("error", [UserError("the disk is full"), KeyboardInterrupt()])
+    def test_maps_without_their_file_are_taken_back(self, tmp_path: Path, monkeypatch, error: BaseException):
+        def write_json(*_: object, **__: object) -> None:
+            assert (tmp_path / "out" / "1.png").exists()
+            raise error
+
+        monkeypatch.setattr(panoptic_module, "write_json", write_json)
+        with pytest.raises(type(error)):
+            write_panoptic(tmp_path / "out.json", [self.entry()], CATEGORIES)
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_json_file_that_is_there_is_not_touched(self, tmp_path: Path):
         (tmp_path / "out.json").write_text("mine")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import parse_categories, read_categories
-from maskwright.data.panoptic import PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
+from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
 from maskwright.errors import UserError
 from maskwright.structures import Category, PanopticTarget
@@ -32,7 +32,8 @@ class Counts:
     """What came out, and what was lost on the way.
 
     hidden: instances that others cover wholly. boxes: instances without a mask, whose box is void where nothing else
-    is. unknown: pixels with a value that no stuff class has. void: pixels of no segment, of all `pixels`.
+    is. bare: images that the file of stuff regions does not list. unknown: pixels with a value that no stuff class has.
+    void: pixels of no segment, of all `pixels`.
     """
 
     images: int = 0
@@ -41,6 +42,7 @@ class Counts:
     crowds: int = 0
     hidden: int = 0
     boxes: int = 0
+    bare: int = 0
     unknown: int = 0
     void: int = 0
     pixels: int = 0
@@ -54,12 +56,13 @@ class Counts:
             f"crowds among them: {self.crowds})",
             f"instances wholly hidden by others: {self.hidden}",
             f"instances without a mask, their boxes void: {self.boxes}",
+            f"images that the stuff does not list: {self.bare}",
             f"pixels of stuff maps whose value is no stuff class: {self.unknown}",
             f"void: {self.void / max(self.pixels, 1):.1%} of all pixels",
         ]
         if self.problems:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.problems.items())
-            lines.append(f"broken in the instances: {kinds} (`maskwright data check` names each)")
+            lines.append(f"broken annotations: {kinds} (`maskwright data check` names each)")
         return "\n".join(lines)
 
 
@@ -83,7 +86,8 @@ def panoptic_from_instances(
         instances: a COCO instances file; its classes are things.
         out: the COCO panoptic file to write.
         stuff: a folder with a PNG per image, named like it, whose values are category ids (less `stuff_offset`); or a
-            COCO file whose annotations are stuff regions. Without it the file has things only.
+            COCO file whose annotations are stuff regions of the images of the same ids, the smaller on top. Without it
+            the file has things only.
         stuff_categories: a COCO file whose `categories` list the stuff classes (those with `isthing` true are left
             out); other stuff is void. A folder needs it; a file of stuff has its own.
         stuff_offset: what is added to the PNG's values (1 where they are the category ids less 1, as in COCO-Stuff).
@@ -93,20 +97,23 @@ def panoptic_from_instances(
         UserError: an input is missing or unusable, classes of things and stuff share an id or a name, or an output
             is there already or cannot be written.
     """
-    inputs = {Path(given).resolve() for given in (instances, stuff, stuff_categories) if given is not None}
-    if Path(out).resolve() in inputs:
-        raise UserError(f"cannot write {out}: it is one of the inputs; give another name")
-    index = read_annotations(instances)
-    index.refuse_unusable()
+    new_map_folder(out, segmentations)
+    counts = Counts()
+    index = _read(instances, counts)
     listed = _stuff_categories(stuff, stuff_categories)
     things = [Category(id=category["id"], name=category["name"], isthing=True) for category in index.categories]
     categories = parse_categories([*things, *listed], f"{instances} with {stuff_categories or stuff}")
-    counts = Counts()
-    for problem in index.problems:
-        counts.problems[problem.kind] = counts.problems.get(problem.kind, 0) + 1
-    stuff_map = _open_stuff(stuff, stuff_offset)
+    stuff_map = _open_stuff(stuff, stuff_offset, index, counts)
     write_panoptic(out, _entries(index, categories, stuff_map, counts), categories, segmentations)
     return counts
+
+
+def _read(annotations: str | Path, counts: Counts) -> AnnotationIndex:
+    index = read_annotations(annotations)
+    index.refuse_unusable()
+    for problem in index.problems:
+        counts.problems[problem.kind] = counts.problems.get(problem.kind, 0) + 1
+    return index
 
 
 def _stuff_categories(stuff: str | Path | None, stuff_categories: str | Path | None) -> list[Category]:
@@ -121,15 +128,28 @@ def _stuff_categories(stuff: str | Path | None, stuff_categories: str | Path | N
     return [Category(id=category["id"], name=category["name"], isthing=False) for category in listed]
 
 
-def _open_stuff(stuff: str | Path | None, offset: int) -> StuffMap | None:
+def _open_stuff(stuff: str | Path | None, offset: int, index: AnnotationIndex, counts: Counts) -> StuffMap | None:
     if stuff is None:
         return None
     if Path(stuff).is_dir():
+        _require_own_maps(index, Path(stuff))
         return lambda _, name, size: _read_stuff(Path(stuff) / Path(name).with_suffix(".png"), size) + offset
-    regions = read_annotations(stuff)
-    regions.refuse_unusable()
+    regions = _read(stuff, counts)
     rows = {identity: row for row, identity in enumerate(regions.image_ids.tolist())}
+    counts.bare = sum(identity not in rows for identity in index.image_ids.tolist())
+    if counts.bare == len(index.image_ids):
+        raise UserError(f"{stuff} lists none of the images of {index.source}; expected the same image ids in both")
     return lambda identity, _, size: _paint_stuff(regions, rows.get(identity), size)
+
+
+def _require_own_maps(index: AnnotationIndex, folder: Path) -> None:
+    """Refuse images that would share a stuff map, `1.jpg` and `1.png` for instance."""
+    owners: dict[str, str] = {}
+    for name in (index.file_names[row] for row in range(len(index.image_ids))):
+        map_name = Path(name).with_suffix(".png").as_posix()
+        owner = owners.setdefault(map_name, name)
+        if owner != name:
+            raise UserError(f"{index.source}: the images {owner} and {name} have one stuff map, {folder / map_name}")
 
 
 def _read_stuff(path: Path, size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
@@ -151,6 +171,12 @@ def _paint_stuff(regions: AnnotationIndex, row: int | None, size: tuple[int, int
     """Category ids of the stuff regions of one image, the smaller on top; 0 elsewhere."""
     canvas = np.zeros(size, dtype=np.int64)
     if row is not None:
+        if tuple(regions.image_sizes[row].tolist()) != size:
+            height, width = regions.image_sizes[row].tolist()
+            raise UserError(
+                f"{regions.source}: image {regions.image_ids[row]} has {height} x {width} pixels (height x width), but "
+                f"with the instances {size[0]} x {size[1]}; expected the same in both"
+            )
         part = np.arange(regions.offsets[row], regions.offsets[row + 1])
         masks, _ = regions.segmentations.decode(part.tolist(), size)
         identities = [regions.categories[place]["id"] for place in regions.category_rows[part]]

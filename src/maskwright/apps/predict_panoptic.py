@@ -34,7 +34,7 @@ def predict_panoptic(
 
     In the folder `out`: `panoptic.json` (COCO's panoptic format; `maskwright data check out/panoptic.json
     --segmentations out` reads it), and of each image `NAME_panoptic.png` (its map; id = R + 256 G + 65536 B) and
-    `NAME_overlay.jpg`. Each file appears whole.
+    `NAME_overlay.jpg`. Each file appears whole; `panoptic.json` and maps that are there already are not overwritten.
 
     Args:
         predictor: of a panoptic model.
@@ -44,9 +44,12 @@ def predict_panoptic(
         score_threshold: the smallest score of a segment.
 
     Raises:
-        UserError: an image or an output cannot be used. Where only some of the images cannot, the others are predicted
-            and written first.
+        UserError: an image or an output cannot be used, or the file or a map is there already. Where only some of the
+            images cannot be used, the others are predicted and written first.
     """
+    for file in (out / PANOPTIC, *(_map_file(out, name) for name in names.values())):
+        if file.exists():
+            raise UserError(f"{file} exists already and is not overwritten; give another folder as --out")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -71,6 +74,10 @@ def predict_panoptic(
         raise UserError(f"{len(failures)} of {len(names)} images were left out, the first because: {failures[0]}")
 
 
+def _map_file(out: Path, name: str) -> Path:
+    return out / f"{name}_panoptic.png"
+
+
 def _predict_one(
     predictor: Predictor, path: Path, image_id: int | str, output: Path, score_threshold: float
 ) -> tuple[PanopticPrediction, dict[str, Any]]:
@@ -81,7 +88,7 @@ def _predict_one(
             [image.to(predictor.device)], score_threshold=score_threshold
         )
     (prediction,) = found
-    png = output.with_name(f"{output.name}_panoptic.png")
+    png = _map_file(output.parent, output.name)
     colours, annotation = prediction.to_coco(image_id, png.name)
     write_whole(png, partial(Image.fromarray(colours).save, format="PNG"))
     overlay = output.with_name(f"{output.name}_overlay.jpg")

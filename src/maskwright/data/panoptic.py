@@ -218,15 +218,17 @@ def new_map_folder(annotations: str | Path, segmentations: str | Path | None = N
     """The folder for the PNGs of a panoptic file that is to be written: `segmentations`, or the one named like it.
 
     Raises:
-        UserError: it or the file is there already, or the file has no suffix that would tell the two apart.
+        UserError: it or the file is there already, the folder of one of them is not there, or the file has no suffix
+            that would tell the two apart.
     """
     folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
     if folder == Path(annotations):
         raise UserError(f"the panoptic file {annotations} needs a suffix (.json): its PNGs go to the folder without it")
-    if folder.exists():
-        raise UserError(f"the folder {folder} of the segmentations exists already; remove it or choose another name")
-    if Path(annotations).exists():
-        raise UserError(f"the panoptic file {annotations} exists already; remove it or choose another name")
+    for path, what in ((folder, "folder of the segmentations"), (Path(annotations), "panoptic file")):
+        if path.exists():
+            raise UserError(f"the {what} {path} exists already and is not overwritten; choose another name")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write the {what} {path}: the folder {path.parent} does not exist")
     return folder
 
 
@@ -278,7 +280,7 @@ def write_panoptic(
         segmentations: the folder, which must not exist; None takes the one beside `annotations` named like it.
 
     Raises:
-        UserError: the file or the folder is there already, two entries have one PNG, or something cannot be written.
+        UserError: as `new_map_folder`, two entries have one PNG, or something cannot be written.
     """
     annotations, folder = Path(annotations), new_map_folder(annotations, segmentations)
     images, written = [], []
@@ -301,7 +303,7 @@ def write_panoptic(
         temporary.rename(folder)
         try:
             write_json(annotations, panoptic_content(images, written, categories), indent=None)
-        except UserError:
+        except BaseException:  # Ctrl-C, too
             shutil.rmtree(folder)
             raise
     except OSError as error:
