@@ -216,11 +216,25 @@ def test_compile_is_for_the_plain_tensor_methods(monkeypatch: pytest.MonkeyPatch
     assert {"maps", "maps_and_detection", "mask_logits"} <= set(compiled)
     image = torch.rand(3, 64, 64)
     predictor.predict(image, score_threshold=0.0)
-    assert called[0] == "maps_and_detection"
+    assert called[:2] == ["<lambda>", "maps_and_detection"]  # the first tries the compiler
     predictor.predict(image, [[4, 2, 24, 22]])
     assert called[-2:] == ["maps", "mask_logits"]
     with pytest.raises(UserError, match="EllipseModel has no network that could be compiled"):
         Predictor(ellipse_model, "cpu", compile=True)
+
+
+def test_what_compiling_needs_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    def compile_nothing(_function):
+        def fail(*_arguments):
+            raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\n\nSet TORCH_LOGS for more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(
+        UserError, match=r"here \(InvalidCxxCompiler: no working C\+\+ compiler\).*leave out --compile$"
+    ):
+        Predictor(small_model(), "cpu", compile=True)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class Predictor:
             C++ compiler; the results are the same, rounding aside.
 
     Raises:
-        UserError: the device is unknown or not there, the precision is unknown, or the model has nothing to compile.
+        UserError: the device is unknown or not there, the precision is unknown, or the model cannot be compiled.
     """
 
     def __init__(
@@ -161,14 +161,27 @@ def compile_network(model: nn.Module) -> None:
     """Have the plain-tensor methods of the model's network compiled when they are first called.
 
     Raises:
-        UserError: the model has no network apart from its pre- and post-processing.
+        UserError: the model has no network apart from its pre- and post-processing, or nothing can be compiled here.
     """
     network = getattr(model, "network", None)
     if not isinstance(network, nn.Module):
         raise UserError(f"{type(model).__name__} has no network that could be compiled")
+    _try_to_compile(next(network.parameters()).device)
     for name in ("forward", "maps", "maps_and_detection", "mask_logits"):
         if hasattr(network, name):
             setattr(network, name, torch.compile(getattr(network, name)))
+
+
+def _try_to_compile(device: torch.device) -> None:
+    """Compile the least function there is: what is missing is told now, not in the first prediction."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        raise UserError(
+            f"nothing can be compiled here ({str(error).splitlines()[0]}): torch.compile needs a working C++ compiler "
+            "(g++, or the one that the environment variable CXX names), on a GPU Triton, too; install it, or leave out "
+            "--compile"
+        ) from error
 
 
 def choose_device(device: str | None) -> torch.device:
