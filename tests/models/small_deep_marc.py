@@ -1,6 +1,7 @@
-"""Small models of Deep-MARC; targets as for Deep-MAC."""
+"""Small models of Deep-MARC and targets for them."""
 
 import torch
+from small_deep_mac import make_target
 
 from maskwright.models.deep_marc import DeepMARC
 
@@ -28,3 +29,7 @@ def build(**values):
 
 def images(count):
     return list(torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+
+
+def target(boxes, **values):
+    return make_target(boxes, size=SIZE, **values)

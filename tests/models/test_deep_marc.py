@@ -1,32 +1,13 @@
-"""Deep-MARC: its losses, partial supervision, on which boxes masks are learnt, prompting, detections, export."""
+"""Deep-MARC: its contracts, prompting, detections, export, parameter groups and class layers."""
 
 import pytest
 import torch
-from small_deep_mac import make_target
-from small_deep_marc import BOXES, CATEGORIES, SIZE, build, images
+from small_deep_marc import BOXES, CATEGORIES, SIZE, build, images, target
 
 from maskwright.models.hub import from_pretrained, save_pretrained
 from maskwright.nn.mask_heads import MASK_HEADS
 from maskwright.predictor import Predictor
 from maskwright.structures import BoxPrompted, SegmentationModel
-
-LOSSES = {"proposal_class", "proposal_regression", "box_class", "box_regression", "mask_cross_entropy"}
-
-
-def target(boxes, **values):
-    return make_target(boxes, size=SIZE, **values)
-
-
-def seeded_losses(model, *arguments):
-    torch.manual_seed(0)  # of the samples
-    return {name: loss.detach() for name, loss in model(*arguments).items()}
-
-
-def entering(model):
-    """The numbers of rows that enter the mask head from now on."""
-    rows = []
-    model.network.mask_head.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    return rows
 
 
 def test_it_is_what_training_and_prediction_expect():
@@ -34,20 +15,6 @@ def test_it_is_what_training_and_prediction_expect():
     assert isinstance(model, SegmentationModel)
     assert isinstance(model, BoxPrompted)
     assert (model.task, model.needs_boxes) == ("instance", False)
-
-
-@pytest.mark.parametrize("mask_boxes", ["ground_truth", "proposals"])
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_every_parameter_takes_part_with_any_number_of_boxes(count, mask_boxes):
-    """Also where no image has a box: a DDP rank whose images are empty must not be left behind."""
-    model = build(mask_boxes=mask_boxes, class_agnostic_masks=mask_boxes == "ground_truth", box_head="4conv1fc").train()
-    losses = model(images(2), [target(BOXES[:count]), target([])])
-    assert set(losses) == LOSSES
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    for name in ("box_regression", "mask_cross_entropy"):
-        assert (losses[name] > 0) == (count > 0), name
-    sum(losses.values()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("mask_head", sorted(MASK_HEADS))
@@ -66,80 +33,6 @@ def test_every_head_trains_and_predicts_with_few_boxes(mask_head):
     assert [name for name, p in model.network.mask_head.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("mask_boxes", ["ground_truth", "proposals"])
-def test_masks_of_other_classes_are_never_read_but_their_boxes_are_learnt(mask_boxes):
-    model = build(mask_boxes=mask_boxes).train()
-    partial = target(BOXES, has_mask=[True, False])
-    expected = seeded_losses(model, images(1), [partial])
-    poisoned = {**partial, "masks": partial["masks"].clone()}
-    poisoned["masks"][1] = True
-    torch.testing.assert_close(seeded_losses(model, images(1), [poisoned]), expected, rtol=0, atol=0)
-    alone = seeded_losses(model, images(1), [target(BOXES[:1])])
-    assert not torch.equal(alone["box_class"], expected["box_class"])
-    none = seeded_losses(model, images(1), [target(BOXES, has_mask=[False, False])])
-    assert none["mask_cross_entropy"] == 0
-
-
-@pytest.mark.parametrize("mask_boxes", ["ground_truth", "proposals"])
-def test_crowds_train_nothing(mask_boxes):
-    targets = [
-        target(BOXES[:1]),
-        target(BOXES, iscrowd=[False, True]),
-        target(BOXES[::-1], iscrowd=[True, False]),  # the row of the object is not its position among the objects
-    ]
-    losses = [seeded_losses(build(mask_boxes=mask_boxes).train(), images(1), [one]) for one in targets]
-    torch.testing.assert_close(losses[1], losses[0])
-    torch.testing.assert_close(losses[2], losses[0])
-
-
-def test_masks_are_learnt_on_ground_truth_boxes_or_on_the_sampled_ones_that_lie_on_an_object():
-    rows = entering(ground_truth := build().train())
-    ground_truth(images(2), [target(BOXES), target(BOXES[:1])])
-    assert rows == [3]
-    model = build(mask_boxes="proposals").train()
-    rows, samples = entering(model), []
-    method = model.network.roi_heads.losses
-
-    def losses(*arguments):
-        result = method(*arguments)
-        samples.extend(result[1])
-        return result
-
-    model.network.roi_heads.losses = losses
-    model(images(2), [target(BOXES), target(BOXES[:1])])
-    (boxes, matched), _ = samples
-    assert rows == [sum(len(boxes) for boxes, _ in samples)]
-    for box in torch.tensor(BOXES):
-        assert (boxes == box).all(dim=1).any(), "the ground truth is among the samples"
-    assert matched.max() <= 1
-
-
-@pytest.mark.parametrize("mask_boxes", ["ground_truth", "proposals"])
-def test_max_masks_per_image_bounds_the_head(mask_boxes):
-    model = build(max_masks_per_image=1, mask_boxes=mask_boxes).train()
-    rows = entering(model)
-    model(images(2), [target(BOXES), target(BOXES)])
-    assert rows == [2]
-
-
-def test_mask_loss_is_the_mean_over_all_cells_of_all_boxes():
-    model = build(mask_weight=3.0).train()
-    head = model.network.mask_head
-    head.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output))
-    for boxes in ([BOXES, BOXES[:1]], [BOXES[:1], []]):
-        losses = model(images(2), [target(rows) for rows in boxes])
-        # A logit of 0 costs log 2 whatever the target.
-        torch.testing.assert_close(losses["mask_cross_entropy"], 3 * torch.tensor(2.0).log())
-
-
-def test_with_a_mask_per_class_only_that_of_the_class_learns():
-    model = build(class_agnostic_masks=False).train()
-    labelled = {**target(BOXES), "labels": torch.tensor([2, 2])}
-    model(images(1), [labelled])["mask_cross_entropy"].backward()
-    silent = model.network.mask_head.project_out.weight.grad.abs().sum(dim=(1, 2, 3)) == 0
-    assert silent.tolist() == [True, True, False]
-
-
 def test_a_given_box_gets_the_mask_of_the_class_that_the_box_head_finds():
     model = build(class_agnostic_masks=False).eval()
     predictor = model.network.roi_heads.box_predictor
@@ -148,6 +41,7 @@ def test_a_given_box_gets_the_mask_of_the_class_that_the_box_head_finds():
         prompt = (maps, torch.tensor(BOXES), torch.zeros(2, dtype=torch.int64))
         for label in range(3):
             predictor.cls_score.bias[:] = -100.0
+            predictor.cls_score.bias[0] = 200.0  # whatever it is, it is not the background
             predictor.cls_score.bias[label + 1] = 100.0
             expected = model.network.mask_logits(*prompt, torch.tensor([label, label]))
             assert torch.equal(model.network.mask_logits(*prompt), expected)
@@ -198,10 +92,15 @@ def test_min_box_score_holds_back_what_no_call_asks_for():
 def test_under_autocast_boxes_keep_their_precision():
     """torchvision would compute them in bfloat16: a coordinate between 64 and 128 would be half a pixel off."""
     model = build(min_box_score=0.0).eval()
-    proposals = []
+    proposals, stages = [], []
     model.network.proposals.register_forward_hook(lambda _module, _inputs, output: proposals.extend(output[0]))
+    for stage in (model.network.proposals.head, model.network.roi_heads.box_predictor):
+        stage.register_forward_hook(lambda _module, _inputs, output: stages.extend(output))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         (prediction,) = model(images(1))
+        maps = model.network.maps(torch.rand(1, 3, SIZE, SIZE))
+    (logits, deltas), second = stages[:2], stages[2:]
+    assert {value.dtype for value in (*maps, *logits, *deltas, *second)} == {torch.float32}
     assert prediction.boxes.dtype == prediction.scores.dtype == prediction.mask_probabilities.dtype == torch.float32
     for boxes in (proposals[0], prediction.boxes):
         assert boxes.dtype == torch.float32
@@ -266,10 +165,34 @@ def test_parameter_groups_decay_neither_norms_nor_hourglasses():
     assert {name.split(".")[2] for name in trunk} == {"trunk"}
 
 
+def test_norms_take_the_values_of_the_part_they_are_in():
+    model = build(norm_momentum=0.25, mask_norm_momentum=0.5, norm_epsilon=0.125, box_head="4conv1fc")
+    norms = {name: m for name, m in model.network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    parts = {part: [m for name, m in norms.items() if name.startswith(part)] for part in ("backbone", "roi_heads")}
+    masks = [m for name, m in norms.items() if name.startswith("mask_head")]
+    assert len(norms) == sum(map(len, parts.values())) + len(masks)
+    assert len(parts["roi_heads"]) == 4
+    for part in parts.values():
+        assert {(m.momentum, m.eps) for m in part} == {(0.25, 0.125)}
+    assert {m.momentum for m in masks} == {0.5}
+
+
+def test_padding_of_the_backbone_and_width_of_the_mask_head_are_handed_on():
+    symmetric, same = build(), build(padding="same")
+    same.load_state_dict(symmetric.state_dict())
+    batch = torch.rand(1, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        maps = [model.eval().network.maps(batch)[0] for model in (symmetric, same)]
+    assert not torch.allclose(*maps)
+    assert build(mask_head_width=128).network.mask_head.project_out.in_channels == 8  # of 128 at a width of 1 / 16
+
+
 def test_frozen_levels_keep_weights_and_statistics():
     model = build(frozen_levels=2).train()
     before = {k: v.clone() for k, v in model.network.backbone.trunk.state_dict().items()}
     optimizer = torch.optim.SGD([p for g in model.parameter_groups() for p in g["params"]], lr=0.1)
+    grouped = {id(p) for g in model.parameter_groups() for p in g["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
     sum(model(images(1), [target(BOXES)]).values()).backward()
     optimizer.step()
     after = model.network.backbone.trunk.state_dict()
@@ -303,12 +226,6 @@ def test_class_layers_name_every_tensor_whose_size_depends_on_the_classes(class_
 def test_values_without_a_meaning_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         build(**values)
-
-
-def test_images_of_two_sizes_are_refused_in_training():
-    targets = [target([]), {**target([]), "masks": torch.zeros(0, 64, 128, dtype=torch.bool)}]
-    with pytest.raises(ValueError, match=r"image 0 is \[3, 128, 128\] and 1 \[3, 64, 128\]"):
-        build().train()([torch.rand(3, 128, 128), torch.rand(3, 64, 128)], targets)
 
 
 @pytest.mark.parametrize("box_head", ["4conv1fc", "2fc"])
