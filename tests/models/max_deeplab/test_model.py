@@ -27,6 +27,11 @@ def total(losses):
     return torch.stack(list(losses.values())).sum()
 
 
+def nothing_found():
+    """Mask and class logits of one slot, which is void."""
+    return torch.zeros(1, 1, 5, 5), torch.tensor([[-50.0] * len(CATEGORIES) + [50.0]])[None]
+
+
 def detecting_model(**changes):
     """Its slots are surer of classes than of void, and of their pixels."""
     model = small_model(class_threshold=0.3, pixel_threshold=0.1, thing_area_limit=0, stuff_area_limit=0, **changes)
@@ -150,9 +155,40 @@ class TestPrediction:
             (fewer,) = model([image()], score_threshold=max(scores))
         assert [info["score"] for info in fewer.segments_info] == [max(scores)]
 
-    def test_the_padding_is_the_colour_that_the_network_sees_as_zero(self):
-        batch, _ = small_model().image_batch([image(0, 20, 65)])
-        assert (batch[:, :, 21:] == 0).all()
+    def test_what_the_network_sees_of_a_small_image(self, monkeypatch):
+        """By hand, as the original's evaluation: 2 x 3 pixels, scaled by 8.5 to 17 x 25.5, down to 17 x 25, by 0.68 to
+        11.56 x 17, down to 11 x 17; corners on corners; padded below with 127.5; then x / 127.5 - 1.
+        """
+        model, seen = small_model(image_size=17).eval(), []
+        monkeypatch.setattr(model.network, "masks", lambda batch: seen.append(batch) or nothing_found())
+        red, green, blue = [[0, 255, 51], [255, 0, 153]], [[255] * 3, [255] * 3], [[0, 0, 0], [204, 204, 204]]
+        small = torch.tensor([red, green, blue], dtype=torch.uint8)
+        for given in (small, small / 255):
+            model([given])
+            (batch,) = seen.pop()
+            assert batch.shape == (3, 17, 17)
+            assert (batch[:, 11:] == 0).all()
+            torch.testing.assert_close(batch[1, :11], torch.ones(11, 17))
+            # From row 0 to row 10, and from column 0 over column 8 to column 16, in equal steps.
+            expected = {(0, 0): 0, (0, 8): 255, (0, 16): 51, (10, 0): 255, (10, 8): 0, (10, 16): 153}
+            expected |= {(0, 2): 63.75, (0, 12): 153, (5, 0): 127.5, (5, 16): 102, (5, 2): 127.5, (1, 16): 61.2}
+            for (row, column), value in expected.items():
+                assert batch[0, row, column].item() == pytest.approx(value / 127.5 - 1, abs=1e-5), (row, column)
+            assert batch[2, :11, 7].tolist() == pytest.approx([20.4 * row / 127.5 - 1 for row in range(11)], abs=1e-5)
+
+    def test_the_map_comes_back_without_the_padding(self, monkeypatch):
+        """The image of 2 x 3 again: its pixels lie on rows 0 and 10, columns 0, 8 and 16 of the network's input."""
+        model = small_model(image_size=17, thing_area_limit=0, stuff_area_limit=0).eval()
+        winners = torch.tensor([[0, 0, 1, 1, 2]] * 2 + [[2, 2, 0, 0, 1]] * 2 + [[3] * 5])  # the last row is padding
+        masks = 50.0 * (winners == torch.arange(4)[:, None, None])
+        classes = torch.full((4, len(CATEGORIES) + 1), -50.0)
+        classes[:, 1] = 50.0  # things
+        monkeypatch.setattr(model.network, "masks", lambda _: (masks[None], classes[None]))
+        (prediction,) = model([torch.zeros(3, 2, 3, dtype=torch.uint8)])
+        ids = [info["id"] for info in prediction.segments_info]
+        assert prediction.segmentation.tolist() == [[ids[0], ids[1], ids[2]], [ids[2], ids[0], ids[1]]]
+        assert [info["area"] for info in prediction.segments_info] == [2, 2, 2]
+        assert prediction.image_size == (2, 3)
 
 
 def test_groups_hold_every_parameter_once_and_the_pretrained_ones_apart():
