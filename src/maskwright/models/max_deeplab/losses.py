@@ -230,21 +230,29 @@ def pixel_contrast(
 ) -> Float[Tensor, "b s"]:
     """Each of `count` drawn pixels is to be alike to those of its own mask; 0 for those that belong to none.
 
-    A pixel's chance grows as the area of its mask falls (Gumbel draws without replacement); a crowd's pixels count
-    as masks of one pixel, as in the original, and void is drawn only where nothing else is left.
-
     Source: `_compute_instance_discrimination_loss` of the original with `sample_k` above 0, the k-means form.
     """
-    own_area = _look_up(areas, targets.mask_index, 1.0)
-    chance = (-_SAMPLING_EXPONENT * own_area.clamp(min=1).log()).masked_fill(targets.labels < 0, _IMPOSSIBLE)
-    gumbel = -torch.empty_like(chance).exponential_().log()
-    drawn = (chance + gumbel).topk(min(count, chance.shape[1]), dim=1).indices
+    drawn = draw_pixels(targets, areas, count)
     index = targets.mask_index.gather(1, drawn)
     feature = features.gather(2, drawn[:, None].expand(-1, features.shape[1], -1))
     alike = ((index[:, :, None] == index[:, None]) & (index >= 0)[:, None]).float()
     logits = feature.transpose(1, 2) @ feature / _CONTRAST_TEMPERATURE  # symmetric
     losses = -(alike * logits.log_softmax(dim=1)).sum(dim=1) / alike.sum(dim=1).clamp(min=1)
     return losses + gradient_without_truth(logits, index < 0)
+
+
+def draw_pixels(targets: MaskTargets, areas: Float[Tensor, "b k"], count: int) -> Int64[Tensor, "b s"]:
+    """Positions of `count` different pixels of each image, or of all where it has fewer.
+
+    A pixel's chance grows as the area of its mask falls (Gumbel draws without replacement); a crowd's pixels count
+    as masks of one pixel, as in the original, and void is drawn only where nothing else is left.
+
+    Source: the sampling of `_compute_instance_discrimination_loss` of the original.
+    """
+    own_area = _look_up(areas, targets.mask_index, 1.0)
+    chance = (-_SAMPLING_EXPONENT * own_area.clamp(min=1).log()).masked_fill(targets.labels < 0, _IMPOSSIBLE)
+    gumbel = -torch.empty_like(chance).exponential_().log()
+    return (chance + gumbel).topk(min(count, chance.shape[1]), dim=1).indices
 
 
 def mean_of_nonzero(losses: Float[Tensor, "b n"], top_k: float = 1.0) -> Float[Tensor, " b"]:
