@@ -166,15 +166,32 @@ def test_parameter_groups_decay_neither_norms_nor_hourglasses():
 
 
 def test_norms_take_the_values_of_the_part_they_are_in():
-    model = build(norm_momentum=0.25, mask_norm_momentum=0.5, norm_epsilon=0.125, box_head="4conv1fc")
+    values = {"norm_momentum": 0.25, "mask_norm_momentum": 0.5, "norm_epsilon": 0.125, "trunk_norm_epsilon": 0.0625}
+    model = build(**values, box_head="4conv1fc")
     norms = {name: m for name, m in model.network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    parts = {part: [m for name, m in norms.items() if name.startswith(part)] for part in ("backbone", "roi_heads")}
-    masks = [m for name, m in norms.items() if name.startswith("mask_head")]
-    assert len(norms) == sum(map(len, parts.values())) + len(masks)
-    assert len(parts["roi_heads"]) == 4
-    for part in parts.values():
-        assert {(m.momentum, m.eps) for m in part} == {(0.25, 0.125)}
-    assert {m.momentum for m in masks} == {0.5}
+    found = {
+        part: {(m.momentum, m.eps) for name, m in norms.items() if name.startswith(part)}
+        for part in ("backbone.trunk", "backbone.pyramid", "roi_heads", "mask_head")
+    }
+    assert found == {
+        "backbone.trunk": {(0.25, 0.0625)},
+        "backbone.pyramid": {(0.25, 0.125)},
+        "roi_heads": {(0.25, 0.125)},
+        "mask_head": {(0.5, 0.125)},
+    }
+    assert {name.split(".")[0] for name in norms} == {"backbone", "roi_heads", "mask_head"}
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.9])
+def test_a_spinenet_drops_paths_in_training_if_asked(drop_path_rate):
+    model = build(backbone="spinenet49", drop_path_rate=drop_path_rate).train()
+    batch = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        for module in model.network.backbone.modules():  # a residual's last norm may start at 0
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(1)
+        first, second = (model.network.maps(batch)[0] for _ in range(2))
+    assert torch.equal(first, second) == (drop_path_rate == 0)
 
 
 def test_padding_of_the_backbone_and_width_of_the_mask_head_are_handed_on():

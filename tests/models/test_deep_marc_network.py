@@ -57,15 +57,15 @@ def detect(network, logits, deltas=None, size=(SIZE, SIZE)):
     return boxes, labels.tolist(), scores
 
 
-@pytest.mark.parametrize(("backbone", "finest"), [("resnet18_fpn", 2), ("spinenet49", 3)])
+@pytest.mark.parametrize(("backbone", "finest", "sizes"), [("resnet18_fpn", 2, 1), ("spinenet49", 3, 2)])
 @pytest.mark.parametrize("index", range(5))
-def test_anchors_have_a_size_per_level_and_three_shapes(index, backbone, finest):
+def test_anchors_have_sizes_per_level_and_three_shapes(index, backbone, finest, sizes):
     """The input is not square; where in a cell its anchors lie is torchvision's choice."""
-    network = build(backbone=backbone, anchor_scale=2.0).network.eval()
+    network = build(backbone=backbone, anchor_scale=1.5, num_anchor_scales=sizes).network.eval()
     height, width, stride = 1024, 512, 2 ** (finest + index)
     sides = []
-    for anchor in range(3):
-        network.proposals.head = Peak(index, anchor)
+    for anchor in range(3 * sizes):
+        network.proposals.head = Peak(index, anchor, 3 * sizes)
         found = []
         handle = network.proposals.register_forward_hook(lambda _m, _i, output: found.append(output[0][0][0]))  # noqa: B023
         with torch.inference_mode():
@@ -75,10 +75,12 @@ def test_anchors_have_a_size_per_level_and_three_shapes(index, backbone, finest)
         assert -1 <= (x1 + x2) / 2 - width // stride // 2 * stride <= stride / 2 + 1
         assert -1 <= (y1 + y2) / 2 - height // stride // 2 * stride <= stride / 2 + 1
         sides.append((x2 - x1, y2 - y1))
-    side, root = 2 * stride, math.sqrt(2)
-    for (width, height), expected in zip(sorted(sides), [(side / root, side * root), (side, side)], strict=False):
-        assert (width, height) == pytest.approx(expected, abs=1.01)
-    assert sorted(sides)[2] == pytest.approx((side * root, side / root), abs=1.01)
+    root, first = math.sqrt(2), 1.5 * stride
+    shapes = [(side / root, side * root) for side in (first, first * root)[:sizes]]
+    shapes += [(side, side) for side in (first, first * root)[:sizes]]
+    shapes += [(side * root, side / root) for side in (first, first * root)[:sizes]]
+    for shape in shapes:  # each is there, to the pixel
+        assert [side for side in sides if side == pytest.approx(shape, abs=1.01)], shape
 
 
 @pytest.mark.parametrize("training", [False, True])

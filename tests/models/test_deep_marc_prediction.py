@@ -160,7 +160,52 @@ def test_of_one_mask_per_class_a_found_box_takes_that_of_its_label():
         model.network.mask_head.project_out.bias[:] = torch.tensor([0.0, 40.0, -40.0])
     find(model, BOXES, labels=[2, 1])
     (found,) = predict(model, images(1))
-    assert (found.mask_probabilities > 0.5).float().mean((1, 2)).tolist() == [0, 1]
+    with torch.inference_mode():
+        features = model.encode(images(2))
+        first, second = model.masks_from_boxes(
+            features, [torch.tensor(BOXES), torch.tensor(BOXES[:1])], [torch.tensor([1, 2]), torch.tensor([1])]
+        )
+        (none,) = model.masks_from_boxes(model.encode(images(1)), [torch.zeros(0, 4)], [torch.zeros(0).long()])
+    for prediction, expected in ((found, [0, 1]), (first, [1, 0]), (second, [1]), (none, [])):
+        assert (prediction.mask_probabilities > 0.5).float().mean((1, 2)).tolist() == expected
+
+
+@pytest.mark.parametrize("labels", [[[0, 3]], [[-1, 0]], [[0]], [[0, 0], [0]], [[[0, 0]]]])
+def test_labels_of_given_boxes_that_fit_neither_boxes_nor_categories_are_refused(labels):
+    model = build().eval()
+    with pytest.raises(ValueError, match=r"labels of image 0 must lie in 0\.\.2|expected one label per box"):
+        model.masks_from_boxes(model.encode(images(1)), [torch.tensor(BOXES)], [torch.tensor(rows) for rows in labels])
+
+
+@pytest.mark.parametrize(("image_padding", "channel_order"), [("black", "rgb"), ("mean", "bgr")])
+def test_images_are_normalised_and_padded_as_the_model_says(image_padding, channel_order):
+    """An image of one colour and the padding beside it; 0 is the mean once it is normalised."""
+    mean, std, colour = torch.tensor([0.1, 0.2, 0.4]), torch.tensor([0.5, 0.25, 1.0]), torch.tensor([0.9, 0.6, 0.3])
+    values = {"image_padding": image_padding, "channel_order": channel_order}
+    model = build(image_mean=mean.tolist(), image_std=std.tolist(), **values).eval()
+    seen, maps = [], model.network.maps
+    model.network.maps = lambda batch: seen.append(batch) or maps(batch)
+    model.encode([colour.view(3, 1, 1).expand(-1, 40, 90)])
+    image = (colour - mean) / std
+    beside = -mean / std if image_padding == "black" else torch.zeros(3)
+    for part, value in ((seen[0][0, :, :57], image), (seen[0][0, :, 57:], beside)):
+        expected = value.flip(0) if channel_order == "bgr" else value
+        torch.testing.assert_close(part, expected.view(3, 1, 1).expand_as(part))
+
+
+def test_images_are_resized_as_the_model_says():
+    stripes = (torch.arange(512) % 4 < 1).float().expand(3, 512, 512)
+    batches = []
+    for resize in ("antialias", "tf1"):
+        model = build(resize=resize)
+        maps = model.network.maps
+        model.network.maps = lambda batch, maps=maps: batches.append(batch) or maps(batch)
+        with torch.inference_mode():
+            model.eval().encode([stripes])
+    mean, std = (torch.tensor(model.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    averaged, sampled = (batch[0] * std + mean for batch in batches)
+    torch.testing.assert_close(averaged[..., 1:-1], torch.full((3, 128, 126), 0.25), atol=0.05, rtol=0)
+    torch.testing.assert_close(sampled, torch.ones(3, 128, 128))  # every fourth column
 
 
 def test_prediction_changes_nothing_and_repeats():
