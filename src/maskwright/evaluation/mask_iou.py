@@ -160,7 +160,8 @@ def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: 
 
 
 def _mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else math.nan
+    # `fsum` is exact, so that the order in which processes gave their instances changes no digit.
+    return math.fsum(values.tolist()) / len(values) if len(values) else math.nan
 
 
 def _class_mean(rows: Sequence[ClassMaskIoU]) -> float:
