@@ -176,6 +176,13 @@ class TestPrediction:
                 assert batch[0, row, column].item() == pytest.approx(value / 127.5 - 1, abs=1e-5), (row, column)
             assert batch[2, :11, 7].tolist() == pytest.approx([20.4 * row / 127.5 - 1 for row in range(11)], abs=1e-5)
 
+    def test_sides_are_rounded_down_twice(self, monkeypatch):
+        """4 x 7 pixels: 17 x 29.75, down to 29, by 17 / 29 to 9.97 x 17, down to 9 (17 / 7 of 4 would be 9.71, so 10)."""
+        model, seen = small_model(image_size=17).eval(), []
+        monkeypatch.setattr(model.network, "masks", lambda batch: seen.append(batch) or nothing_found())
+        model([torch.full((3, 4, 7), 255, dtype=torch.uint8)])
+        torch.testing.assert_close(seen[0][0, 0].mean(dim=1), torch.tensor([1.0] * 9 + [0.0] * 8))
+
     def test_the_map_comes_back_without_the_padding(self, monkeypatch):
         """The image of 2 x 3 again: its pixels lie on rows 0 and 10, columns 0, 8 and 16 of the network's input."""
         model = small_model(image_size=17, thing_area_limit=0, stuff_area_limit=0).eval()
