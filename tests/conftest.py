@@ -17,6 +17,7 @@ class EllipseModel(nn.Module):
 
     task = "instance"
     needs_boxes = True
+    categories = ()
 
     def __init__(self, mask_size: int = 32) -> None:
         super().__init__()

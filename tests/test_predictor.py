@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import maskwright
+from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor, check_boxes, choose_device
 
@@ -75,8 +76,38 @@ def test_labels_stay_with_their_boxes(predictor: Predictor):
     boxes = [[0, 0, 5, 5], [5, 5, 9, 9]]
     assert predictor.predict(photo(), boxes, labels=[3, 1]).labels.tolist() == [3, 1]
     assert predictor.predict(photo(), boxes).labels.tolist() == [-1, -1]
-    with pytest.raises(UserError, match=r"one label per box \(2\)"):
-        predictor.predict(photo(), boxes, labels=[3])
+    assert predictor.predict(photo(), boxes, labels=np.array([-1, 5])).labels.tolist() == [-1, 5]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([3], r"one label per box \(2\), but got \[3\]"),
+        (torch.tensor(3), r"one label per box \(2\), but got 3"),
+        (torch.tensor([[0], [1]]), r"label 0: expected 0\.\.1, a position .*, or -1 for no class, but got \[0\]"),
+        (["disc", "ring"], "label 0: .* but got 'disc'"),
+        ([0, 2], "label 1: .* but got 2"),
+        (np.array([-2, 0]), "label 0: .* but got -2"),
+        ([0, 0.5], "label 1: .* but got 0.5"),
+        ([1, True], "label 1: .* but got True"),
+    ],
+)
+def test_wrong_labels_are_named(ellipse_model, labels, words: str):
+    ellipse_model.categories = ({"id": 1, "name": "disc"}, {"id": 5, "name": "ring"})
+    predictor = Predictor(ellipse_model, "cpu")
+    boxes = [[0, 0, 5, 5], [5, 5, 9, 9]]
+    assert predictor.predict(photo(), boxes, labels=[1, -1]).labels.tolist() == [1, -1]
+    with pytest.raises(UserError, match=words):
+        predictor.predict(photo(), boxes, labels)
+    assert predictor.model.encoded == 1  # told before the network's work
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
+def test_a_score_threshold_out_of_range_is_refused(predictor: Predictor, threshold: float):
+    with pytest.raises(UserError, match=r"the score threshold must lie in 0\.\.1, but got "):
+        predictor.predict(photo(), [[0, 0, 5, 5]], score_threshold=threshold)
+    with pytest.raises(UserError, match=r"the score threshold must lie in 0\.\.1, but got "):
+        predict_files(["no-such.jpg"], PredictOptions(score_threshold=threshold))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 BoxSource = Sequence[Any] | np.ndarray | Tensor  # rows of four numbers; `check_boxes` says which row is none
+LabelSource = Sequence[Any] | np.ndarray | Tensor  # whole numbers; `check_labels` says which is none
 
 
 def load(
@@ -98,7 +101,7 @@ class Predictor:
         self,
         image: ImageSource,
         boxes: BoxSource | None = None,
-        labels: Sequence[int] | Tensor | None = None,
+        labels: LabelSource | None = None,
         score_threshold: float = 0.3,
     ) -> InstancePrediction:
         """The instances of one image: one per given box, in their order, or those that the detector finds.
@@ -106,21 +109,24 @@ class Predictor:
         Args:
             image: anything `read_image` takes; a file's EXIF orientation is applied first.
             boxes: [N, 4] xyxy, pixels of the (upright) image; N may be 0. What exceeds the image is cut off.
-            labels: with boxes, their classes as positions in `model.categories`; without them labels are -1.
-            score_threshold: without boxes, the smallest score of a detection. Given boxes are all answered.
+            labels: with boxes, their classes as positions in `model.categories`, or -1 for none; without them labels
+                are -1.
+            score_threshold: without boxes, the smallest score of a detection, in 0..1. Given boxes are all answered.
 
         Returns:
             A prediction on the CPU, in pixels of the (upright) image.
 
         Raises:
-            UserError: an unreadable image; a box that is no box or lies outside of the image; no boxes for a
-                model without a detector.
+            UserError: an unreadable image; a box that is no box or lies outside of the image; labels that do not fit
+                the boxes or the categories; no boxes for a model without a detector; a wrong score threshold.
         """
+        check_score_threshold(score_threshold)
         if boxes is not None:
-            # A wrong box is told before the network's work, not after it.
+            # What is wrong is told before the network's work, not after it.
             pixels = read_image(image)
             checked = boxes_inside(check_boxes(boxes), _size(pixels))
-            return self.masks_from_boxes(self.encode(pixels), checked, labels)
+            classes = self._labels(labels, len(checked))
+            return self.masks_from_boxes(self.encode(pixels), checked, classes)
         if self.needs_boxes:
             raise UserError("this model has no detector: it needs boxes [[x1, y1, x2, y2], ...] beside the image")
         with self.inference():
@@ -137,19 +143,20 @@ class Predictor:
             return self._box_prompted().encode([read_image(image).to(self.device)])
 
     def masks_from_boxes(
-        self, features: ImageFeatures, boxes: BoxSource, labels: Sequence[int] | Tensor | None = None
+        self, features: ImageFeatures, boxes: BoxSource, labels: LabelSource | None = None
     ) -> InstancePrediction:
         """Masks of boxes on an image that `encode` has seen; arguments, result and errors as in `predict`."""
         (geometry,) = features.geometry
         checked = boxes_inside(check_boxes(boxes), geometry.original_size)
+        classes = self._labels(labels, len(checked))
         with self.inference():
             predicted = _on_cpu(self._box_prompted().masks_from_boxes(features, [checked.to(self.device)])[0])
-        if labels is None:
-            return predicted
-        classes = torch.as_tensor(labels, dtype=torch.int64).cpu()
-        if classes.shape != (len(checked),):
-            raise UserError(f"expected one label per box ({len(checked)}), but got shape {tuple(classes.shape)}")
         return replace(predicted, labels=classes)
+
+    def _labels(self, labels: LabelSource | None, count: int) -> Int64[Tensor, " n"]:
+        if labels is None:
+            return torch.full((count,), -1)
+        return check_labels(labels, count, len(cast(SegmentationModel, self.model).categories))
 
     def _box_prompted(self) -> BoxPrompted:
         if not isinstance(self.model, BoxPrompted):
@@ -223,6 +230,33 @@ def check_boxes(boxes: BoxSource) -> Float[Tensor, "n 4"]:
     return checked
 
 
+def check_labels(labels: LabelSource, count: int, num_classes: int) -> Int64[Tensor, " n"]:
+    """Labels of `count` boxes, in 0..`num_classes` - 1 (0 classes: any) or -1.
+
+    Raises:
+        UserError: there is not one per box, or the position of the first that is none.
+    """
+    values = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else list(labels)
+    if not isinstance(values, list) or len(values) != count:
+        raise UserError(f"expected one label per box ({count}), but got {_short(values)}")
+    for index, value in enumerate(values):
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or value not in range(-1, num_classes or sys.maxsize):
+            known = f"0..{num_classes - 1}, a position in the model's categories" if num_classes else "0 or more"
+            raise UserError(f"label {index}: expected {known}, or -1 for no class, but got {_short(value)}")
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def check_score_threshold(value: float) -> None:
+    """Refuse what is no score.
+
+    Raises:
+        UserError: it does not lie in 0..1.
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"the score threshold must lie in 0..1, but got {value}")
+
+
 def boxes_inside(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
     """The parts of the boxes that lie on an image of `image_size` = (height, width) pixels.
 
@@ -244,11 +278,15 @@ def _row(index: int, box: Any) -> list[float]:
         isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values
     )
     if not numbers or len(values) != 4:
-        raise UserError(f"box {index}: expected four numbers x1, y1, x2, y2, but got {str(values)[:80]}")
+        raise UserError(f"box {index}: expected four numbers x1, y1, x2, y2, but got {_short(values)}")
     try:
         return [float(value) for value in values]
     except OverflowError as error:
         raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but one has too many digits") from error
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _text(box: Tensor) -> str:

@@ -23,7 +23,7 @@ from maskwright.data.images import IMAGE_SUFFIXES, read_image
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
 from maskwright.ops.paste import paste_masks
-from maskwright.predictor import DEFAULT_MODEL, Predictor, load
+from maskwright.predictor import DEFAULT_MODEL, Predictor, check_score_threshold, load
 from maskwright.structures import InstancePrediction
 
 PREDICTIONS = "predictions.json"
@@ -41,7 +41,7 @@ class PredictOptions:
         out: folder for `predictions.json` and the pictures; made where it is missing.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         masks: also write every mask as a black-and-white PNG.
-        score_threshold: without boxes, the smallest score of a detection.
+        score_threshold: without boxes, the smallest score of a detection, in 0..1.
         precision: see `Predictor`.
         compile: see `Predictor`.
     """
@@ -72,6 +72,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> None:
         UserError: an image, box, model, device or output that cannot be used. Where only some of the images cannot,
             the others are predicted and written first.
     """
+    check_score_threshold(options.score_threshold)
     paths = find_images(images)
     given = boxes_of_images(options.boxes, paths) if options.boxes is not None else [None] * len(paths)
     predictor = load(options.model, options.device, options.precision, options.compile)
