@@ -177,7 +177,7 @@ class TestPrediction:
             assert batch[2, :11, 7].tolist() == pytest.approx([20.4 * row / 127.5 - 1 for row in range(11)], abs=1e-5)
 
     def test_sides_are_rounded_down_twice(self, monkeypatch):
-        """4 x 7 pixels: 17 x 29.75, down to 29, by 17 / 29 to 9.97 x 17, down to 9 (17 / 7 of 4 would be 9.71, so 10)."""
+        """4 x 7 pixels: 17 x 29.75, down to 29, by 17 / 29 to 9.97 x 17, to 9 (17 / 7 of 4 would be 9.71, so 10)."""
         model, seen = small_model(image_size=17).eval(), []
         monkeypatch.setattr(model.network, "masks", lambda batch: seen.append(batch) or nothing_found())
         model([torch.full((3, 4, 7), 255, dtype=torch.uint8)])
