@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -99,9 +101,32 @@ def test_pixels_between_two_slots_are_void():
 def test_segments_below_the_score_threshold_are_void():
     classes = torch.tensor([[0.0, 20.0, 0, 0], [0, 2.0, 0, 0]])
     merging, masks = create(), logits_of(halves())
-    assert len(merging(masks, classes, WHOLE)) == 2
-    (info,) = merging(masks, classes, WHOLE, score_threshold=0.8).segments_info
-    assert info["score"] > 0.8
+    sure, unsure = (info["score"] for info in merging(masks, classes, WHOLE).segments_info)
+    assert sure > 0.8 > unsure
+    for threshold, count in ((unsure, 2), (unsure + 1e-4, 1), (sure + 1e-4, 0)):
+        assert len(merging(masks, classes, WHOLE, score_threshold=threshold)) == count
+
+
+def test_a_score_is_the_mean_probability_of_the_pixels_times_that_of_the_class():
+    """Two slots, of class probabilities 0.8 and 0.9; the first has 0.75 of its pixels everywhere."""
+    masks = torch.stack([torch.full((5, 5), math.log(3)), torch.zeros(5, 5)])
+    classes = torch.tensor([[0.02, 0.8, 0.08, 0.1], [0.9, 0.04, 0.03, 0.03]]).log()
+    (info,) = create()(masks, classes, WHOLE).segments_info
+    assert info["score"] == pytest.approx(0.75 * 0.8, rel=1e-5)
+
+
+def test_a_slot_at_the_class_threshold_is_detected():
+    classes = torch.tensor([[1.0, 2.0, 0.5, 1.2]])
+    exactly = create().classify(classes).confidence.item()
+    assert create(class_threshold=exactly).classify(classes).detected.all()
+    assert not create(class_threshold=exactly + 1e-6).classify(classes).detected.any()
+
+
+def test_a_pixel_that_a_slot_without_a_class_wins_by_nothing_stays():
+    masks = torch.stack([torch.ones(5, 5), torch.ones(5, 5)])
+    assert len(create()(masks, classes_of(VOID, CAT), WHOLE)) == 1
+    masks[0] += 1e-3
+    assert len(create()(masks, classes_of(VOID, CAT), WHOLE)) == 0
 
 
 def test_the_map_lies_in_the_frame_of_the_original_image():
@@ -136,6 +161,43 @@ def test_maskwise_merging_takes_the_better_class_first():
     assert [info["label"] for info in prediction.segments_info] == [CAT]
 
 
+@pytest.mark.parametrize(
+    ("exponents", "first"),
+    [((1.0, 1.0), SKY), ((1.0, 0.0), CAT), ((0.0, 1.0), SKY), ((3.0, 1.0), CAT)],
+)
+def test_maskwise_merging_orders_by_powers_of_the_class_and_of_the_mask(exponents, first):
+    """Slots of one mask: a cat, 0.9 sure, with a third of the pixels' probability; sky, 0.72 sure, with half of it."""
+    inside = halves()[0]
+    masks = torch.stack([torch.where(inside, p, other) for p, other in ((0.33, 0.001), (0.5, 0.001), (0.17, 0.998))])
+    classes = torch.tensor([[0.03, 0.9, 0.03, 0.04], [0.72, 0.1, 0.08, 0.1], [0.01, 0.01, 0.01, 0.97]])
+    of_class, of_mask = exponents
+    merging = create(merging="maskwise", pixel_threshold=0.2, class_exponent=of_class, mask_exponent=of_mask)
+    (info,) = merging(masks.log(), classes.log(), WHOLE).segments_info
+    assert info["label"] == first
+
+
+@pytest.mark.parametrize(("most", "first"), [(0.5, 1), (0.9, 0)])
+def test_maskwise_merging_takes_the_mean_over_a_mask_s_own_pixels(most, first):
+    """Slot 0 is in rows 0 and 1, slot 1 in rows 1 to 4; means (most + 0.3) / 2 and (0.3 + 3 * 0.6) / 4 = 0.525."""
+    rows = torch.tensor([[most, 0.3, 0.19, 0.19, 0.19], [0.05, 0.3, 0.6, 0.6, 0.6]])
+    probabilities = torch.cat([rows, 1 - rows.sum(dim=0, keepdim=True)])[:, :, None].expand(-1, -1, 5)
+    merging = create(merging="maskwise", pixel_threshold=0.2, overlap_threshold=0.0)
+    slots = merging.assign(probabilities.log(), merging.classify(classes_of(CAT, SKY, VOID)), (5, 5))
+    assert slots.slot[:, 0].tolist() == [0, first, 1, 1, 1]
+    assert slots.confident.all()
+
+
+def test_a_mask_needs_more_than_the_thresholds():
+    """Two slots of one half everywhere, then a mask over the half of another."""
+    whole = torch.zeros(2, 3, 4)
+    for threshold, covered in ((0.5, False), (0.49, True)):
+        assert assign_masks(whole, torch.tensor([0]), (3, 4), threshold, 0.0).confident.all() == covered
+    left = torch.tensor([20.0, 20.0, -20.0, -20.0]).expand(3, 4)
+    logits = torch.stack([left, torch.zeros(3, 4) + 20, torch.full((3, 4), -40.0)])
+    for overlap, covered in ((0.5, False), (0.49, True)):
+        assert assign_masks(logits, torch.tensor([0, 1]), (3, 4), 0.4, overlap).confident.all() == covered
+
+
 def test_maskwise_merging_lays_detected_slots_alone():
     left, right = halves()
     masks, classes = logits_of([left, right, right]), classes_of(CAT, VOID, SKY)
@@ -144,9 +206,10 @@ def test_maskwise_merging_lays_detected_slots_alone():
     assert [info["label"] for info in prediction.segments_info] == [CAT, SKY]
 
 
-def test_leaving_out_slots_that_cannot_win_changes_nothing():
+@pytest.mark.parametrize("spread", [4, 30])
+def test_leaving_out_slots_that_cannot_win_changes_nothing(spread):
     generator = torch.Generator().manual_seed(0)
-    logits = 30 * torch.randn(12, 6, 5, generator=generator)
+    logits = spread * torch.randn(12, 6, 5, generator=generator)
     detected = torch.arange(12) % 3 > 0
     found = assign_pixels(logits, detected, (81, 65), 0.4)
     whole = torch.nn.functional.interpolate(logits[None], (81, 65), mode="bilinear", align_corners=True)[0]
