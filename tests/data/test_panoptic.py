@@ -1,7 +1,7 @@
 """COCO panoptic files to targets and back, whole; and what a broken file says.
 
-`MASKWRIGHT_PANOPTIC="IMAGES=ANNOTATIONS;..." pytest tests/data/test_panoptic.py -k round_trip` also makes the round
-trip of whole data sets (folders of images, panoptic files with their PNGs beside them).
+`MASKWRIGHT_PANOPTIC="IMAGES=ANNOTATIONS;..." pytest tests/data/test_panoptic.py -k round_trip -s` also makes the round
+trip of whole data sets (folders of images, panoptic files with their PNGs beside them), and prints what came back.
 """
 
 import json
@@ -27,6 +27,7 @@ REAL = {
     "facade": HERE / "facade_panoptic" / "panoptic.json",
     "coco": HERE.parent / "parity" / "data" / "max_deeplab" / "pq" / "sample_data" / "gt.json",
 }
+KEPT = ("id", "category_id", "iscrowd", "area", "bbox")
 WHOLE = [pair.split("=") for pair in os.environ.get("MASKWRIGHT_PANOPTIC", "").split(";") if pair]
 
 
@@ -111,10 +112,15 @@ def assert_round_trip(images: Path, annotations: Path, maps: Path, out: Path) ->
     assert len(written["annotations"]) == len(data) == len(listed)
     for entry in written["annotations"]:
         before = listed[entry["image_id"]]["segments_info"]
-        for key in set(before[0]) & {"id", "category_id", "iscrowd", "area", "bbox"}:
-            assert [row[key] for row in entry["segments_info"]] == [row[key] for row in before]
+        assert len(entry["segments_info"]) == len(before)
+        for new_row, row in zip(entry["segments_info"], before, strict=True):
+            assert {key: new_row.get(key) for key in row if key in KEPT} == {
+                key: row[key] for key in row if key in KEPT
+            }
         old, new = (np.asarray(Image.open(folder / entry["file_name"])) for folder in (maps, out.with_suffix("")))
         assert np.array_equal(old[..., :3], new)
+    segments = sum(len(entry["segments_info"]) for entry in written["annotations"])
+    print(f"{annotations}: {len(data)} images and {segments} segments come back")
     return len(data)
 
 
