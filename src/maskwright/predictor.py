@@ -46,7 +46,7 @@ def load(
     Raises:
         UserError: there is no such model, its files are damaged, the device is not there, or the precision is unknown.
     """
-    return Predictor(from_pretrained(name_or_path), device, precision, compile)
+    return Predictor(from_pretrained(name_or_path), device, precision, compile, in_place=True)
 
 
 class Predictor:
@@ -56,25 +56,32 @@ class Predictor:
     neither trained nor saved. Who calls it directly does so within `inference()`.
 
     Args:
-        model: of any family; it stays as it is.
+        model: of any family; it stays as it is, unless `in_place` is true.
         device: `cpu`, `cuda`, `cuda:1`, ...; None or `auto` takes a GPU where there is one.
         precision: of convolutions and matrix products, one of `PRECISIONS`; with `bfloat16` (by autocast) the layers
             that give boxes, and what predictions hold, are float32 still.
         compile: compile the network (`torch.compile`) in the first predictions, which takes minutes and, on a CPU, a
             C++ compiler; the results are the same, rounding aside.
+        in_place: rebuild `model` itself, which spares the memory of a copy; it can then serve nothing else.
 
     Raises:
         UserError: the device is unknown or not there, the precision is unknown, or the model cannot be compiled.
     """
 
     def __init__(
-        self, model: nn.Module, device: str | None = None, precision: str = "float32", compile: bool = False
+        self,
+        model: nn.Module,
+        device: str | None = None,
+        precision: str = "float32",
+        compile: bool = False,
+        *,
+        in_place: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self.device = choose_device(device)
         self.precision = precision
-        self.model = fold_batch_norms(model).to(self.device).to(memory_format=torch.channels_last)
+        self.model = fold_batch_norms(model, in_place=in_place).to(self.device).to(memory_format=torch.channels_last)
         if precision == "bfloat16":
             store_weights(self.model, torch.bfloat16)
         if compile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import small_deep_mac
@@ -11,6 +12,7 @@ import torch
 from small_max_deeplab import small_model
 from torch import nn
 
+from maskwright.nn import inference
 from maskwright.nn.backbones import BACKBONES, create_backbone
 from maskwright.nn.detection_backbones import DETECTION_BACKBONES, create_detection_backbone
 from maskwright.nn.inference import fold_batch_norms, store_weights, without_autocast
@@ -133,6 +135,26 @@ def test_the_module_itself_stays_as_it_is_and_the_copy_cannot_be_saved():
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     with pytest.raises(ValueError, match="MaskHead was rebuilt for inference and has no weights to save"):
         folded.state_dict()
+
+
+@torch.inference_mode()
+def test_in_place_nothing_is_copied_and_what_is_replaced_is_freed():
+    head = with_random_norms(create_mask_head("fcn", 5, 4, upsample=2))
+    expected, crops = fold_batch_norms(head), torch.randn(2, 5, 8, 8)
+    replaced = [weakref.ref(layer) for layer in head.modules() if isinstance(layer, NORMS)]
+    alive: list[int] = []
+    fuse = inference.fuse_conv_bn_eval
+
+    def counting(*arguments):
+        alive.append(sum(layer() is not None for layer in replaced))
+        return fuse(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "fuse_conv_bn_eval", counting)
+        assert fold_batch_norms(head, in_place=True) is head
+    assert torch.equal(head(crops), expected(crops))
+    assert len(alive) > 2
+    assert alive[-1] < len(replaced) - len(alive) + 3  # each but the last ones is freed before the next
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
 from maskwright.errors import UserError
@@ -22,6 +22,8 @@ FAMILIES = {
     "deep_marc": ("maskwright.models.deep_marc", "DeepMARC"),
     "max_deeplab": ("maskwright.models.max_deeplab", "MaXDeepLab"),
 }
+
+_TENSORS_AT_ONCE = 64
 
 
 def family_class(family: str) -> type[nn.Module]:
@@ -110,27 +112,31 @@ def from_pretrained(name_or_path: str | Path) -> nn.Module:
     if not weights.is_file():
         raise UserError(f"{weights}: no such file; a weights folder holds config.json and model.safetensors")
     try:
-        tensors = load_file(weights)
+        _load_state(model, weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: not a whole safetensors file ({error})") from error
-    load_state(model, tensors, str(weights))
     return model.eval()
 
 
-def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy `tensors` into `model`; every name and shape must fit, and the model's dtypes stay.
+def _load_state(model: nn.Module, path: Path) -> None:
+    """Copy the tensors of a file into `model`; every name and shape must fit, and the model's dtypes stay.
 
-    Raises:
-        UserError: names that are missing, left over or of the wrong shape, with `source`.
+    What has been read of a file counts as memory until the file is closed, so it is opened for some tensors at a time.
     """
     expected = model.state_dict()
-    missing = sorted(expected.keys() - tensors.keys())
-    left_over = sorted(tensors.keys() - expected.keys())
-    misfits = [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    missing = sorted(expected.keys() - shapes.keys())
+    left_over = sorted(shapes.keys() - expected.keys())
+    misfits = [name for name in expected.keys() & shapes.keys() if list(expected[name].shape) != shapes[name]]
     for names, what in ((missing, "is missing"), (left_over, "is not in the model"), (misfits, "has another shape")):
         if names:
-            raise UserError(f"{source}: tensor {names[0]!r} {what} ({len(names)} such); the file is of another model")
-    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+            raise UserError(f"{path}: tensor {names[0]!r} {what} ({len(names)} such); the file is of another model")
+    names = list(shapes)
+    for first in range(0, len(names), _TENSORS_AT_ONCE):
+        with safe_open(path, "pt") as file:
+            for name in names[first : first + _TENSORS_AT_ONCE]:
+                expected[name].copy_(file.get_tensor(name))
 
 
 def push_to_hub(folder: str | Path, repository: str) -> None:

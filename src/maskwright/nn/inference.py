@@ -18,19 +18,22 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def fold_batch_norms(module: AnyModule) -> AnyModule:
+def fold_batch_norms(module: AnyModule, *, in_place: bool = False) -> AnyModule:
     """A frozen copy of `module` in eval mode whose convolutions do the work of the batch norms behind them.
+
+    With `in_place` it is the module itself, which spares the memory of the copy.
 
     A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution or
     linear layer of as many channels, or after an `nn.Sequential` that ends in one: in this package that says that the
     norm alone reads the layer's output, and a test holds every backbone and mask head to it. Other norms stay, such
     as those of sums.
 
-    The copy gives what the module gives in eval mode, but for rounding. It cannot be trained or saved: its state
+    The copy gives what the module gave in eval mode, but for rounding. It cannot be trained or saved: its state
     dict would fit no model.
     """
-    folded = copy.deepcopy(module).eval().requires_grad_(False)
-    for parent in list(folded.modules()):
+    folded = (module if in_place else copy.deepcopy(module)).eval().requires_grad_(False)
+    # Without the layers themselves, for a list of them would keep all that are replaced in memory.
+    for parent in [parent for parent in folded.modules() if len(list(parent.children())) > 1]:
         for (before, _), (name, norm) in pairwise(list(parent.named_children())):
             path, layer = _last_layer(parent, before)
             if _belong_together(layer, norm):
