@@ -152,7 +152,10 @@ def train(arguments: argparse.Namespace, options: list[str], is_panoptic: bool) 
     recipe, run = resolve_recipe(arguments.recipe, options), arguments.out
     is_begun = (run / RECIPE).is_file()
     if is_begun:
-        check_resumable(run, recipe)
+        try:
+            check_resumable(run, recipe)
+        except UserError as error:  # what to do is said in this command's words
+            raise UserError(f"{str(error).partition('; ')[0]}; give another --out") from error
         checkpoint = run / LAST_CHECKPOINT
         if checkpoint.is_file() and read_step(checkpoint) == recipe.trainer.steps:
             return

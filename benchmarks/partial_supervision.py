@@ -114,7 +114,10 @@ def check(value: str, seed: int, arguments: argparse.Namespace, overrides: list[
     recipe = resolve_recipe(arguments.recipe, options_of(value, seed, arguments, overrides))
     if not (folder / RECIPE).is_file():
         return
-    check_resumable(folder, recipe)
+    try:
+        check_resumable(folder, recipe)
+    except UserError as error:  # what to do is said in this command's words
+        raise UserError(f"{str(error).partition('; ')[0]}; give another --out") from error
     steps = resolve_recipe(folder / RECIPE).trainer.steps
     if steps != arguments.steps:  # the learning rate falls otherwise
         raise UserError(f"{folder}: this run is one of {steps} steps, not {arguments.steps}; give another --out")

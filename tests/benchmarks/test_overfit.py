@@ -139,7 +139,9 @@ def test_a_run_with_other_images_or_values_is_refused(start, tmp_path, capsys, o
     with pytest.raises(SystemExit) as exit:
         start(*options, act=lambda command: pytest.fail("went on"))
     assert exit.value.code == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.endswith("give another --out\n")
     assert (tmp_path / "run.json").read_text() == before
 
 

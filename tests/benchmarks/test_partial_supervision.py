@@ -104,7 +104,9 @@ def test_a_run_with_other_values_is_refused_before_anything_is_trained(start, ca
     with pytest.raises(SystemExit) as exit:
         start("--values", "hourglass20", "resnet4", *options, train=lambda command: pytest.fail("trained"))
     assert exit.value.code == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.endswith("give another --out\n")
 
 
 def test_keys_that_are_the_benchmarks_own_are_refused(start, capsys):
