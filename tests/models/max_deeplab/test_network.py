@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock
+from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock, ResidualBlock
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
 from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
 from maskwright.nn.inference import fold_batch_norms
@@ -168,6 +168,12 @@ def test_drop_path_grows_with_depth():
             number: [round(block.drop_path.p, 3) for block in stage.blocks] for number, stage in encoder.stages.items()
         }
         drops[size]["last"] = [round(block.drop_path.p, 3) for block in encoder.decoder.stages[-1].extra.blocks]
+        transformers = [layer for layer in encoder.modules() if isinstance(layer, DualPathLayer)]
+        drops[size]["transformers"] = [
+            round(drop.p, 3) for layer in transformers for drop in (layer.drop_memory, layer.drop_pixel)
+        ]
+    assert drops["s"]["transformers"] == [0.15, 0.15, *[0.2] * 6]
+    assert drops["l"]["transformers"] == [*[0.1] * 2, *[0.15] * 6, *[0.2] * 18]
     assert drops["s"]["3"] == [0.0] * 4
     assert drops["s"]["4"] == [0.0, *[0.15] * 5]
     assert drops["s"]["5"] == [0.15, 0.2, 0.2]
@@ -175,6 +181,33 @@ def test_drop_path_grows_with_depth():
     assert drops["l"]["2"] == [0.0, 0.05, 0.05]
     assert drops["l"]["4"] == [0.1, 0.15, 0.15]
     assert drops["l"]["last"] == [0.05] * 3
+
+
+def test_drop_path_leaves_single_images_as_they_are():
+    torch.manual_seed(0)
+    pixel, memory = torch.rand(60, 8, 3, 3), torch.rand(60, 5, 8)  # activated, so that ReLU does not change them
+    layer = DualPathLayer(8, 8, 4, num_heads=2, feed_forward_channels=8, drop_probability=0.5).train()
+    open_branches(layer)
+    new_pixel, new_memory = layer(pixel, memory)
+    same = [(new == old).flatten(1).all(dim=1) for new, old in ((new_pixel, pixel), (new_memory, memory))]
+    assert 15 < same[0].sum() < 45
+    assert 5 < same[1].sum() < 30  # both of the memory's branches are dropped
+    block = AxialBlock(8, 8, 8, num_heads=2, drop_probability=0.5).train()
+    open_branches(block)
+    assert 15 < (block(pixel) == pixel).flatten(1).all(dim=1).sum() < 45
+
+
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+def test_branches_begin_at_nothing(backbone: Backbone):
+    encoder = small(backbone=backbone).encoder.eval()
+    for module in encoder.modules():
+        if isinstance(module, ResidualBlock):
+            x = torch.rand(1, module.get_submodule("conv1.conv").in_channels, 5, 5)
+            assert not module.branch(x).any()
+        if isinstance(module, DualPathLayer):
+            x, memory = torch.rand(1, module.pixel_conv1.conv.in_channels, 5, 5), torch.rand(1, 6, 16)
+            for new, old in zip(module(x, memory), (x, memory), strict=True):
+                assert torch.equal(new, old)
 
 
 def test_blocks_of_the_published_small_network():
