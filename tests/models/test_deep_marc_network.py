@@ -154,6 +154,7 @@ def test_losses_and_samples_of_the_second_stage():
     (losses["box_class"] + losses["box_regression"]).backward()
     assert (3 * logits.grad - 0.25).argmin(dim=1).tolist() == [2, 0, 2]  # label 1 after the background
     assert deltas.grad.nonzero().tolist() == [[0, 8]]  # dx of label 1
+    assert deltas.grad[0, 8] > 0  # which is to be lower: the box lies on the left
 
 
 def test_samples_name_the_box_that_each_lies_on():
