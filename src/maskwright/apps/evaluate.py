@@ -130,9 +130,9 @@ def evaluate_and_report(
         summary, tables = _evaluate_panoptic(model, annotations, outputs, given)
     else:
         summary, tables = _evaluate_instances(model, annotations, outputs, given)
-    print(tables)
     if json is not None:
         write_json(json, summary)
+    print(tables)
 
 
 _FOR_INSTANCES = {"boxes": "ground-truth", "seen": None}
