@@ -161,8 +161,9 @@ def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
     torch.manual_seed(0)
     panoptic = isinstance(shipped.data, PanopticDataOptions)
     # Drop path may drop a branch of both images.
-    reduced = {"image_size": 65, "drop_path_keep": 1.0} if panoptic else {}
-    model = _create(shipped, **{"width": 0.0625, "image_size": min(256, shipped.model["image_size"]), **reduced})
+    whole = {name: value for name, value in (("drop_path_keep", 1.0), ("drop_path_rate", 0.0)) if name in shipped.model}
+    size = 65 if panoptic else min(256, shipped.model["image_size"])
+    model = _create(shipped, **{"width": 0.0625, "image_size": size, **whole})
     _open_zero_gates(model)
     losses = model.train()(*(_panoptic_batch if panoptic else _batch)(model.image_size))
     total = torch.stack(list(losses.values())).sum()
