@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock, ResidualBlock
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
 from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
+from maskwright.models.max_deeplab.stages import keep_probability
 from maskwright.nn.inference import fold_batch_norms
 
 WIDTHS: dict[str, Any] = {
@@ -158,6 +159,52 @@ def test_gradients_are_the_slopes_of_the_outputs(backbone: Backbone, training: b
             torch._foreach_add_(parameters, directions, alpha=factor)
             values.append(total().item())
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
+
+
+def test_activation_checkpointing_keeps_less_for_the_gradients():
+    kept: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        network = small(activation_checkpointing=checkpointing)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = network(torch.rand(2, 3, 65, 65))
+        kept[checkpointing] = sum(sizes.values())
+        del outputs
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_share_of_branches_that_drop_path_keeps():
+    assert [keep_probability(0.8, "linear", stage) for stage in range(5)] == pytest.approx([1, 0.95, 0.9, 0.85, 0.8])
+    assert [keep_probability(0.8, "constant", stage) for stage in range(5)] == [0.8] * 5
+    with pytest.raises(ValueError, match=r"drop_path_keep must be above 0 and at most 1, but got 1.5"):
+        keep_probability(1.5, "linear", 0)
+
+
+def test_constants_of_the_heads_and_of_the_semantic_decoder():
+    network = small().train()
+    assert network.mask_head.norm.weight.tolist() == pytest.approx([0.1])
+    assert network.semantic_decoder is not None
+    assert [block.conv.dilation for block in network.semantic_decoder.aspp.atrous] == [(6, 6), (12, 12), (18, 18)]
+    assert network.semantic_decoder.aspp.dropout.p == 0.1
+    nn.init.constant_(network.pixel_head.norm.weight, 1e-4)
+    short = network.pixel_head(torch.rand(2, network.encoder.decoder.out_channels, 9, 9))
+    torch.testing.assert_close(short.norm(dim=1), torch.ones(2, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"), [("max_deeplab_s", [2, 2]), ("max_deeplab_l", [2, 2, 3, 2, 3, 3, 3, 3, 3, 3])]
+)
+def test_the_two_latest_maps_of_a_stride_join_the_decoder(backbone: Backbone, expected: list[int]):
+    network, joined = small(backbone=backbone).eval(), []
+    for stage in network.encoder.decoder.stages:
+        stage.fuse.register_forward_pre_hook(lambda _, inputs: joined.append(len(inputs[0])))
+    network.masks(torch.zeros(1, 3, 65, 65))
+    assert joined == expected
 
 
 def test_drop_path_grows_with_depth():
