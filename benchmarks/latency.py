@@ -6,7 +6,10 @@
 MODEL is a recipe (with random weights, whose masks mean nothing), a weights folder, or a bundled model. The rate is
 that of one channels-last 3 x 3 convolution 256 -> 256 at 128 x 128 in the same precision, measured before and after
 each prediction; every number is the median of `--repeats`. Beside seconds on the clock stand those of the processor,
-which other programs on the machine disturb less. With two precisions their predictions alternate.
+which other programs on the machine disturb less. With two precisions their predictions alternate. The peak memory of
+the process (on a GPU: of its tensors) includes loading; each precision has a model of its own:
+
+    python benchmarks/latency.py deep_mac/512_voc_only --prompt --boxes 10000 --repeats 1 --warm-up 0
 """
 
 from __future__ import annotations
@@ -15,15 +18,14 @@ import argparse
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from stopwatch import Stopwatch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,95 +34,48 @@ from maskwright.errors import UserError
 from maskwright.evaluation.report import format_table
 from maskwright.files import write_json
 from maskwright.models.hub import family_class, from_pretrained
-from maskwright.predictor import PRECISIONS, Predictor, compile_network
+from maskwright.predictor import PRECISIONS, Predictor, choose_device, compile_network
 from maskwright.structures import InstancePrediction
 from maskwright.training.recipes import recipe_names, resolve_recipe
 
 CONVOLUTION_FLOP = 2 * 256 * 256 * 3 * 3 * 128 * 128
+FEW = 100  # boxes are enough for the statistics of norms
 CONVOLUTIONS = 3  # before and after each prediction
 BOX_CELLS = 72.0  # side of the boxes that an untrained detector finds: also those centred in the padding meet the image
 
-# Time belongs to the innermost stage that is running; what a family does not have is left out.
+# Time belongs to the innermost stage that is running; paths that a model does not have are left out.
+_PROMPTED = {"network.backbone": "backbone", "network.mask_logits": "crop", "network.mask_head": "mask head"}
 STAGES = {
-    "image_batch": "pre-processing",
-    "network": "network",
-    "network.maps": "heads",
-    "network.maps_and_detection": "heads",
-    "network.detect": "heads",
-    "network.backbone": "backbone",
-    "network.box_logits": "box heads",
-    "network.masks": "heads",
-    "network.encoder.stem": "stem",
-    "network.encoder.stages": "encoder stage",
-    "network.encoder.stage5_extra": "encoder stage 5",
-    "network.encoder.decoder": "decoder",
-    "post_processing": "merging",
-    "network.mask_logits": "crop",
-    "network.mask_head": "mask head",
+    "deep_mac": {**_PROMPTED, "network.maps": "heads", "network.maps_and_detection": "heads"},
+    "deep_marc": {
+        **_PROMPTED,
+        "network.maps": "backbone",
+        "network.proposals": "proposals",
+        "network.roi_heads": "box head",
+    },
+    "max_deeplab": {
+        "network.masks": "heads",
+        "network.encoder": "memory features",
+        "network.encoder.stem": "stem",
+        **{f"network.encoder.stages.{number}": f"stage {number}" for number in range(1, 6)},
+        "network.encoder.stage5_extra": "stage 5 again",
+        "network.encoder.decoder": "decoder",
+        "post_processing": "merging",
+    },
 }
-COMPILED_AWAY = ("network.backbone", "network.mask_head")
+# What is compiled is one stage, for there are no calls within it.
+COMPILED_STAGES = {
+    "network.maps": "network",
+    "network.maps_and_detection": "network",
+    "network.masks": "network",
+    "network.proposals": "proposals",
+    "network.roi_heads": "box head",
+    "network.mask_logits": "crop and mask head",
+    "post_processing": "merging",
+}
+PREPARATION = {"image_batch": "pre-processing"}
 REST = "decoding"
 PASTING = "pasting"
-
-
-class Stopwatch:
-    """Charges what passes on some clocks to the innermost stage."""
-
-    def __init__(self, clocks: Callable[[], tuple[float, ...]]) -> None:
-        self.clocks = clocks
-        self.spent: dict[str, list[float]] = {}
-        self._open: list[str] = []
-        self._last: tuple[float, ...] = ()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Until its end, or that of a stage within, time is this stage's."""
-        self._charge()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._charge()
-            self._open.pop()
-
-    def _charge(self) -> None:
-        now = self.clocks()
-        if self._open:
-            spent = self.spent.setdefault(self._open[-1], [0.0] * len(now))
-            self.spent[self._open[-1]] = [s + n - last for s, n, last in zip(spent, now, self._last, strict=True)]
-        self._last = now
-
-    @contextmanager
-    def watch(self, model: nn.Module, stages: dict[str, str]) -> Iterator[None]:
-        """Time the modules and methods at `stages`' paths wherever the model calls them."""
-        with ExitStack() as stack:
-            for path, name in stages.items():
-                stack.enter_context(self._watch_one(model, path, name))
-            yield
-
-    @contextmanager
-    def _watch_one(self, model: nn.Module, path: str, name: str) -> Iterator[None]:
-        *parents, attribute = path.split(".")
-        owner: Any = model
-        for parent in parents:
-            owner = getattr(owner, parent, None)
-        target = getattr(owner, attribute, None)
-        if isinstance(target, nn.Module):
-            owner, attribute, target = target, "forward", target.forward
-        if target is None:
-            yield
-            return
-
-        @wraps(target)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            with self.stage(name):
-                return target(*arguments, **options)
-
-        setattr(owner, attribute, timed)
-        try:
-            yield
-        finally:
-            setattr(owner, attribute, target)
 
 
 @dataclass(frozen=True)
@@ -137,8 +92,7 @@ class Work:
             predictions = self.run(predictor.model)
         with stopwatch.stage(PASTING):
             for prediction in predictions:
-                if isinstance(prediction, InstancePrediction):
-                    prediction.to_coco(0)
+                prediction.to_coco(0, *([] if isinstance(prediction, InstancePrediction) else ["image.jpg"]))
         return predictions
 
     def run(self, model: Any) -> list[Any]:
@@ -174,6 +128,7 @@ def settle(model: nn.Module, work: Work) -> None:
 
     Otherwise the values of a deep network grow from layer to layer, and centre maps have no peaks.
     """
+    few = None if work.boxes is None else [boxes[:FEW] for boxes in work.boxes]
     for heads in getattr(getattr(model, "network", None), "detector", None) or []:
         nn.init.zeros_(heads.size[-1].weight)
         nn.init.zeros_(heads.offset[-1].weight)
@@ -182,25 +137,28 @@ def settle(model: nn.Module, work: Work) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    work.run(model)
+    Work(work.images, few, min(work.count, FEW)).run(model)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 
 
-def create_work(model: nn.Module, arguments: argparse.Namespace) -> Work:
+def create_work(model: Any, arguments: argparse.Namespace) -> Work:
     """The picture, or noise, as often as asked for; boxes of a quarter of its sides for models that need them."""
+    if model.task == "panoptic" and (arguments.prompt or arguments.boxes is not None):
+        raise UserError(f"{arguments.model} finds all segments by itself: it takes neither --prompt nor --boxes")
     generator = torch.Generator().manual_seed(0)
     if arguments.image is not None:
         image = read_image(arguments.image)
     else:
         image = torch.randint(0, 256, (3, *arguments.image_size), dtype=torch.uint8, generator=generator)
     images = [image] * arguments.batch_size
-    if not (arguments.prompt or getattr(model, "needs_boxes", False)):
-        return Work(images, None, arguments.boxes)
+    count = arguments.boxes or 100
+    if not (arguments.prompt or model.needs_boxes):
+        return Work(images, None, count)
     sides = torch.tensor([image.shape[2], image.shape[1]])
-    corners = torch.rand(arguments.boxes, 2, generator=generator) * sides * 0.75
+    corners = torch.rand(count, 2, generator=generator) * sides * 0.75
     boxes = torch.cat([corners, corners + sides * 0.25], dim=1)
-    return Work(images, [boxes] * arguments.batch_size, arguments.boxes)
+    return Work(images, [boxes] * arguments.batch_size, count)
 
 
 def convolution_rates(device: torch.device, precision: str) -> Callable[[], list[tuple[float, float]]]:
@@ -236,15 +194,16 @@ class Run:
     def __init__(self, precision: str, arguments: argparse.Namespace) -> None:
         self.precision = precision
         model, self.work = create_model(arguments.model, arguments)
-        self.predictor = Predictor(model, arguments.device, precision)
-        del model  # the predictor has its own
-        self.stages = {k: v for k, v in STAGES.items() if not (arguments.compile and k in COMPILED_AWAY)}
+        family = str(model.family)
+        self.predictor = Predictor(model, arguments.device, precision, in_place=True)
+        self.stages = PREPARATION | (COMPILED_STAGES if arguments.compile else STAGES[family])
+        self.memory_before = peak_memory(self.predictor.device)
         with FlopCounterMode(display=False) as counter:
             flop = Stopwatch(lambda: (float(counter.get_total_flops()),))
             with flop.watch(self.predictor.model, self.stages):
                 predictions = self.work.predict(self.predictor, flop)
         self.flop = {stage: count for stage, (count,) in flop.spent.items()}
-        self.found = [len(prediction) for prediction in predictions if isinstance(prediction, InstancePrediction)]
+        self.found = [len(p if isinstance(p, InstancePrediction) else p.segments_info) for p in predictions]
         if arguments.compile:
             compile_network(self.predictor.model)
         for _ in range(arguments.warm_up):
@@ -325,31 +284,42 @@ def table(results: dict[str, Any]) -> str:
     return format_table(["stage", *columns], rows)
 
 
+def at_least(smallest: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number of `smallest` or more."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, but got {text}")
+        return int(text)
+
+    return whole_number
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="recipe, weights folder, or bundled model")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--image-size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
+    parser.add_argument("--threads", type=at_least(1), default=2, help="of torch")
+    parser.add_argument("--image-size", type=at_least(1), nargs=2, default=(480, 640), metavar=("H", "W"))
     parser.add_argument("--image", metavar="FILE", help="this picture instead of noise")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--boxes", type=int, default=100, metavar="N", help="per image, found or given")
+    parser.add_argument("--batch-size", type=at_least(1), default=1)
+    parser.add_argument("--boxes", type=at_least(1), metavar="N", help="per image, found or given (default: 100)")
     parser.add_argument("--prompt", action="store_true", help="give the boxes also to a model that could find them")
-    parser.add_argument("--precision", nargs="+", default=["float32"], metavar="NAME", help=" or ".join(PRECISIONS))
+    parser.add_argument("--precision", nargs="+", default=["float32"], choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="predictions that are not measured")
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    parser.add_argument("--warm-up", type=at_least(0), default=2, metavar="N", help="predictions that are not measured")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
-    for name in ("threads", "batch_size", "boxes", "repeats"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(arguments, name)}")
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+        parser.error(f"--json {arguments.json}: expected a file in a folder that is there")
     return arguments
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All precisions in turn, `repeats` times."""
     torch.set_num_threads(arguments.threads)
+    choose_device(arguments.device)
     runs = [Run(precision, arguments) for precision in arguments.precision]
     for _ in range(arguments.repeats):
         for run in runs:
@@ -359,6 +329,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(device, arguments.threads),
         "instances": runs[0].found,
         "peak_memory": peak_memory(device),
+        "peak_memory_before": runs[-1].memory_before,
         "mask_iou": mask_agreement(runs),
         "precisions": {run.precision: run.results() for run in runs},
     }
@@ -371,7 +342,9 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(f"latency: error: {error}") from error
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
-    print(f"instances per image {results['instances']}, peak memory {results['peak_memory']:.2f} GB")
+    print(f"instances or segments per image {results['instances']}")
+    memory, before = results["peak_memory"], results["peak_memory_before"]
+    print(f"peak memory of the process {memory:.2f} GB; before the first prediction it was {before:.2f} GB")
     for precision, numbers in results["precisions"].items():
         print(f"\n{precision}: one convolution {numbers['gflop_per_second']:.0f} GFLOP/s")
         print(table(numbers))

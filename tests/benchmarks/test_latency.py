@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_deep_marc
+import small_max_deeplab
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import maskwright
 
@@ -26,8 +29,10 @@ def benchmark():
     specification = importlib.util.spec_from_file_location("latency", SCRIPT)
     module = importlib.util.module_from_spec(specification)
     sys.modules["latency"] = module
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for the script
     specification.loader.exec_module(module)
     yield module
+    sys.path.remove(str(SCRIPT.parent))
     del sys.modules["latency"]
 
 
@@ -95,7 +100,8 @@ def test_precisions_are_compared_on_given_boxes(
     work = ("--boxes", 3, "--repeats", 1, "--image-size", 48, 64)
     run(benchmark, monkeypatch, tmp_path / "weights", *work, "--precision", "float32", "bfloat16")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("instances per image [3]")
+    assert lines[1] == "instances or segments per image [3]"
+    assert lines[2].startswith("peak memory of the process ")
     assert any(line.startswith("bfloat16 is ") and "times as fast" in line for line in lines)
     (agreement,) = (line for line in lines if line.startswith("mean IoU of its masks with those of float32: "))
     assert 0.9 < float(agreement.split()[-1]) <= 1
@@ -106,4 +112,43 @@ def test_bad_input_is_one_sentence(benchmark, monkeypatch: pytest.MonkeyPatch, c
         run(benchmark, monkeypatch, "no-such-model")
     with pytest.raises(SystemExit, match="2"):
         run(benchmark, monkeypatch, "deep-mac-tiny", "--boxes", 0)
-    assert "--boxes must be at least 1, but got 0" in capsys.readouterr().err
+    assert "--boxes: must be at least 1, but got 0" in capsys.readouterr().err
+    for options in (("--precision", "half"), ("--warm-up", -1), ("--json", "no-such-folder/out.json")):
+        with pytest.raises(SystemExit, match="2"):
+            run(benchmark, monkeypatch, "deep-mac-tiny", *options)
+        assert options[0] in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="latency: error: device 'none' cannot be used here"):
+        run(benchmark, monkeypatch, "deep-mac-tiny", "--device", "none")
+    for option in (["--prompt"], ["--boxes", 5]):
+        with pytest.raises(SystemExit, match="max_deeplab/tiny finds all segments by itself"):
+            run(benchmark, monkeypatch, "max_deeplab/tiny", *option)
+
+
+def stages_of(benchmark, model: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """GFLOP of each stage of a prediction."""
+    maskwright.save_pretrained(model, folder / "weights")
+    work = ("--image-size", 48, 64, "--repeats", 1, "--warm-up", 0, "--json", folder / "out.json")
+    run(benchmark, monkeypatch, folder / "weights", *work)
+    stages = json.loads((folder / "out.json").read_text())["precisions"]["float32"]["stages"]
+    return {stage: values["gflop"] for stage, values in stages.items()}
+
+
+def test_stages_of_deep_marc(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gflop = stages_of(benchmark, small_deep_marc.build(min_box_score=0.0), tmp_path, monkeypatch)
+    networks = {"backbone", "proposals", "box head", "mask head"}
+    assert {stage for stage, number in gflop.items() if number} == networks | {"all"}
+    assert set(gflop) == networks | {"pre-processing", "decoding", "crop", "pasting", "all"}
+
+
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+def test_stages_of_max_deeplab(benchmark, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = small_max_deeplab.small_model(backbone=backbone).eval().requires_grad_(False)
+    gflop = stages_of(benchmark, model, tmp_path, monkeypatch)
+    encoder = {"memory features", "stem", *(f"stage {number}" for number in model.network.encoder.stages), "decoder"}
+    if backbone == "max_deeplab_s":
+        encoder.add("stage 5 again")
+    assert {stage for stage, number in gflop.items() if number} == encoder | {"heads", "all"}
+    with FlopCounterMode(display=False) as counter:
+        model.network.encoder(torch.zeros(1, 3, model.image_size, model.image_size))
+    assert sum(gflop[stage] for stage in encoder) == pytest.approx(counter.get_total_flops() / 1e9)
+    assert gflop["heads"] == pytest.approx(gflop["all"] - counter.get_total_flops() / 1e9)
