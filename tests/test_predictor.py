@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_deep_marc
+import small_max_deeplab
 import torch
 from PIL import Image
 from torch import nn
@@ -250,6 +252,12 @@ def test_compile_is_for_the_plain_tensor_methods(monkeypatch: pytest.MonkeyPatch
     assert called[:2] == ["<lambda>", "maps_and_detection"]  # the first tries the compiler
     predictor.predict(image, [[4, 2, 24, 22]])
     assert called[-2:] == ["maps", "mask_logits"]
+    for build, expected in ((small_deep_marc.build, "maps"), (small_max_deeplab.small_model, "masks")):
+        called.clear()
+        predictor = Predictor(build(), "cpu", compile=True)
+        with predictor.inference():
+            predictor.model([image])
+        assert called[:2] == ["<lambda>", expected]
     with pytest.raises(UserError, match="EllipseModel has no network that could be compiled"):
         Predictor(ellipse_model, "cpu", compile=True)
 

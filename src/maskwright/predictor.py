@@ -181,7 +181,7 @@ def compile_network(model: nn.Module) -> None:
     if not isinstance(network, nn.Module):
         raise UserError(f"{type(model).__name__} has no network that could be compiled")
     _try_to_compile(next(network.parameters()).device)
-    for name in ("forward", "maps", "maps_and_detection", "mask_logits"):
+    for name in ("masks", "maps", "maps_and_detection", "mask_logits"):
         if hasattr(network, name):
             setattr(network, name, torch.compile(getattr(network, name)))
 
