@@ -113,6 +113,18 @@ def test_each_box_with_a_mask_enters_with_its_image_and_its_label():
     assert asked == [([BOXES[1], BOXES[1], BOXES[0]], [0, 0, 2], [2, 1, 1])]
 
 
+def test_each_sampled_box_on_an_object_with_a_mask_enters_with_its_label():
+    """Samples are numbered among the objects, here the second and the third box: the first is a crowd."""
+    model = build(mask_boxes="proposals").train()
+    asked, beside = asking(model), [21.0, 10.0, 120.0, 112.0]
+    samples = [(torch.tensor([beside, BOXES[0], BOXES[1]]), torch.tensor([1, 0, 1]))]
+    model.network.detector_losses = lambda *_: ({}, samples)
+    one = target([BOXES[1], *BOXES], has_mask=[True, False, True], iscrowd=[True, False, False])
+    one["labels"] = torch.tensor([0, 1, 2])
+    model(images(1), [one])
+    assert asked == [([beside, BOXES[1]], [0, 0], [2, 2])]
+
+
 @pytest.mark.parametrize("mask_boxes", ["ground_truth", "proposals"])
 def test_max_masks_per_image_bounds_the_head(mask_boxes):
     model = build(max_masks_per_image=1, mask_boxes=mask_boxes).train()
