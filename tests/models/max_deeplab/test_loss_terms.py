@@ -192,4 +192,6 @@ class TestPixelContrast:
         assert shares[:7].tolist() == pytest.approx([7**-0.6 / whole] * 7, abs=0.01)
         assert shares[7:10].tolist() == pytest.approx([1 / whole] * 3, abs=0.015)
         assert not shares[10:].any()
-        assert draw_pixels(masks, one.masks.sum(dim=2).expand(times, -1), 4).sort(dim=1).values.diff(dim=1).all()
+        four = draw_pixels(masks, one.masks.sum(dim=2).expand(times, -1), 4)
+        assert four.shape == (times, 4)
+        assert four.sort(dim=1).values.diff(dim=1).all()

@@ -219,6 +219,12 @@ def test_leaving_out_slots_that_cannot_win_changes_nothing(spread):
     assert torch.equal(found.slot, slot)
 
 
+def test_a_slot_far_below_another_still_has_its_share():
+    """exp(-15) is 3e-7, which float32 tells from nothing."""
+    logits = torch.tensor([0.0, -15.0])[:, None, None].expand(2, 5, 5)
+    assert (assign_pixels(logits, torch.ones(2).bool(), SIZE, 0.4).probability < 1).all()
+
+
 def test_strips_are_the_whole_map():
     logits = torch.randn(3, 20, 6)
     every = torch.arange(len(logits))
