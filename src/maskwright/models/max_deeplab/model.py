@@ -74,16 +74,46 @@ class MaXDeepLab(nn.Module):
         image_size: side of the square network input, in pixels; `16 k + 1`.
         backbone: the published size.
         num_mask_slots: at most so many masks are found in an image.
-        stem_width, backbone_width, transformer_width, memory_channels, memory_feature_channels, feed_forward_channels,
-            num_heads, semantic_channels, low_level_channels, pixel_head_channels, pixel_feature_channels: see
-            `MaXDeepLabNetwork`; the defaults are the published sizes.
-        drop_path_keep, drop_path_schedule, norm_momentum, activation_checkpointing: likewise.
+        stem_width: multiplies the channels of the first layers.
+        backbone_width: multiplies the channels of the stages and of the decoder.
+        transformer_width: multiplies the channels within the layers that join memory and pixels.
+        memory_channels: of the memory; null: the backbone's own (256 in S, 512 in L).
+        memory_feature_channels: of what the class head and the mask head read; null: likewise.
+        feed_forward_channels: hidden channels of the memory's feed-forward networks.
+        num_heads: of all attentions.
+        semantic_channels: of the semantic decoder and head.
+        low_level_channels: to which the semantic decoder reduces the maps at strides 8 and 4.
+        pixel_head_channels: hidden channels of the head of the pixel features.
+        pixel_feature_channels: of the pixel features, with which the masks are made.
+        drop_path_keep: share of the branches that drop path keeps in the last stage.
+        drop_path_schedule: `linear` falls from 1 to that share, stage by stage; `constant` is that share everywhere.
+        norm_momentum: of the batch norms, in torch's sense (the original: 0.01).
+        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations: less
+            memory, more time.
+        pq_weight: weight of the PQ-style loss, which is `mask_class` and `mask_dice` together.
+        mask_id_weight: weight of the cross entropy of each pixel's slot.
+        instance_discrimination_weight: weight of the loss that tells the pixel features of instances apart.
+        semantic_weight: weight of the auxiliary semantic segmentation.
+        unmatched_weight: what a slot without a mask weighs in `mask_class`: the share of its probability that lies on
+            void, as in the original's code, or the share on labelled pixels, as in the paper.
+        contrast_pixels: 0 compares pixels with the mean feature of each mask; above 0 so many pixels are drawn and
+            compared with each other.
+        semantic_top_k: share of pixels, those with the largest loss, that the mean of the semantic loss is taken over.
+        mask_id_top_k: the same of the cross entropy of each pixel's slot.
+        instance_discrimination_top_k: the same of the loss that tells instances apart.
+        small_instance_weight: weight in the semantic loss of the pixels of small instances; 1 is that of all others.
+        small_instance_area: an instance of fewer pixels of the training crop is small.
+        merging: `pixelwise` gives each pixel to the slot with the largest logit; `maskwise` lays whole masks on top
+            of each other, the best first.
+        class_threshold: least probability of a detected slot's class.
+        stuff_class_threshold: the same for classes of stuff; null: `class_threshold`.
+        pixel_threshold: a pixel's probability of its slot must exceed it.
+        thing_area_limit: least area of a thing's segment, in pixels of the network's input.
+        stuff_area_limit: the same of stuff.
+        overlap_threshold: in `maskwise`, the share of a mask that must be free when its turn comes.
+        class_exponent: in `maskwise`, the power of the class's probability in the order of the masks.
+        mask_exponent: the same of the mean probability of the mask's pixels.
         width: scales the channels of all layers, for small machines and tests; heads of attention keep their number.
-        pq_weight, mask_id_weight, instance_discrimination_weight, semantic_weight, unmatched_weight, contrast_pixels,
-            semantic_top_k, mask_id_top_k, instance_discrimination_top_k: see `MaXDeepLabLoss`.
-        small_instance_weight, small_instance_area: see `create_mask_targets`.
-        merging, class_threshold, stuff_class_threshold, pixel_threshold, thing_area_limit, stuff_area_limit,
-            overlap_threshold, class_exponent, mask_exponent: see `PanopticMerging`.
 
     Raises:
         ValueError: no categories, an unknown name, or a value out of its range.
