@@ -35,7 +35,7 @@ class DataOptions:
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
             and never trained on when there is no `validation_annotations`.
-        batch_size: images per device and step.
+        batch_size: images per device and pass; a step takes `trainer.accumulate` passes.
         num_workers: loader processes per device; 0 loads in the training process.
         flip: probability of a horizontal flip.
     """
@@ -138,7 +138,7 @@ class OptimizerOptions:
         weight_decay: decoupled for adamw, an L2 term for adam and sgd (added to the gradient: weight times this).
         betas: adam's and adamw's decay rates of the two moments.
         epsilon: adam's and adamw's term in the denominator.
-        momentum: of sgd.
+        momentum: share of the earlier gradients that sgd keeps at each step.
         schedule: how the rate goes on after the warm-up. `constant` stays; `cosine` falls to zero from the end of
             the warm-up to the last step; `step` is multiplied by `step_factor` after each of `step_boundaries`;
             `polynomial` is (1 - step / steps) ** `polynomial_power`, counted from the first step of the run, so
