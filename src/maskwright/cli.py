@@ -72,7 +72,7 @@ def _usage() -> str:
         [
             "usage: maskwright COMMAND ...",
             "",
-            "Masks that nobody has drawn yet: boxes in, masks out, for any class.",
+            "Masks that nobody has drawn yet: of boxes that are given, of objects that are found, or of whole images.",
             "",
             *lines,
             "",
@@ -89,14 +89,18 @@ def _predict(arguments: list[str]) -> int:
         type=str,
         metavar="FILE|BOXES",
         help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
-        '{"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file',
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file; left out for a model that finds objects or segments '
+        "by itself",
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
     _add_loading(parser)
-    parser.add_argument("--masks", action="store_true", help="also write every mask as a PNG picture")
+    parser.add_argument("--masks", action="store_true", help="also write each instance's mask as a PNG; a panoptic map is one")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, help="without --boxes: the smallest score of a detection"
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        help="without --boxes: the smallest score of a detection, or of a segment of a panoptic map",
     )
     values = _parse(parser, arguments)
 
@@ -265,8 +269,8 @@ def _models(arguments: list[str]) -> int:
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "predict": ("masks for the boxes on images: COCO results, overlays, PNG masks", _predict),
-    "train": ("train a model from a recipe, on boxes for all classes and masks for some", _train),
+    "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
+    "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", _evaluate),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
