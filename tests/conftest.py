@@ -13,7 +13,11 @@ torch.set_num_threads(1)
 
 
 class EllipseModel(nn.Module):
-    """Box-prompted, without a detector: the mask of a box is the ellipse inscribed in it."""
+    """Box-prompted, without a detector: the mask of a box is the ellipse inscribed in it.
+
+    encoded: how many images it has seen.
+    told: the labels of every image that it was prompted on, or None.
+    """
 
     task = "instance"
     needs_boxes = True
@@ -23,13 +27,17 @@ class EllipseModel(nn.Module):
         super().__init__()
         self.mask_size = mask_size
         self.encoded = 0
+        self.told: list[list[int] | None] = []
 
     def encode(self, images: list[Tensor]) -> ImageFeatures:
         self.encoded += len(images)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         return ImageFeatures({}, tuple(ImageGeometry(size, size, size) for size in sizes))
 
-    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+    def masks_from_boxes(
+        self, features: ImageFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None
+    ) -> list[InstancePrediction]:
+        self.told += [None] * len(boxes) if labels is None else [rows.tolist() for rows in labels]
         steps = (torch.arange(self.mask_size) + 0.5) / self.mask_size * 2 - 1
         ellipse = (steps[:, None] ** 2 + steps[None] ** 2 <= 1).float()
         return [

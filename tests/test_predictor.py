@@ -81,6 +81,17 @@ def test_labels_stay_with_their_boxes(predictor: Predictor):
     assert predictor.predict(photo(), boxes, labels=np.array([-1, 5])).labels.tolist() == [-1, 5]
 
 
+def test_of_one_mask_per_class_the_label_says_which():
+    model = small_deep_marc.build(class_agnostic_masks=False)
+    with torch.no_grad():
+        model.network.roi_heads.box_predictor.cls_score.bias[1] = 50.0  # of any box the box head says: label 0
+        model.network.mask_head.project_out.bias[:] = torch.tensor([0.0, 40.0, -40.0])
+    prediction = Predictor(model, "cpu").predict(photo(), [[4, 2, 24, 22]] * 3, labels=[2, 1, -1])
+    full, empty = (prediction.mask_probabilities > 0.5).float().mean((1, 2))[[1, 0]].tolist()
+    assert (full, empty) == (1, 0)
+    assert prediction.labels.tolist() == [2, 1, -1]
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

@@ -117,7 +117,7 @@ class Predictor:
             image: anything `read_image` takes; a file's EXIF orientation is applied first.
             boxes: [N, 4] xyxy, pixels of the (upright) image; N may be 0. What exceeds the image is cut off.
             labels: with boxes, their classes as positions in `model.categories`, or -1 for none; without them labels
-                are -1.
+                are -1. A model with one mask per class gives that of the label.
             score_threshold: without boxes, the smallest score of a detection, in 0..1. Given boxes are all answered.
 
         Returns:
@@ -157,8 +157,8 @@ class Predictor:
         checked = boxes_inside(check_boxes(boxes), geometry.original_size)
         classes = self._labels(labels, len(checked))
         with self.inference():
-            predicted = _on_cpu(self._box_prompted().masks_from_boxes(features, [checked.to(self.device)])[0])
-        return replace(predicted, labels=classes)
+            (masks,) = self._box_prompted().masks_from_boxes(features, [checked.to(self.device)], [classes])
+        return replace(_on_cpu(masks), labels=classes)
 
     def _labels(self, labels: LabelSource | None, count: int) -> Int64[Tensor, " n"]:
         if labels is None:

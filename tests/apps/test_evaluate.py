@@ -119,6 +119,13 @@ def test_seen_defaults_to_the_models_mask_classes_by_any_usual_name(predictor: P
     assert evaluate(predictor, data, data / "instances.json", seen=["fork"])["instances_seen"] == 2
 
 
+def test_the_model_is_told_those_classes_of_the_boxes_that_it_knows(data: Path, ellipse_model):
+    ellipse_model.categories, ellipse_model.mask_classes = ({"id": 7, "name": "cat"}, {"id": 1, "name": "fork"}), []
+    predictor = Predictor(ellipse_model, "cpu")
+    evaluate(predictor, data, data / "instances.json", batch_size=2)
+    assert predictor.model.told == [[-1, 1, 1], [1], []]  # an airplane and two forks; the crowd is left out
+
+
 def test_workers_and_batches_change_nothing(predictor: Predictor, data: Path):
     one = evaluate(predictor, data, data / "instances.json", batch_size=1)
     assert one == evaluate(predictor, data, data / "instances.json", batch_size=3, num_workers=2)

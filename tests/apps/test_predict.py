@@ -11,6 +11,7 @@ from PIL import Image
 
 from maskwright.apps.predict import PredictOptions, find_images, predict_files
 from maskwright.errors import UserError
+from maskwright.predictor import Predictor
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,20 @@ def test_the_boxes_are_never_overwritten():
         predict_files(["a.png"], PredictOptions(boxes="./predictions.json", out="."))
     assert Path("predictions.json").read_text() == content
     assert not Path("a_overlay.jpg").exists()
+
+
+def test_the_model_is_told_those_classes_of_a_coco_file_that_it_knows(monkeypatch: pytest.MonkeyPatch, ellipse_model):
+    ellipse_model.categories = ({"id": 7, "name": "cat"}, {"id": 1, "name": "airplane"})
+    categories = [{"id": 5, "name": "aeroplane"}, {"id": 6, "name": "fork"}]
+    box = {"image_id": 3, "bbox": [0, 0, 9, 9]}
+    annotations = [{**box, "id": 1, "category_id": 6}, {**box, "id": 2, "category_id": 5}]
+    image = {"id": 3, "file_name": "a.png", "width": 40, "height": 30}
+    Path("coco.json").write_text(json.dumps({"images": [image], "annotations": annotations, "categories": categories}))
+    predictor = Predictor(ellipse_model, "cpu")
+    monkeypatch.setattr("maskwright.apps.predict.load", lambda *_: predictor)
+    predict_files(["a.png"], PredictOptions(boxes="coco.json"))
+    assert predictor.model.told == [[-1, 1]]
+    assert [entry["category_id"] for entry in json.loads(Path("masks/predictions.json").read_text())] == [6, 5]
 
 
 def test_a_folder_where_the_predictions_go():

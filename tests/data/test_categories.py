@@ -1,6 +1,13 @@
 import pytest
 
-from maskwright.data.categories import NON_VOC, VOC, parse_categories, read_categories, resolve_mask_classes
+from maskwright.data.categories import (
+    NON_VOC,
+    VOC,
+    labels_of_names,
+    parse_categories,
+    read_categories,
+    resolve_mask_classes,
+)
 from maskwright.errors import UserError
 
 
@@ -39,6 +46,11 @@ def test_unknown_names_are_listed_with_the_known_ones():
 def test_preset_without_a_class_is_refused():
     with pytest.raises(UserError, match="'voc' has no class"):
         resolve_mask_classes("voc", categories("window"))
+
+
+def test_labels_of_names_are_positions_by_any_usual_spelling():
+    categories = [{"id": 9, "name": "dog"}, {"id": 4, "name": "airplane"}]
+    assert labels_of_names(["unicorn", "aeroplane", "dog", "dog"], categories) == [-1, 1, 0, 0]
 
 
 def test_same_spelling_wins_over_synonym():

@@ -166,14 +166,16 @@ def test_of_one_mask_per_class_a_found_box_takes_that_of_its_label():
             features, [torch.tensor(BOXES), torch.tensor(BOXES[:1])], [torch.tensor([1, 2]), torch.tensor([1])]
         )
         (none,) = model.masks_from_boxes(model.encode(images(1)), [torch.zeros(0, 4)], [torch.zeros(0).long()])
-    for prediction, expected in ((found, [0, 1]), (first, [1, 0]), (second, [1]), (none, [])):
+        bias[:] = torch.tensor([0.0, 0.0, 50.0, 0.0])  # of a box whose class is not known, it says: label 1
+        (unknown,) = model.masks_from_boxes(model.encode(images(1)), [torch.tensor(BOXES)], [torch.tensor([2, -1])])
+    for prediction, expected in ((found, [0, 1]), (first, [1, 0]), (second, [1]), (none, []), (unknown, [0, 1])):
         assert (prediction.mask_probabilities > 0.5).float().mean((1, 2)).tolist() == expected
 
 
-@pytest.mark.parametrize("labels", [[[0, 3]], [[-1, 0]], [[0]], [[0, 0], [0]], [[[0, 0]]]])
+@pytest.mark.parametrize("labels", [[[0, 3]], [[-2, 0]], [[0]], [[0, 0], [0]], [[[0, 0]]]])
 def test_labels_of_given_boxes_that_fit_neither_boxes_nor_categories_are_refused(labels):
     model = build().eval()
-    with pytest.raises(ValueError, match=r"labels of image 0 must lie in 0\.\.2|expected one label per box"):
+    with pytest.raises(ValueError, match=r"labels of image 0 must lie in -1\.\.2|expected one label per box"):
         model.masks_from_boxes(model.encode(images(1)), [torch.tensor(BOXES)], [torch.tensor(rows) for rows in labels])
 
 

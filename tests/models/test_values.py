@@ -145,6 +145,17 @@ def test_wrong_boxes_are_named_by_image_and_box(build, boxes, message):
 
 @pytest.mark.parametrize("build", PROMPTED)
 @torch.inference_mode()
+def test_labels_change_no_class_agnostic_mask(build):
+    model = build().eval()
+    features, boxes = model.encode([torch.rand(3, 40, 60)]), [torch.tensor([[4.0, 3.0, 50.0, 30.0]] * 2)]
+    (without,) = model.masks_from_boxes(features, boxes)
+    (given,) = model.masks_from_boxes(features, boxes, [torch.tensor([-1, 0])])
+    assert torch.equal(given.mask_probabilities, without.mask_probabilities)
+    assert given.labels.tolist() == without.labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("build", PROMPTED)
+@torch.inference_mode()
 def test_flipped_boxes_and_those_outside_have_masks(build):
     model = build().eval()
     boxes = torch.tensor([[50.0, 30.0, 4.0, 3.0], [-900.0, -80.0, -800.0, -20.0], [9.0, 9.0, 9.0, 9.0]])

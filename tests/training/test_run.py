@@ -74,6 +74,14 @@ def test_validation_measures_the_weights_that_are_saved(recipe, tmp_path):
     assert metric.compute()["mask_iou"] == pytest.approx(metrics["mask_iou"], abs=1e-4)
 
 
+def test_validation_tells_the_model_the_classes_of_the_boxes(recipe, ellipse_model):
+    dataset = open_data_sets(recipe.data, 64, None).validation
+    ellipse_model.categories, ellipse_model.mask_classes = dataset.categories, ["person"]
+    image, target = dataset[0]
+    MasksFromBoxes(ellipse_model).update([image], [target])
+    assert ellipse_model.told == [target["labels"].tolist()] == [[0, 1, 2]]
+
+
 def test_seen_and_unseen_classes_are_told_apart_and_box_only_classes_do_not_count(recipe, tmp_path):
     metrics = train(recipe).metrics
     # 4 images, each with a person (seen), a dog (unseen) and a kite, which has a box only.

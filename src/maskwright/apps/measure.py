@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskwright.apps.processes import in_processes, loading_of
-from maskwright.data.categories import match_name, read_categories, resolve_mask_classes
+from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
 from maskwright.data.coco import CocoInstances
 from maskwright.data.ground_truth import read_ground_truth
 from maskwright.data.loaders import Batch, evaluation_loader
@@ -93,12 +93,15 @@ def _measure_masks(measurement: Measurement) -> Measured:
         raise UserError(f"{measurement.model}: this model cannot be prompted with boxes")
     model = predictor.model
     metric = MaskIoU(dataset.categories, seen_classes(measurement.seen, model, dataset.categories))
+    known = cast(SegmentationModel, model).categories
+    label_of = torch.tensor(labels_of_names([category["name"] for category in dataset.categories], known))
     masks: dict[int, list[dict[str, Any]]] = {}
     for batch, targets in _batches(dataset, measurement):
         targets = [select_rows(target, ~target["iscrowd"]) for target in targets]
         with predictor.inference():
             features = model.encode([image.to(predictor.device) for image in batch])
-            predictions = model.masks_from_boxes(features, [target["boxes"] for target in targets])
+            labels = [label_of[target["labels"]] for target in targets]
+            predictions = model.masks_from_boxes(features, [target["boxes"] for target in targets], labels)
         metric.update(predictions, targets)
         if not measurement.keep_masks:
             continue
@@ -124,9 +127,7 @@ def _measure_detections(measurement: Measurement) -> Measured:
     require_instances(sum(dataset.count_instances()), "instance", annotations)
     categories = read_categories(annotations)
     metric = CocoAP(categories, seen_classes(measurement.seen, model, categories), read_ground_truth(annotations))
-    names = [category["name"] for category in categories]
-    matches = [match_name(category["name"], names) for category in known]
-    label_of = torch.tensor([-1 if match is None else names.index(match) for match in matches])
+    label_of = torch.tensor(labels_of_names([category["name"] for category in known], categories))
     for batch, targets in _batches(dataset, measurement):
         pixels = [image.to(predictor.device) for image in batch]
         with predictor.inference():

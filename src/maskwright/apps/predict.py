@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from tqdm import tqdm
@@ -18,13 +18,14 @@ from tqdm import tqdm
 from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
 from maskwright.apps.predict_panoptic import predict_panoptic
 from maskwright.apps.visualize import draw_overlay
+from maskwright.data.categories import labels_of_names
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import IMAGE_SUFFIXES, read_image
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
 from maskwright.ops.paste import paste_masks
 from maskwright.predictor import DEFAULT_MODEL, Predictor, check_score_threshold, load
-from maskwright.structures import InstancePrediction
+from maskwright.structures import InstancePrediction, SegmentationModel
 
 PREDICTIONS = "predictions.json"
 """The file of all results in the output folder."""
@@ -193,7 +194,8 @@ def _predict_one(
         image = read_annotated_image(path, given.image_size, str(options.boxes))
     try:
         boxes = given.boxes if given is not None else None
-        prediction = predictor.predict(image, boxes, score_threshold=options.score_threshold)
+        labels = _labels(predictor, given)
+        prediction = predictor.predict(image, boxes, labels, score_threshold=options.score_threshold)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     overlay = output.with_name(f"{output.name}_overlay.jpg")
@@ -205,6 +207,13 @@ def _predict_one(
     with tqdm.external_write_mode(file=sys.stdout):
         print(f"{path}\t{len(prediction)} masks\t{overlay}", flush=True)
     return prediction
+
+
+def _labels(predictor: Predictor, given: GivenBoxes | None) -> list[int] | None:
+    """The model's labels of what the boxes hold, -1 for a class that it does not know; None where nothing is told."""
+    if given is None or given.names is None:
+        return None
+    return labels_of_names(given.names, cast(SegmentationModel, predictor.model).categories)
 
 
 def _captions(prediction: InstancePrediction, given: GivenBoxes | None) -> list[str] | None:

@@ -7,7 +7,7 @@ PASCAL VOC and COCO (aeroplane and airplane, tvmonitor and tv, ...).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,13 @@ def match_name(name: str, names: Sequence[str]) -> str | None:
     return next((candidate for candidate in names if _key(candidate) == key), None)
 
 
+def labels_of_names(names: Iterable[str], categories: Sequence[Category]) -> list[int]:
+    """The label, in `categories`, of the class that each name means (`match_name`); -1 where there is none."""
+    known = [category["name"] for category in categories]
+    matches = [match_name(name, known) for name in names]
+    return [-1 if match is None else known.index(match) for match in matches]
+
+
 def labels_of_categories(
     file_categories: Sequence[Category], used: set[int], categories: Sequence[Category], source: str
 ) -> Int64[np.ndarray, " file_categories"]:
@@ -144,11 +151,11 @@ def labels_of_categories(
     Raises:
         UserError: a category that is used has no label; all such are named.
     """
-    names = [category["name"] for category in categories]
-    matches = [match_name(category["name"], names) for category in file_categories]
-    unknown = [file_categories[row]["name"] for row in sorted(used) if matches[row] is None]
+    labels = labels_of_names([category["name"] for category in file_categories], categories)
+    unknown = [file_categories[row]["name"] for row in sorted(used) if labels[row] < 0]
     if unknown:
+        names = [category["name"] for category in categories]
         raise UserError(
             f"{source}: classes that the model does not know: {', '.join(unknown)}; it knows: {', '.join(names)}"
         )
-    return np.array([-1 if match is None else names.index(match) for match in matches], dtype=np.int64)
+    return np.array(labels, dtype=np.int64)

@@ -267,12 +267,18 @@ class DeepMAC(nn.Module):
         batch, geometry = self.image_batch(images)
         return ImageFeatures(dict(zip(_MAP_NAMES, self.network.maps(batch), strict=True)), geometry)
 
-    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
+    def masks_from_boxes(
+        self,
+        features: ImageFeatures,
+        boxes: list[Tensor],
+        labels: list[Tensor] | None = None,  # noqa: ARG002
+    ) -> list[InstancePrediction]:
         """Masks of given boxes, one prediction per image, instances in the order of the boxes.
 
         Args:
             features: of `encode`.
             boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
+            labels: not read, since masks are class-agnostic.
 
         Raises:
             ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskwright.models.deep_marc_network import BoxHead, DeepMARCNetwork, Maps
 from maskwright.models.roi_heads import Sample, image_indices
-from maskwright.models.values import check_boxes, check_label_space, check_numbers
+from maskwright.models.values import check_boxes, check_label_space, check_labels, check_numbers
 from maskwright.nn.detection_backbones import Padding
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
@@ -263,8 +263,8 @@ class DeepMARC(nn.Module):
             features: of `encode`.
             boxes: per image float [N, 4], xyxy pixels of the original image; N may be 0.
             labels: per image int [N], the class of each box, whose mask it is that a model with one mask per class
-                gives; left out, it is that of the class that its box head finds most likely. A model with
-                class-agnostic masks has one mask for all.
+                gives; where it is -1, or left out, it is that of the class that its box head finds most likely. A
+                model with class-agnostic masks has one mask for all.
 
         Raises:
             ValueError: not one tensor of boxes per image, or a box that is not finite, by image and box; labels
@@ -272,8 +272,9 @@ class DeepMARC(nn.Module):
         """
         check_boxes(boxes, len(features))
         if labels is not None:
-            _check_labels(labels, boxes, len(self.categories))
-        return self._masks(features, boxes, torch.cat(labels) if labels else None)
+            check_labels(labels, boxes, len(self.categories))
+        wanted = torch.cat(labels) if labels and not self.network.class_agnostic_masks else None
+        return self._masks(features, boxes, wanted)
 
     def _predict(self, images: list[Tensor], score_threshold: float, max_detections: int) -> list[InstancePrediction]:
         """The detector's boxes with their masks."""
@@ -317,8 +318,15 @@ class DeepMARC(nn.Module):
     ) -> Float[Tensor, "n m m"]:
         size, device = self.mask_chunk_size, maps[0].device
         inputs = [value.to(device).split(size) for value in (boxes, image_index, labels) if value is not None]
-        logits = [self.network.mask_logits(maps, *chunk).float() for chunk in zip(*inputs, strict=True)]
+        logits = [self._mask_logits(maps, *chunk).float() for chunk in zip(*inputs, strict=True)]
         return torch.cat(logits).sigmoid().detach().cpu()
+
+    def _mask_logits(self, maps: Maps, boxes: Tensor, image_index: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`DeepMARCNetwork.mask_logits`, where a label may be -1: that of the most likely class."""
+        if labels is not None and (labels < 0).any():
+            likeliest = self.network.likeliest_class(maps, boxes, image_index)
+            labels = torch.where(labels < 0, likeliest, labels)
+        return self.network.mask_logits(maps, boxes, image_index, labels)
 
     def _prediction(self, boxes: Tensor, probabilities: Tensor, image_size: tuple[int, int]) -> InstancePrediction:
         inside = probabilities > 0.5
@@ -378,15 +386,6 @@ def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -
     Source: official/vision/losses/maskrcnn_losses.py, `MaskrcnnLoss`, which divides by 0.01 cells more.
     """
     return mask_cross_entropy(logits, targets).sum() / max(1, len(logits))
-
-
-def _check_labels(labels: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int) -> None:
-    if [label.shape for label in labels] != [rows.shape[:1] for rows in boxes]:
-        counts, shapes = [len(rows) for rows in boxes], [list(label.shape) for label in labels]
-        raise ValueError(f"expected one label per box, for the images {counts}, but got shapes {shapes}")
-    for image, label in enumerate(labels):
-        if ((label < 0) | (label >= num_classes)).any():
-            raise ValueError(f"labels of image {image} must lie in 0..{num_classes - 1}, but got {label.tolist()}")
 
 
 def _check_values(config: dict[str, Any]) -> None:

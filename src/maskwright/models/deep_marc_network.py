@@ -146,11 +146,12 @@ class DeepMARCNetwork(nn.Module):
         if self.class_agnostic_masks:
             return logits.squeeze(1)
         if labels is None:
-            labels = self._likeliest_class(maps, boxes, image_index)
+            labels = self.likeliest_class(maps, boxes, image_index)
         chosen = labels[:, None, None, None].expand(-1, -1, logits.shape[-2], logits.shape[-1])
         return logits.gather(1, chosen).squeeze(1)
 
-    def _likeliest_class(self, maps: Maps, boxes: Tensor, image_index: Tensor) -> Int64[Tensor, " n"]:
+    def likeliest_class(self, maps: Maps, boxes: Tensor, image_index: Tensor) -> Int64[Tensor, " n"]:
+        """The class, from 0, that the box head finds most likely for each box; arguments as of `mask_logits`."""
         crops = crop_levels(maps, boxes, image_index, _BOX_CROP_SIZE, self.finest_level)
         logits, _ = self.roi_heads.box_predictor(self.roi_heads.box_head(crops))
         return logits[:, 1:].argmax(dim=1)

@@ -86,6 +86,25 @@ def check_boxes(boxes: Sequence[Tensor], num_images: int) -> None:
             raise ValueError(f"box {index} of image {image}: expected finite numbers, but got {rows[index].tolist()}")
 
 
+def check_labels(labels: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int) -> None:
+    """Refuse labels that do not fit the boxes or the classes.
+
+    Args:
+        labels: per image [N], in 0..`num_classes` - 1, or -1 for a class that is not known.
+        boxes: per image [N, 4].
+        num_classes: of the model.
+
+    Raises:
+        ValueError: not one label per box, or a label that is none, by image.
+    """
+    if [label.shape for label in labels] != [rows.shape[:1] for rows in boxes]:
+        counts, shapes = [len(rows) for rows in boxes], [list(label.shape) for label in labels]
+        raise ValueError(f"expected one label per box, for the images {counts}, but got shapes {shapes}")
+    for image, label in enumerate(labels):
+        if ((label < -1) | (label >= num_classes)).any():
+            raise ValueError(f"labels of image {image} must lie in -1..{num_classes - 1}, but got {label.tolist()}")
+
+
 def _as_list(name: str, value: Any) -> Sequence[Any]:
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a list, but got {value!r}")

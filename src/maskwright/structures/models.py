@@ -115,6 +115,13 @@ class BoxPrompted(Protocol):
         """RGB images [3, H, W] of any size, uint8 or float in [0, 1] -> what prompting needs of them."""
         ...
 
-    def masks_from_boxes(self, features: ImageFeatures, boxes: list[Tensor]) -> list[InstancePrediction]:
-        """Masks of boxes [N, 4] per image (xyxy, original pixels; N may be 0), in the order of the boxes."""
+    def masks_from_boxes(
+        self, features: ImageFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None
+    ) -> list[InstancePrediction]:
+        """Masks of boxes [N, 4] per image (xyxy, original pixels; N may be 0), in the order of the boxes.
+
+        labels: what the boxes hold, int64 [N] per image: positions in `categories`, or -1 for what is not known, as
+            all are where it is left out. A model whose masks depend on the class gives the mask of that class, and
+            where it is not known chooses one; others need not read it. Labels of the predictions are -1.
+        """
         ...

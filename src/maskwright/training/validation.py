@@ -58,8 +58,8 @@ class MasksFromBoxes:
 
     def update(self, images: list[Tensor], targets: list[Target]) -> None:
         """See `Validation`."""
-        boxes = [target["boxes"] for target in targets]
-        self.metric.update(self._model.masks_from_boxes(self._model.encode(images), boxes), targets)
+        boxes, labels = ([target[name] for target in targets] for name in ("boxes", "labels"))
+        self.metric.update(self._model.masks_from_boxes(self._model.encode(images), boxes, labels), targets)
 
     def compute(self) -> dict[str, float]:
         """All of `MaskIoU.compute`, `mask_iou` first."""
