@@ -95,7 +95,9 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
     _add_loading(parser)
-    parser.add_argument("--masks", action="store_true", help="also write each instance's mask as a PNG; a panoptic map is one")
+    parser.add_argument(
+        "--masks", action="store_true", help="also write each instance's mask as a PNG; a panoptic map is one"
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
