@@ -3,6 +3,7 @@ import pytest
 from maskwright.data.categories import (
     NON_VOC,
     VOC,
+    labels_of_categories,
     labels_of_names,
     parse_categories,
     read_categories,
@@ -41,6 +42,18 @@ def test_spec_means_names_of_the_file_in_its_order(spec, expected):
 def test_unknown_names_are_listed_with_the_known_ones():
     with pytest.raises(UserError, match="dragon, elf; known are: zebra, window"):
         resolve_mask_classes(["zebra", "dragon", "elf"], categories("zebra", "window"))
+
+
+def test_of_many_known_names_the_close_ones_are_listed_else_the_first():
+    many = categories(*VOC, *NON_VOC)
+    with pytest.raises(UserError, match=r"zebar; known are: zebra, bear, keyboard, \.\.\. \(80 in all\)$"):
+        resolve_mask_classes("zebar", many)
+    with pytest.raises(UserError, match=r"qqq; known are: person, (\w+, ){7}\.\.\. \(80 in all\)$"):
+        resolve_mask_classes("qqq", many)
+    with pytest.raises(
+        UserError, match=r"does not know: zebar; it knows: zebra, bear, keyboard, \.\.\. \(80 in all\)$"
+    ):
+        labels_of_categories(categories("zebar"), {0}, many, "a.json")
 
 
 def test_preset_without_a_class_is_refused():

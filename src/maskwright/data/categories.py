@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ NON_VOC = (
 """The other 60 classes of COCO."""
 
 PRESETS = {"voc": VOC, "non_voc": NON_VOC}
+
+_SHOWN = 8
+"""So many known names an error lists."""
 
 # Keys and values as `_key` makes them.
 _SYNONYMS = {
@@ -105,7 +109,8 @@ def resolve_mask_classes(spec: str | Sequence[str], categories: Sequence[Categor
     one text of names with commas between them. An empty list means no class.
 
     Raises:
-        UserError: a name is unknown (all unknown and all known names are listed), or a preset has no class here.
+        UserError: a name is unknown (all such are listed, and known names, the close ones if there are many), or a
+            preset has no class here.
     """
     names = [category["name"] for category in categories]
     if spec == "all":
@@ -114,16 +119,24 @@ def resolve_mask_classes(spec: str | Sequence[str], categories: Sequence[Categor
         wanted = {_key(name) for name in PRESETS[spec]}
         found = [name for name in names if _key(name) in wanted]
         if not found:
-            raise UserError(f"the preset {spec!r} has no class among the known ones: {', '.join(names)}")
+            raise UserError(f"the preset {spec!r} has no class among the known ones: {_some_of(names, [])}")
         return found
     if isinstance(spec, str):
         spec = [spec] if spec in names else [name.strip() for name in spec.split(",") if name.strip()]
     matches = {name: match_name(name, names) for name in spec}
     unknown = [name for name, match in matches.items() if match is None]
     if unknown:
-        raise UserError(f"unknown class names: {', '.join(unknown)}; known are: {', '.join(names)}")
+        raise UserError(f"unknown class names: {', '.join(unknown)}; known are: {_some_of(names, unknown)}")
     chosen = set(matches.values())
     return [name for name in names if name in chosen]
+
+
+def _some_of(names: Sequence[str], unknown: Sequence[str]) -> str:
+    """For an error: `names`, or where they are many those that are close to the unknown ones, else the first."""
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    close = [match for name in unknown for match in get_close_matches(name, names)]
+    return ", ".join([*list(dict.fromkeys(close or names))[:_SHOWN], f"... ({len(names)} in all)"])
 
 
 def match_name(name: str, names: Sequence[str]) -> str | None:
@@ -154,8 +167,6 @@ def labels_of_categories(
     labels = labels_of_names([category["name"] for category in file_categories], categories)
     unknown = [file_categories[row]["name"] for row in sorted(used) if labels[row] < 0]
     if unknown:
-        names = [category["name"] for category in categories]
-        raise UserError(
-            f"{source}: classes that the model does not know: {', '.join(unknown)}; it knows: {', '.join(names)}"
-        )
+        known = _some_of([category["name"] for category in categories], unknown)
+        raise UserError(f"{source}: classes that the model does not know: {', '.join(unknown)}; it knows: {known}")
     return np.array(labels, dtype=np.int64)
