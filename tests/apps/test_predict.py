@@ -64,6 +64,21 @@ def test_the_model_is_told_those_classes_of_a_coco_file_that_it_knows(monkeypatc
     assert [entry["category_id"] for entry in json.loads(Path("masks/predictions.json").read_text())] == [6, 5]
 
 
+def test_what_cannot_be_predicted_leaves_no_folder():
+    Path("broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        predict_files(["broken.png"], PredictOptions(boxes="0,0,9,9", out="new/masks"))
+    assert not Path("new").exists()
+    predict_files(["a.png"], PredictOptions(boxes="0,0,9,9", out="new/masks"))
+    assert Path("new/masks/a_overlay.jpg").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(ellipse_model):
+    with pytest.raises(UserError, match=r"--out a\.png/masks: cannot make this folder \(.*a\.png is a file\)"):
+        predict_files(["a.png"], PredictOptions(boxes="0,0,9,9", out="a.png/masks"))
+    assert ellipse_model.encoded == 0
+
+
 def test_a_folder_where_the_predictions_go():
     Path("masks/predictions.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"--out masks: predictions\.json in it is a folder"):

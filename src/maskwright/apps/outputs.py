@@ -1,7 +1,8 @@
-"""Checks of what an evaluation is asked for, before any work."""
+"""Checks of what is asked for and of where results go, before any work."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,3 +37,29 @@ def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:
         if file.resolve() in taken:
             raise UserError(f"cannot write {file}: it is an input or another output; give another name")
         taken.add(file.resolve())
+
+
+def check_can_make(folder: Path) -> None:
+    """Refuse an output folder that is no folder, or that is missing and cannot be made.
+
+    Raises:
+        UserError: so.
+    """
+    # os.path answers False to a text that is too long for a path, where Path raises.
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
+    if not existing.is_dir():
+        raise UserError(f"--out {folder}: cannot make this folder ({existing} is a file)")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot write in {existing} (Permission denied)")
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder, where it is missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot make this folder ({error.strerror})") from error

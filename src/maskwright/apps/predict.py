@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
+from maskwright.apps.outputs import check_can_make, make_folder
 from maskwright.apps.predict_panoptic import predict_panoptic
 from maskwright.apps.visualize import draw_overlay
 from maskwright.data.categories import labels_of_names
@@ -39,7 +40,7 @@ class PredictOptions:
         boxes: the boxes: `x1,y1,x2,y2;...` for one image, a JSON file `{file name: [[x1, y1, x2, y2], ...]}`,
             or a COCO file; in pixels of the upright image (a COCO file: of the image as it gives its size).
         model: a bundled model, a weights folder, or a Hub repository.
-        out: folder for `predictions.json` and the pictures; made where it is missing.
+        out: folder for `predictions.json` and the pictures; made, where it is missing, with the first of them.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         masks: also write every mask as a black-and-white PNG.
         score_threshold: without boxes, the smallest score of a detection, in 0..1.
@@ -152,10 +153,7 @@ def _output_folder(options: PredictOptions) -> Path:
         raise UserError(f"--out {folder}: {PREDICTIONS} in it is a folder; expected to write a file of this name")
     if options.boxes is not None and os.path.realpath(options.boxes) == str(predictions.resolve()):
         raise UserError(f"--out {folder}: its {PREDICTIONS} would overwrite the boxes; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot make this folder ({error.strerror})") from error
+    check_can_make(folder)
     return folder
 
 
@@ -198,6 +196,7 @@ def _predict_one(
         prediction = predictor.predict(image, boxes, labels, score_threshold=options.score_threshold)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    make_folder(output.parent)
     overlay = output.with_name(f"{output.name}_overlay.jpg")
     captions = _captions(prediction, given)
     picture = draw_overlay(image, prediction, captions)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
+from maskwright.apps.outputs import make_folder
 from maskwright.apps.visualize import draw_panoptic_overlay
 from maskwright.data.images import read_image
 from maskwright.data.panoptic import panoptic_content
@@ -40,7 +41,7 @@ def predict_panoptic(
         predictor: of a panoptic model.
         names: of each image file, what its outputs are called.
         image_ids: of each image file, all different; also its `file_name`.
-        out: the folder, which must be there.
+        out: the folder; made, where it is missing, with the first picture.
         score_threshold: the smallest score of a segment.
 
     Raises:
@@ -88,6 +89,7 @@ def _predict_one(
             [image.to(predictor.device)], score_threshold=score_threshold
         )
     (prediction,) = found
+    make_folder(output.parent)
     png = _map_file(output.parent, output.name)
     colours, annotation = prediction.to_coco(image_id, png.name)
     write_whole(png, partial(Image.fromarray(colours).save, format="PNG"))
