@@ -91,10 +91,11 @@ class MaXDeepLabLoss:
         class_logits = outputs.class_logits.float()
         mass = slot_mass(log_probabilities.exp(), masks, targets.labels)
         dice, of_class = similarities(mass, masks.sum(dim=2), class_logits, targets.mask_labels)
-        if matching is None:
+        semantic = self._semantic(outputs.semantic_logits, targets)
+        in_crowds = gradient_without_truth(mask_logits, targets.crowd)
+        if matching is None:  # it waits for a GPU, which has been given all that needs no matching before
             matching = match_masks(dice * of_class, targets.mask_valid)
-        slots = _look_up(matching, targets.mask_index, -1)
-        mask_id = cross_entropy_at(log_probabilities, slots) + gradient_without_truth(mask_logits, targets.crowd)
+        mask_id = cross_entropy_at(log_probabilities, _look_up(matching, targets.mask_index, -1)) + in_crowds
         weighted = {
             "mask_class": (self.pq_weight, self._mask_class(class_logits, targets, matching, mass, dice), 1.0),
             "mask_id": (self.mask_id_weight, mask_id, self.mask_id_top_k),
@@ -103,7 +104,7 @@ class MaXDeepLabLoss:
                 discrimination,
                 self.instance_discrimination_top_k,
             ),
-            "semantic": (self.semantic_weight, self._semantic(outputs.semantic_logits, targets), self.semantic_top_k),
+            "semantic": (self.semantic_weight, semantic, self.semantic_top_k),
         }
         losses = {name: weight * mean_of_nonzero(loss, top) for name, (weight, loss, top) in weighted.items()}
         dice_weight = self.pq_weight * _POSITIVE_SHARE / class_logits.shape[1]
