@@ -51,8 +51,13 @@ def training_transforms(
         ValueError: a value is out of its range.
 
     Source: the four training configurations of Deep-MAC (`random_square_crop_by_scale` and the colour operations).
-    Departures: the scale is drawn from the whole range instead of eight values, and a cut instance with a mask gets
-    the tight box of what is left of its mask (`Square.crop_target`).
+    Departures:
+    - The scale is drawn from the whole range instead of eight values.
+    - Crop and resize come first, then colour, then the flip (the original: flip, colour, crop, resize); so the mean
+      that contrast turns about is that of the image's part inside the crop, not of the whole image.
+    - Resizing is antialiased (the original: plain bilinear, TF1's).
+    - A cut instance with a mask gets the tight box of what is left of its mask (`Square.crop_target`).
+    - Boxes below `min_box_size` and instances whose mask is lost are dropped (the original: boxes fully outside).
     """
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
