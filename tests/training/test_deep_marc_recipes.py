@@ -71,6 +71,16 @@ def test_their_headers_say_result_and_size(name):
     assert f"{millions:.2f} million parameters" in header
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_their_headers_say_schedule_and_augmentation(name):
+    recipe = resolve_recipe(f"deep_marc/{name}")
+    text = files("maskwright.training").joinpath("recipes", f"deep_marc/{name}.yaml").read_text()
+    first, second = recipe.optimizer.step_boundaries
+    rate, steps = recipe.optimizer.learning_rate, recipe.trainer.steps
+    assert f"SGD at {rate}, a tenth of it after {first:,} and a hundredth after {second:,} of {steps:,} steps" in text
+    assert f"scale {recipe.data.scale[0]} to {recipe.data.scale[1]}, flip {recipe.data.flip}." in text
+
+
 def test_the_parts_have_the_originals_sizes():
     """Model Garden's counts of trainable weights, less the norms and biases that torchvision's detector lacks."""
     network = build("voc_r101_hg52", 90).network
