@@ -141,6 +141,9 @@ def test_shipped_recipes_build_at_full_size(shipped):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in trainable}
     assert len(grouped) == len(trainable)
+    norms = [type(module) for module in nn.SyncBatchNorm.convert_sync_batchnorm(model).modules()]
+    assert nn.SyncBatchNorm in norms
+    assert not any(issubclass(kind, nn.modules.batchnorm._BatchNorm) and kind is not nn.SyncBatchNorm for kind in norms)
     if shipped.name in PUBLISHED:
         assert sum(parameter.numel() for parameter in trainable) == PUBLISHED[shipped.name].parameters
 
@@ -225,19 +228,37 @@ class PublishedPanoptic(NamedTuple):
     backbone: str
     steps: int
     learning_rate: float
-    pq: str
+    pq: tuple[str, str, str, str]  # official, of things, of stuff, in-house
 
 
 PUBLISHED_PANOPTIC = {
-    "max_deeplab/s_os16_res641_100k": PublishedPanoptic(641, "max_deeplab_s", 100_000, 1e-3, "45.9"),
-    "max_deeplab/s_os16_res641_200k": PublishedPanoptic(641, "max_deeplab_s", 200_000, 1e-3, "46.5"),
-    "max_deeplab/s_os16_res641_400k": PublishedPanoptic(641, "max_deeplab_s", 400_000, 1e-3, "47.0"),
-    "max_deeplab/s_os16_res1025_100k": PublishedPanoptic(1025, "max_deeplab_s", 100_000, 1e-3, "47.9"),
-    "max_deeplab/s_os16_res1025_200k": PublishedPanoptic(1025, "max_deeplab_s", 200_000, 1e-3, "48.7"),
-    "max_deeplab/s_os16_res1025_400k": PublishedPanoptic(1025, "max_deeplab_s", 400_000, 1e-3, "49.0"),
-    "max_deeplab/l_os16_res1025_100k": PublishedPanoptic(1025, "max_deeplab_l", 100_000, 3e-4, "50.9"),
-    "max_deeplab/l_os16_res1025_200k": PublishedPanoptic(1025, "max_deeplab_l", 200_000, 3e-4, "51.1"),
-    "max_deeplab/l_os16_res1025_400k": PublishedPanoptic(1025, "max_deeplab_l", 400_000, 3e-4, "51.3"),
+    "max_deeplab/s_os16_res641_100k": PublishedPanoptic(
+        641, "max_deeplab_s", 100_000, 1e-3, ("45.9", "49.2", "40.9", "46.36")
+    ),
+    "max_deeplab/s_os16_res641_200k": PublishedPanoptic(
+        641, "max_deeplab_s", 200_000, 1e-3, ("46.5", "50.6", "40.4", "47.04")
+    ),
+    "max_deeplab/s_os16_res641_400k": PublishedPanoptic(
+        641, "max_deeplab_s", 400_000, 1e-3, ("47.0", "51.3", "40.5", "47.56")
+    ),
+    "max_deeplab/s_os16_res1025_100k": PublishedPanoptic(
+        1025, "max_deeplab_s", 100_000, 1e-3, ("47.9", "52.1", "41.5", "48.41")
+    ),
+    "max_deeplab/s_os16_res1025_200k": PublishedPanoptic(
+        1025, "max_deeplab_s", 200_000, 1e-3, ("48.7", "53.6", "41.3", "49.23")
+    ),
+    "max_deeplab/s_os16_res1025_400k": PublishedPanoptic(
+        1025, "max_deeplab_s", 400_000, 1e-3, ("49.0", "54.0", "41.4", "49.54")
+    ),
+    "max_deeplab/l_os16_res1025_100k": PublishedPanoptic(
+        1025, "max_deeplab_l", 100_000, 3e-4, ("50.9", "56.9", "42.0", "51.48")
+    ),
+    "max_deeplab/l_os16_res1025_200k": PublishedPanoptic(
+        1025, "max_deeplab_l", 200_000, 3e-4, ("51.1", "56.8", "42.5", "51.64")
+    ),
+    "max_deeplab/l_os16_res1025_400k": PublishedPanoptic(
+        1025, "max_deeplab_l", 400_000, 3e-4, ("51.3", "57.5", "42.0", "51.87")
+    ),
 }
 
 
@@ -260,8 +281,22 @@ def test_published_panoptic_recipes_have_the_originals_values(name):
     share = [learning_rate_factor(step, options=optimizer, steps=trainer.steps) for step in (0, 2500, trainer.steps)]
     assert share == pytest.approx([0, 0.5, 0])
     header = files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text().split("family:")[0]
-    for part in (f"PQ {published.pq} by the official", "TPUs", "unmatched_weight"):
+    all_classes, things, stuff, in_house = published.pq
+    assert f"PQ {all_classes} by the official evaluation, things {things}, stuff {stuff};\n# PQ {in_house} by" in header
+    millions = "450.87" if is_large else "77.76"
+    for part in ("TPUs", "unmatched_weight", f"{millions} million parameters with COCO's 133 classes"):
         assert part in header
+
+
+@pytest.mark.parametrize(
+    "name", ["max_deeplab/l_os16_res1025_100k", "max_deeplab/s_os16_res641_100k", "max_deeplab/tiny"]
+)
+def test_panoptic_recipes_headers_say_their_size(name):
+    header = files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text().split("family:")[0]
+    with torch.device("meta"):
+        model = _create(resolve_recipe(name), categories=_categories(133))
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"{millions:.2f} million parameters with COCO's 133 classes" in header
 
 
 def test_the_data_keys_of_one_task_are_unknown_to_the_other():
