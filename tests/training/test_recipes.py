@@ -141,6 +141,9 @@ def test_shipped_recipes_build_at_full_size(shipped):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(parameter) for parameter in grouped} == {id(parameter) for parameter in trainable}
     assert len(grouped) == len(trainable)
+    norms = [type(module) for module in nn.SyncBatchNorm.convert_sync_batchnorm(model).modules()]
+    assert nn.SyncBatchNorm in norms
+    assert not any(issubclass(kind, nn.modules.batchnorm._BatchNorm) and kind is not nn.SyncBatchNorm for kind in norms)
     if shipped.name in PUBLISHED:
         assert sum(parameter.numel() for parameter in trainable) == PUBLISHED[shipped.name].parameters
 
