@@ -1,7 +1,8 @@
 """COCO panoptic files to targets and back, whole; and what a broken file says.
 
-`MASKWRIGHT_PANOPTIC="IMAGES=ANNOTATIONS;..." pytest tests/data/test_panoptic.py -k round_trip -s` also makes the round
-trip of whole data sets (folders of images, panoptic files with their PNGs beside them), and prints what came back.
+`MASKWRIGHT_PANOPTIC="IMAGES=ANNOTATIONS;..." pytest tests/data/test_panoptic.py -k round_trip -n 0 -s` also makes the
+round trip of whole data sets (folders of images, panoptic files with their PNGs beside them), and prints what came
+back.
 """
 
 import json
