@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,27 @@ def arguments(coco, tmp_path) -> list[str]:
     images, file = coco
     run = tmp_path / "run"
     return [str(recipe), f"--data.images={images}", f"--data.annotations={file}", f"--trainer.output={run}"]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """`with stop_after(STEP, signal=Ctrl-C's)`: sent while the losses of that optimizer step are computed."""
+    from maskwright.training.task import TrainingTask
+
+    original = TrainingTask.training_step
+
+    @contextmanager
+    def sending(step, number=signal.SIGINT):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == step - 1 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+                os.kill(os.getpid(), number)
+            return original(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingTask, "training_step", training_step)
+            yield
+
+    return sending
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch import nn
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.structures import Category, SegmentationModel
-from maskwright.training.optimizers import learning_rate_factor
+from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import PanopticDataOptions
 from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
 
@@ -169,12 +169,24 @@ def test_shipped_recipes_take_a_real_step_when_reduced(shipped):
     size = 65 if panoptic else min(256, shipped.model["image_size"])
     model = _create(shipped, **{"width": 0.0625, "image_size": size, **values})
     _open_zero_gates(model)
+    optimizer = create_optimizer(model.parameter_groups(), shipped.optimizer)
+    schedule = create_schedule(optimizer, shipped.optimizer, shipped.trainer.steps)
     losses = model.train()(*(_panoptic_batch if panoptic else _batch)(model.image_size))
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert torch.isfinite(total)
     silent = [name for name, p in model.named_parameters() if p.requires_grad and not _has_gradient(p)]
     assert silent == []
+
+    before = [[value.detach().clone() for value in group["params"]] for group in optimizer.param_groups]
+    if shipped.optimizer.warmup_start_factor == 0:
+        schedule.step()  # the rate of the very first step is 0
+    optimizer.step()
+    for group, old in zip(optimizer.param_groups, before, strict=True):
+        assert all(torch.isfinite(value).all() for value in group["params"]), group["name"]
+        moved = [not torch.equal(value, other) for value, other in zip(group["params"], old, strict=True)]
+        # A norm's weight is 1, and the first rate of a warm-up may move it by less than float32 knows.
+        assert sum(moved) >= len(moved) / 2, group["name"]
 
 
 class Published(NamedTuple):

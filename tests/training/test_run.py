@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -148,16 +147,15 @@ def test_weights_that_another_number_chose_are_not_the_best(tmp_path):
 
 @pytest.mark.parametrize(("accumulate", "ema_decay"), [(1, None), (2, 0.9)])
 def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
-    recipe, tmp_path, monkeypatch, accumulate, ema_decay
+    recipe, tmp_path, stop_after, accumulate, ema_decay
 ):
     recipe = changed(recipe, accumulate=accumulate, ema_decay=ema_decay, steps=9, validate_every_steps=3)
     train(changed(recipe, output=str(tmp_path / "unbroken")))
     for stop_at in (3, 5):
-        _stop_after(monkeypatch, stop_at)
-        stopped = train(recipe, resume=stop_at > 3)
+        with stop_after(stop_at):
+            stopped = train(recipe, resume=stop_at > 3)
         # Step 3 is to be validated: stopped there, the run goes back by one step, so that nothing is left out.
         assert (stopped.step, stopped.signal_number) == (2 if stop_at == 3 else stop_at, signal.SIGINT)
-    monkeypatch.undo()
     train(recipe, resume=True)
 
     assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
@@ -166,10 +164,10 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
-    arguments, tmp_path, monkeypatch, capsys, number, code
+    arguments, tmp_path, stop_after, capsys, number, code
 ):
-    _stop_after(monkeypatch, 2, number)
-    assert main(arguments) == code
+    with stop_after(2, number):
+        assert main(arguments) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
@@ -178,20 +176,6 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def _stop_after(monkeypatch, step, number=signal.SIGINT):
-    """Send the signal (Ctrl-C's) while the losses of optimizer step `step` are computed."""
-    from maskwright.training.task import TrainingTask
-
-    def training_step(self, batch, batch_idx):
-        if self.global_step == step - 1 and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            os.kill(os.getpid(), number)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.undo()
-    original = TrainingTask.training_step
-    monkeypatch.setattr(TrainingTask, "training_step", training_step)
 
 
 def test_what_is_trained_on_is_said_first(recipe, capsys):
