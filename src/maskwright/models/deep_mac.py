@@ -68,10 +68,14 @@ class DeepMAC(nn.Module):
         image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
         detector: `centernet`, which learns from the boxes of all classes, or null; boxes are then given.
         detector_width: channels of the hidden layer of the detector's heads.
-        backbone: a name of `nn.backbones`.
+        backbone: hourglass10, hourglass20, hourglass32, hourglass52 or hourglass104; resnet18_fpn, resnet34_fpn,
+            resnet50_fpn or resnet101_fpn (torchvision's), resnet_v1_18_fpn, resnet_v1_34_fpn, resnet_v1_50_fpn or
+            resnet_v1_101_fpn (the original's); efficientnet_lite0_fpn (`nn.backbones`).
         pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
-        mask_head: a name of `nn.mask_heads`.
+        mask_head: hourglass10, hourglass20, hourglass32, hourglass52 or hourglass100, hourglass20_uniform_size,
+            hourglass20_no_shortcut, resnet4, resnet8, resnet12, resnet16 or resnet20, resnet20_dilated10,
+            resnet20_dilated20, fcn, fcn_separable, fully_connected or fully_connected4 (`nn.mask_heads`).
         mask_head_width: initial channels of the mask head (`num_init_channels` in the original).
         mask_size: side of the square crop that enters the mask head.
         mask_upsample: how much larger than the crop the mask head's output is.
@@ -89,8 +93,8 @@ class DeepMAC(nn.Module):
         predict_full_resolution_masks: the mask head sees no crop but the whole feature map for each box, with
             coordinates relative to the box's centre, and learns the image's whole mask. It costs the head
             (image_size / 4 / mask_size)^2 times as much; image_size / 4 must be a multiple of its size divisor.
-            Predictions are cut out of the image's mask along the box. Not with jitter, margin, upsampling, image
-            crop, the `pixel` frame or a fully connected head.
+            Predictions are cut out along the box. Not with jitter, margin, upsampling, image crop, the `pixel` frame
+            or a fully connected head.
         postprocess_crop_size: side of the grid on which they are cut out.
         object_center_weight: weight of the detector's loss of its centre maps.
         box_size_weight: weight of its loss of heights and widths.
@@ -101,18 +105,16 @@ class DeepMAC(nn.Module):
         box_consistency_weight: weight of the loss that holds every box, with a mask or without, against the extent of
             its predicted mask (`deep_mac_losses.MaskLoss`); then all boxes enter the mask head in training.
         max_masks_per_image: at most so many instances of an image enter the mask head in training.
-        mask_chunk_size: at inference boxes enter the mask head in chunks of so many at most; on a CPU of 16 at most
-            (of bfloat16 maps: 32), which is faster there.
-        resize: see `ImageBatch`.
-        image_mean: see `ImageBatch`.
-        image_std: see `ImageBatch`.
-        channel_order: see `ImageBatch`.
+        mask_chunk_size: at inference boxes enter the mask head in chunks of so many; on a CPU of 16 (bfloat16: 32).
+        resize: how an image's pixels are interpolated, see `ImageBatch`.
+        image_mean: what is subtracted from the channels, in 0..1, in RGB order.
+        image_std: what they are then divided by.
+        channel_order: the order in which the network takes them.
         norm_momentum: of the batch norms, in torch's sense (the original: 0.9).
         width: scales the channels of the backbone and of all hidden layers, for tests.
 
     Raises:
-        ValueError: an unknown name, a value without a meaning, a detector without categories, or an `image_size`
-            that the backbone cannot divide.
+        ValueError: an unknown name, a meaningless value, a detector without categories, an indivisible `image_size`.
 
     Source: arXiv 2104.00613; Object Detection API `deepmac_meta_arch.py`.
     """

@@ -56,7 +56,8 @@ class DeepMARC(nn.Module):
         categories: the label space, in label order.
         mask_classes: names of the classes whose masks were used in training.
         image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
-        backbone: a name of `nn.detection_backbones`.
+        backbone: resnet18_fpn, resnet34_fpn, resnet50_fpn or resnet101_fpn, efficientnet_lite0_fpn; spinenet49s,
+            spinenet49, spinenet96, spinenet143, spinenet143l or spinenet190 (`nn.detection_backbones`).
         pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         padding: of the backbone, see `create_detection_backbone`.
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
@@ -69,7 +70,9 @@ class DeepMARC(nn.Module):
         num_box_samples: so many of them per image train the second stage, at most a quarter of them on objects.
         min_box_score: candidates of at most this score are not detected, whatever the threshold of a call
             (the original: 0.05). It spares their non-maximum suppression.
-        mask_head: a name of `nn.mask_heads`.
+        mask_head: hourglass10, hourglass20, hourglass32, hourglass52 or hourglass100, hourglass20_uniform_size,
+            hourglass20_no_shortcut, resnet4, resnet8, resnet12, resnet16 or resnet20, resnet20_dilated10,
+            resnet20_dilated20, fcn, fcn_separable, fully_connected or fully_connected4 (`nn.mask_heads`).
         mask_head_width: channels of the mask head (`num_filters` in the original): 64 of the hourglasses, 256 of `fcn`.
         mask_size: side of the square crop that enters the mask head.
         mask_upsample: how much larger than the crop the mask head's output is.
@@ -79,12 +82,11 @@ class DeepMARC(nn.Module):
         mask_weight: weight of the masks' loss; those of the boxes have weight 1.
         max_masks_per_image: at most so many boxes of an image enter the mask head in training.
         mask_chunk_size: at inference boxes enter the mask head in chunks of so many.
-        resize: see `ImageBatch`.
-        image_mean: see `ImageBatch`.
-        image_std: see `ImageBatch`.
-        channel_order: see `ImageBatch`.
-        image_padding: what lies beside an image that is not square: `black`, as beside the crops of training
-            (`data.transforms`), or `mean`, which is 0 once it is normalised, as the original has it.
+        resize: how an image's pixels are interpolated, see `ImageBatch`.
+        image_mean: what is subtracted from the channels, in 0..1, in RGB order.
+        image_std: what they are then divided by.
+        channel_order: the order in which the network takes them.
+        image_padding: beside an image that is not square: `black`, as in training, or `mean`, the original's.
         norm_momentum: of the batch norms outside of the mask head, in torch's sense.
         norm_epsilon: of the batch norms, but for the hourglasses' (1e-5).
         trunk_norm_epsilon: of those of a pyramid backbone's trunk, see `create_detection_backbone`.
@@ -92,8 +94,7 @@ class DeepMARC(nn.Module):
         width: scales the channels of the backbone and of all hidden layers, for tests.
 
     Raises:
-        ValueError: an unknown name, a value without a meaning, no categories, or an `image_size` that the backbone
-            cannot divide.
+        ValueError: an unknown name, a meaningless value, no categories, or an indivisible `image_size`.
 
     Source: arXiv 2104.00613, section 3 and appendix; official/projects/deepmac_maskrcnn of the TensorFlow Model Garden.
     Departures; the detector is torchvision's:
@@ -109,8 +110,8 @@ class DeepMARC(nn.Module):
     - Boxes are cut off at the image rather than at the padded network input, before their masks are made.
     - Box crops: see `crop_levels`. Masks are on the `pixel` frame, and their targets are cut from the full-size masks
       inside the training box (the original resamples a crop of 112 x 112).
-    - Only boxes with a mask that is learnt enter the mask head and its norms; the original's are filled up with
-      empty rows. No outer boxes, no cascade, no separable convolutions.
+    - Only boxes whose mask is learnt enter the mask head and its norms (the original's are filled up with empty
+      rows). No outer boxes, no cascade, no separable convolutions.
     - A given box without a label has, in a model with one mask per class, the mask of the class that the box head
       finds most likely (the original's: that of the background).
     """
