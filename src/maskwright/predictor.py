@@ -58,8 +58,8 @@ class Predictor:
     Args:
         model: of any family; it stays as it is, unless `in_place` is true.
         device: `cpu`, `cuda`, `cuda:1`, ...; None or `auto` takes a GPU where there is one.
-        precision: of convolutions and matrix products, one of `PRECISIONS`; with `bfloat16` (by autocast) the layers
-            that give boxes, and what predictions hold, are float32 still.
+        precision: of convolutions and matrix products, one of `PRECISIONS`; with `bfloat16` (by autocast) the last
+            layers of detectors, and what predictions hold, are float32 still.
         compile: compile the network (`torch.compile`) in the first predictions, which takes minutes and, on a CPU, a
             C++ compiler; the results are the same, rounding aside.
         in_place: rebuild `model` itself, which spares the memory of a copy; it can then serve nothing else.

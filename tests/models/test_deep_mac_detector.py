@@ -148,18 +148,25 @@ def test_parameter_groups_cover_the_detector():
     assert {id(p) for p in model.network.detector.parameters()} <= set(grouped)
 
 
-def test_in_bfloat16_the_detector_s_heads_are_those_of_float32():
-    """Only the features that they read are rounded."""
+def test_in_bfloat16_the_detector_s_outputs_are_computed_in_float32():
+    """A size is no multiple of 1/256th of itself: only what the last layers read is rounded."""
     model = build_with_detector().eval()
     predictor = Predictor(model, "cpu", "bfloat16")
+    heads = ("center", "size", "offset")
+    read = {}
     with predictor.inference():
         network = predictor.model.network
+        detector = network.detector[-1]
+        for name in heads:
+            detector.get_submodule(f"{name}.2").register_forward_pre_hook(
+                lambda layer, inputs, name=name: read.update({name: inputs[0]})
+            )
         batch, _ = predictor.model.image_batch(images(1))
-        features = network.backbone(batch)[-1]
         (pixel_embedding, *_), found = network.maps_and_detection(batch)
-    assert features.dtype == pixel_embedding.dtype == torch.bfloat16
-    with torch.inference_mode():
-        expected = model.network.detector[-1](features.float())
-    for ours, exact in zip(found, expected, strict=True):
-        assert ours.dtype == torch.float32
+    assert pixel_embedding.dtype == torch.bfloat16
+    for name in heads:
+        ours = getattr(found, name)
+        assert (read[name].dtype, ours.dtype) == (torch.bfloat16, torch.float32)
+        with torch.inference_mode():
+            exact = model.network.detector[-1].get_submodule(f"{name}.2")(read[name].float())
         torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from maskwright.nn.inference import without_autocast
-from maskwright.nn.layers import prediction_head
+from maskwright.nn.layers import FullPrecisionConv2d, prediction_head
 from maskwright.ops.heatmap import (
     center_cells,
     center_heatmap,
@@ -45,7 +44,8 @@ class CenterNetMaps(NamedTuple):
 class CenterNetHeads(nn.Module):
     """The three heads on one feature map: tensors in, tensors out.
 
-    They run in float32 under autocast, too, for bfloat16's 8 bits place a box's edges no better than to its 256th part.
+    Their outputs are computed in float32 under autocast, too: bfloat16 places an edge no better than to the 256th part
+    of the box.
 
     Args:
         in_channels: of the feature map.
@@ -55,20 +55,16 @@ class CenterNetHeads(nn.Module):
     Source: `object_center`, `box/scale` and `box/offset` of the originals' center_net_meta_arch.py.
     """
 
-    full_precision = True
-
     def __init__(self, in_channels: int, num_classes: int, hidden: int = 256) -> None:
         super().__init__()
-        self.center = prediction_head(in_channels, hidden, num_classes)
+        self.center = prediction_head(in_channels, hidden, num_classes, output=FullPrecisionConv2d)
         nn.init.constant_(self.center.get_parameter("2.bias"), CENTER_BIAS)
-        self.size = prediction_head(in_channels, hidden, 2)
-        self.offset = prediction_head(in_channels, hidden, 2)
+        self.size = prediction_head(in_channels, hidden, 2, output=FullPrecisionConv2d)
+        self.offset = prediction_head(in_channels, hidden, 2, output=FullPrecisionConv2d)
 
     def forward(self, features: Float[Tensor, "b d h w"]) -> CenterNetMaps:
         """The maps of one stack."""
-        features = features.to(self.center.get_parameter("2.bias").dtype)
-        with without_autocast(features.device):
-            return CenterNetMaps(self.center(features), self.size(features), self.offset(features))
+        return CenterNetMaps(self.center(features), self.size(features), self.offset(features))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskwright.nn.inference import without_autocast
+
 HOURGLASS_NORM_EPSILON = 1e-5
 
 
@@ -140,8 +142,25 @@ class PreActivationBlock(nn.Module):
         return y + skip
 
 
-def prediction_head(in_channels: int, hidden: int, out_channels: int, kernel: Sequence[int] = (3, 3)) -> nn.Sequential:
-    """CenterNet's head on a feature map: convolution, ReLU, 1 x 1 convolution; biases, no norm.
+class FullPrecisionConv2d(nn.Conv2d):
+    """A convolution in float32 under autocast, too, for outputs that bfloat16's 8 bits are too coarse for."""
+
+    full_precision = True
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """See `Conv2d`."""
+        with without_autocast(x.device):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def prediction_head(
+    in_channels: int,
+    hidden: int,
+    out_channels: int,
+    kernel: Sequence[int] = (3, 3),
+    output: type[nn.Conv2d] = nn.Conv2d,
+) -> nn.Sequential:
+    """CenterNet's head on a feature map: convolution, ReLU, 1 x 1 convolution (an `output`); biases, no norm.
 
     Source: object_detection/meta_architectures/center_net_meta_arch.py, `make_prediction_net`.
     """
@@ -150,7 +169,7 @@ def prediction_head(in_channels: int, hidden: int, out_channels: int, kernel: Se
     head = nn.Sequential(
         nn.Conv2d(in_channels, hidden, (height, width), padding=padding),
         nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, out_channels, 1),
+        output(hidden, out_channels, 1),
     )
     initialize_glorot(head)
     return head
