@@ -115,6 +115,8 @@ def create_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, W
         values["categories"] = [{"id": index + 1, "name": str(index + 1), "isthing": True} for index in range(80)]
     if "pretrained_backbone" in values:
         values["pretrained_backbone"] = False
+    if "min_box_score" in values:
+        values["min_box_score"] = 0.0  # random weights are sure of nothing, and `--boxes` many are to be found
     torch.manual_seed(0)
     model = family_class(recipe.family)(**values).eval()
     work = create_work(model, arguments)

@@ -18,9 +18,13 @@ import maskwright
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "latency.py"
 
-RECIPE = """
+DEEP_MAC = """
 family: deep_mac
 model: {detector: centernet, backbone: hourglass10, mask_head: hourglass10, image_size: 64, mask_size: 8, width: 0.1}
+"""
+DEEP_MARC = """
+family: deep_marc
+model: {backbone: resnet18_fpn, box_head: 2fc, mask_head: resnet4, image_size: 64, mask_size: 8, width: 0.0625}
 """
 
 
@@ -71,10 +75,16 @@ def run(benchmark, monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
     benchmark.main()
 
 
+@pytest.mark.parametrize(("recipe", "of_boxes"), [(DEEP_MAC, ["heads"]), (DEEP_MARC, ["proposals", "box head"])])
 def test_a_recipe_with_random_weights(
-    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recipe: str,
+    of_boxes: list[str],
 ):
-    (tmp_path / "small.yaml").write_text(RECIPE)
+    (tmp_path / "small.yaml").write_text(recipe)
     out = tmp_path / "out.json"
     work = ("--image-size", 48, 64, "--boxes", 20, "--batch-size", 2, "--repeats", 1)
     run(benchmark, monkeypatch, tmp_path / "small.yaml", *work, "--json", out)
@@ -82,7 +92,7 @@ def test_a_recipe_with_random_weights(
     assert content["instances"] == [20, 20]  # random weights still find as many boxes as are asked for
     assert content["mask_iou"] is None
     stages = content["precisions"]["float32"]["stages"]
-    parts = ["pre-processing", "backbone", "heads", "decoding", "crop", "mask head", "pasting"]
+    parts = ["pre-processing", "backbone", *of_boxes, "decoding", "crop", "mask head", "pasting"]
     assert sorted(stages) == sorted([*parts, "all"])
     assert all(stages[part]["seconds"] > 0 for part in parts)
     assert stages["all"]["gflop"] == pytest.approx(sum(stages[part]["gflop"] for part in parts))
