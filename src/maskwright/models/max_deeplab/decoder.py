@@ -49,7 +49,10 @@ class ResizedFuse(nn.Module):
             if str(index) in self.convs:
                 feature = self.convs[str(index)](F.relu(feature))
             fused.append(resize_to(feature, size))
-        return torch.stack(fused).sum(0) if len(fused) > _EARLIER else fused[0] + fused[1]
+        if len(fused) > _EARLIER:
+            return torch.stack(fused).sum(0)
+        first, second = fused
+        return first + second if first is features[0] else first.add_(second)
 
 
 class DecoderStage(nn.Module):
@@ -124,6 +127,7 @@ class StackedDecoder(nn.Module):
                     input_stride=resnet_stride,
                     shrink=False,
                     transformer_width=transformer_width,
+                    owns_input=True,
                 )
                 if wanted
                 else None

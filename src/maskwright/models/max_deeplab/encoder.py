@@ -14,6 +14,9 @@ from maskwright.models.max_deeplab.blocks import LinearBlock, inception_stem, wi
 from maskwright.models.max_deeplab.decoder import StackedDecoder
 from maskwright.models.max_deeplab.stages import DropPathSchedule, Stage, StageOptions
 
+_LOW_LEVEL_STAGES = (2, 3)
+"""Their outputs, of strides 4 and 8, are read by the decoders, too."""
+
 
 @dataclass(frozen=True)
 class EncoderSize:
@@ -181,6 +184,7 @@ class MaXDeepLabEncoder(nn.Module):
                 input_stride=stride,
                 shrink=shrink,
                 transformer_width=transformer_widths.get(number, 0),
+                owns_input=number - 1 not in _LOW_LEVEL_STAGES,
             )
             stride *= 2 if shrink else 1
             in_channels = out_channels
@@ -194,6 +198,7 @@ class MaXDeepLabEncoder(nn.Module):
                 input_stride=stride,
                 shrink=False,
                 transformer_width=transformer_widths[5],
+                owns_input=False,
             )
         return in_channels
 
@@ -204,7 +209,7 @@ class MaXDeepLabEncoder(nn.Module):
         low_level: dict[int, Tensor] = {}
         for number, stage in self.stages.items():
             pixel, memory = stage(pixel, memory)
-            if number in ("2", "3"):
+            if int(number) in _LOW_LEVEL_STAGES:
                 low_level[2 ** int(number)] = pixel
         backbone_output = pixel
         if self.stage5_extra is not None:
@@ -215,7 +220,7 @@ class MaXDeepLabEncoder(nn.Module):
         return EncoderOutputs(
             low_level=low_level,
             semantic=semantic,
-            panoptic=F.relu(maps[-1]),
+            panoptic=F.relu(maps[-1], inplace=not torch.is_grad_enabled()),
             class_feature=self.class_feature(memory),
             mask_feature=self.mask_feature(memory),
         )

@@ -80,6 +80,7 @@ class Stage(nn.Module):
         input_stride: of the input, counted so.
         shrink: the first block halves the size (where the stride stays 16 or less).
         transformer_width: see `DualPathLayer.width`.
+        owns_input: see `ResidualBlock.owns_input`, of the first block.
 
     Source: deeplab2 `axial_block_groups.BlockGroup`.
     """
@@ -94,6 +95,7 @@ class Stage(nn.Module):
         input_stride: int,
         shrink: bool,
         transformer_width: int,
+        owns_input: bool,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = options.activation_checkpointing
@@ -111,7 +113,7 @@ class Stage(nn.Module):
             else:
                 kind = BasicBlock if options.wide else BottleneckBlock
                 block = kind(in_channels, out_channels, stride=step, drop_probability=drop)
-            block.owns_input = index > 0
+            block.owns_input = owns_input or index > 0
             self.blocks.append(block)
             stride *= 2 if first else 1
             if stride >= options.transformer_stride:
