@@ -147,10 +147,10 @@ class FullPrecisionConv2d(nn.Conv2d):
 
     full_precision = True
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """See `Conv2d`."""
-        with without_autocast(x.device):
-            return super().forward(x.to(self.weight.dtype))
+        with without_autocast(input.device):
+            return super().forward(input.to(self.weight.dtype))
 
 
 def prediction_head(
