@@ -214,7 +214,8 @@ def main() -> None:
         if arguments.json:
             write_json(arguments.json, {"machine": description, "methods": results})
     except UserError as error:
-        raise SystemExit(f"box_to_mask: error: {error}") from error
+        print(f"box_to_mask: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from precision import mask_ious
 from stopwatch import Stopwatch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -247,11 +249,7 @@ def mask_agreement(runs: list[Run]) -> float | None:
     if runs[0].work.boxes is None or len(runs) < 2:
         return None
     first, *_, last = (run.work.predict(run.predictor, Stopwatch(tuple)) for run in runs)
-    overlaps = []
-    for exact, other in zip(first, last, strict=True):
-        ours, theirs = exact.masks, other.masks
-        union = (ours | theirs).sum((1, 2))
-        overlaps.append(torch.where(union > 0, (ours & theirs).sum((1, 2)) / union.clamp(min=1), 1.0))
+    overlaps = [mask_ious(exact.masks, other.masks) for exact, other in zip(first, last, strict=True)]
     return float(torch.cat(overlaps).mean())
 
 
@@ -342,7 +340,8 @@ def main() -> None:
     try:
         results = measure(arguments)
     except UserError as error:
-        raise SystemExit(f"latency: error: {error}") from error
+        print(f"latency: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     print(f"instances or segments per image {results['instances']}")
     memory, before = results["peak_memory"], results["peak_memory_before"]

@@ -12,6 +12,7 @@ How good the results are in either precision says `maskwright evaluate --precisi
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def main() -> None:
         else:
             result = compare_instances(models, CocoInstances(arguments.images, arguments.annotations))
     except UserError as error:
-        raise SystemExit(f"precision: error: {error}") from error
+        print(f"precision: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     for name, value in result.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
     if arguments.json:

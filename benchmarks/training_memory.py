@@ -15,6 +15,7 @@ Numbers are in 10^9 bytes. RECIPE's own `model.categories` are used where it nam
 from __future__ import annotations
 
 import argparse
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,7 +169,8 @@ def main() -> None:
         recipe = resolve_recipe(arguments.recipe, ["--data.images=x", "--data.annotations=x", *overrides])
         sizes = measure(recipe, arguments.classes, arguments.instances)
     except UserError as error:
-        raise SystemExit(f"training_memory: error: {error}") from error
+        print(f"training_memory: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     print(f"{arguments.recipe}: batch size {recipe.data.batch_size}, precision {recipe.trainer.precision}")
     print(format_table(["what", "GB"], [[name, size / 1e9] for name, size in sizes.items()]))
     if arguments.json:

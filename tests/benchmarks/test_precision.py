@@ -89,3 +89,18 @@ def test_maps(benchmark, tmp_path, monkeypatch):
     result = run(benchmark, monkeypatch, tmp_path / "out.json", tmp_path / "model", *files)
     assert result["pixels"] == 60 * 80
     assert 0 <= result["pixels_of_another_class"] < 0.5
+
+
+def test_bad_input_is_one_sentence(benchmark, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(
+            benchmark,
+            monkeypatch,
+            tmp_path / "o.json",
+            "deep-mac-tiny",
+            "--images",
+            tmp_path,
+            "--annotations",
+            "none.json",
+        )
+    assert capsys.readouterr().err.startswith("precision: error: cannot read the annotation file none.json")
