@@ -17,7 +17,7 @@ The paper's table 1, masks learnt on ground-truth boxes against proposals and gr
     python benchmarks/partial_supervision.py --recipe deep_marc/tiny --vary model.mask_boxes \\
         --values ground_truth proposals --steps 4000 --crop-size 384 --images DIR --annotations FILE --out RUNS
 
-(docs/measurements.md has the line, shorter, of the table that it shows.)
+The line of the table in docs/measurements.md, which took fewer steps, stands there.
 """
 
 from __future__ import annotations

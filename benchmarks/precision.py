@@ -29,7 +29,7 @@ from maskwright.predictor import Predictor, load
 from maskwright.structures import BoxPrompted, InstancePrediction, PanopticPrediction
 
 SCORE_THRESHOLD = 0.3  # of the float32 detections that are looked for among those of bfloat16
-LOW_SCORE = 0.05  # of these
+LOW_SCORE = 0.05  # of the bfloat16 detections: rounding may put one below the other threshold
 
 
 def mask_ious(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -82,6 +82,25 @@ def compare_maps(models: Sequence[Predictor], dataset: CocoPanoptic) -> dict[str
     return {"pixels": pixels, "pixels_of_another_class": different / pixels}
 
 
+def compare(arguments: argparse.Namespace) -> dict[str, float]:
+    """Both precisions on the images of the file.
+
+    Raises:
+        UserError: the model or the data cannot be used, do not go together, or leave nothing to compare.
+    """
+    models = [load(arguments.model, arguments.device, precision=name) for name in ("float32", "bfloat16")]
+    panoptic = is_panoptic(arguments.annotations)
+    if panoptic != (models[0].task == "panoptic"):
+        kind = "panoptic" if panoptic else "instances"
+        raise UserError(f"{arguments.annotations} is a COCO {kind} file, which does not go with {arguments.model}")
+    if panoptic:
+        return compare_maps(models, CocoPanoptic(arguments.images, arguments.annotations, arguments.segmentations))
+    result = compare_instances(models, CocoInstances(arguments.images, arguments.annotations))
+    if not result:
+        raise UserError(f"{arguments.annotations}: no box to give to the model, and no object that it finds")
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="weights folder or bundled model")
@@ -92,21 +111,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, but got {arguments.threads}")
     torch.set_num_threads(arguments.threads)
     try:
-        models = [load(arguments.model, arguments.device, precision=name) for name in ("float32", "bfloat16")]
-        if is_panoptic(arguments.annotations):
-            dataset = CocoPanoptic(arguments.images, arguments.annotations, arguments.segmentations)
-            result = compare_maps(models, dataset)
-        else:
-            result = compare_instances(models, CocoInstances(arguments.images, arguments.annotations))
+        result = compare(arguments)
+        if arguments.json:
+            write_json(arguments.json, result)
     except UserError as error:
         print(f"precision: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     for name, value in result.items():
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
-    if arguments.json:
-        write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,6 @@ def test_bad_input_is_one_sentence(
     (data / "a.png").unlink()
     with pytest.raises(SystemExit, match="2"):
         run(benchmark, monkeypatch, data)
-    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("box_to_mask: error: ")
     assert "a.png" in line

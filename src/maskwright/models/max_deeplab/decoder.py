@@ -52,6 +52,7 @@ class ResizedFuse(nn.Module):
         if len(fused) > _EARLIER:
             return torch.stack(fused).sum(0)
         first, second = fused
+        # What was convolved or resized is read by nobody else.
         return first + second if first is features[0] else first.add_(second)
 
 
