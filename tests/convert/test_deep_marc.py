@@ -193,9 +193,7 @@ def test_coco_is_the_label_space_where_none_is_given():
 def test_variables_of_other_parts_are_refused():
     model = DeepMARC(**MODEL)
     variables = variables_for(model.network, network_table(model.network))
-    with pytest.raises(
-        UserError, match=r"1 variables below 'model' that .*: \['model/semantic_head/kernel'\]"
-    ):
+    with pytest.raises(UserError, match=r"1 variables below 'model' that .*: \['model/semantic_head/kernel'\]"):
         convert_deep_marc({**variables, "model/semantic_head/kernel": np.zeros(1)}, MODEL)
 
 

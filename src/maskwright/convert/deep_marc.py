@@ -1,4 +1,4 @@
-"""What carries over from a checkpoint of the original Deep-MARC: backbone, feature pyramid and mask head."""
+"""Backbone, feature pyramid and mask head of a Deep-MARC checkpoint of the TensorFlow original to a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from maskwright.convert.coco_labels import coco_categories
 from maskwright.convert.keras_order import spinenet_order
-from maskwright.convert.tables import HOURGLASS, Conversion, Names, Paths, Table, load_variables, module_table, numbered
+from maskwright.convert.tables import (
+    HOURGLASS,
+    Conversion,
+    Names,
+    Paths,
+    Table,
+    Variable,
+    load_variables,
+    module_table,
+    numbered,
+)
 from maskwright.models.deep_marc import DeepMARC
 from maskwright.models.deep_marc_network import DeepMARCNetwork
 from maskwright.nn.feature_pyramids import DetectionPyramidBackbone
@@ -51,7 +61,7 @@ _BLOCK = {
     "downsample.1": "_norm0",
 }
 
-# The pyramid's layers in the order of Keras' numbers: by depth, hence not by level.
+# The pyramid's layers in the order of Keras' numbers: by depth, not by level.
 _PYRAMID = (
     *("inner_blocks.3.0", "inner_blocks.2.0", "inner_blocks.1.0", "inner_blocks.0.0"),
     *("layer_blocks.3.0", "layer_blocks.0.0", "layer_blocks.1.0", "layer_blocks.2.0", "extra_blocks.conv"),
@@ -95,7 +105,11 @@ DEEP_MARC: Names = {
     FeaturePyramidNetwork: numbered(_PYRAMID),
     HourglassHead: lambda head: {**_head_names(head), "trunk": "_hourglass"},
     FCNHead: _fcn_names,
-    nn.Sequential: {"0.weight": "depthwise_kernel", "1.weight": "pointwise_kernel", "1.bias": "bias"},  # separable
+    nn.Sequential: {  # a depthwise and a pointwise convolution in the place of one
+        "0.weight": Variable("depthwise_kernel", "depthwise"),
+        "1.weight": Variable("pointwise_kernel", "kernel"),
+        "1.bias": "bias",
+    },
 }
 """The original Deep-MARC: `model` of its checkpoints, without the detector."""
 
@@ -147,7 +161,7 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
 
 
 def original_values(backbone: str) -> dict[str, Any]:
-    """Values of the constructor without which the original's weights make another function."""
+    """Values of the constructor that the original's weights need: with others they compute another function."""
     resnet = backbone.startswith("resnet")  # ResNets alone can choose their padding
     spinenet = backbone.startswith("spinenet")
     return {

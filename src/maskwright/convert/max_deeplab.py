@@ -41,7 +41,7 @@ def _stem_names(stem: nn.Sequential) -> Paths:
 def _axial_names(layer: AxialAttention) -> Paths:
     similarity, retrieved = range(len(layer.similarity_norms)), range(len(layer.retrieved_norms))
     return {
-        "qkv.conv.weight": "qkv_kernel",
+        "qkv.conv.weight": Variable("qkv_kernel", "kernel"),
         "qkv.norm": "_batch_norm_qkv",
         **{f"similarity_norms.{n}": Variable("_batch_norm_similarity", "part", n) for n in similarity},
         **{f"retrieved_norms.{n}": Variable("_batch_norm_retrieved_output", "part", n) for n in retrieved},

@@ -73,7 +73,7 @@ Names = Mapping[type[nn.Module], "Paths | Callable[[Any], Paths]"]
 
 Where the paths depend on the module, they are a function of it.
 
-The names of children may have dots; a child that the module lacks is passed over. An empty path: the original has no
+The names of children may have dots; a child that the module lacks is skipped. An empty path: the original has no
 object of its own for the child. None: the child has no table, and keeps its values. Of a list of modules the path is
 that of each item: `{key}` is its name in the list and `{n}` its number from 1 on; a single module counts as item 0.
 """
@@ -92,10 +92,9 @@ class Conversion(NamedTuple):
     remarks: list[str]
 
 
-_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-_KERNEL = {"weight": "kernel", "bias": "bias"}
-_DEPTHWISE = {"weight": "depthwise_kernel", "bias": "bias"}
-_WITH_KERNEL = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_NORM: Paths = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_KERNEL: Paths = {"weight": Variable("kernel", "kernel"), "bias": "bias"}
+_DEPTHWISE: Paths = {"weight": Variable("depthwise_kernel", "depthwise"), "bias": "bias"}
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -145,17 +144,21 @@ def module_table(module: nn.Module, names: Names) -> Table:
 
 
 def _rows(module: nn.Module, names: Names, name: str, at: Variable) -> Iterator[tuple[str, Variable | None]]:
+    """The rows of `module`, our `name` of it and the original's `at`; None for tensors that have no table."""
     for child, where in _paths(module, names, name).items():
         inner, full_name = _find(module, child), f"{name}.{child}" if name else child
+        if inner is None:
+            continue
         if where is None:
-            yield from ((f"{full_name}.{tensor}", None) for tensor in _tensors(module.get_submodule(child)))
-        elif isinstance(inner, Tensor):
-            owner, _, tensor = child.rpartition(".")
-            yield full_name, _row(module.get_submodule(owner), tensor, _below(at, where))
-        elif isinstance(inner, _LISTS) and "{" in _path(where):
+            yield from ((f"{full_name}.{tensor}", None) for tensor in _tensors(inner))
+            continue
+        where = Variable(where) if isinstance(where, str) else where
+        if isinstance(inner, Tensor):
+            yield full_name, _below(at, where)
+        elif isinstance(inner, _LISTS) and "{" in where.path:
             for key, item in inner.named_children():
                 yield from _rows(item, names, f"{full_name}.{key}", _below(at, where, key))
-        elif inner is not None:
+        else:
             yield from _rows(inner, names, full_name, _below(at, where))
 
 
@@ -165,19 +168,13 @@ def _paths(module: nn.Module, names: Names, name: str) -> Paths:
         return known(module) if callable(known) else known
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return _NORM
-    if isinstance(module, _WITH_KERNEL):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return _DEPTHWISE if getattr(module, "groups", 1) > 1 else _KERNEL
     if _tensors(module):
         raise ValueError(
             f"there is no table for this {name or 'network'} ({type(module).__name__}): it is none of the original's"
         )
     return {}
-
-
-def _row(layer: nn.Module, tensor: str, at: Variable) -> Variable:
-    if tensor == "weight" and isinstance(layer, _WITH_KERNEL):
-        return replace(at, layout="depthwise" if getattr(layer, "groups", 1) > 1 else "kernel")
-    return at
 
 
 def _find(module: nn.Module, child: str) -> Any:
@@ -187,14 +184,14 @@ def _find(module: nn.Module, child: str) -> Any:
     return found
 
 
-def _below(at: Variable, where: str | Variable, key: str = "0") -> Variable:
-    path = _path(where).format(key=key, n=int(key) + 1)
-    joined = "/".join(part for part in (at.path, path) if part)
-    return replace(at if isinstance(where, str) else where, path=joined)
+def _below(at: Variable, where: Variable, key: str = "0") -> Variable:
+    """`where`, below the path of `at`; a layout holds for everything below it."""
+    path = _join(at.path, where.path.format(key=key, n=int(key) + 1))
+    return replace(at if where.layout == "same" else where, path=path)
 
 
-def _path(where: str | Variable) -> str:
-    return where if isinstance(where, str) else where.path
+def _join(*paths: str) -> str:
+    return "/".join(path for path in paths if path)
 
 
 def _tensors(module: nn.Module) -> list[str]:
@@ -234,7 +231,7 @@ def load_variables(
     loaded: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, row in table.items():
-        wanted, ours = "/".join(part for part in (prefix, row.path) if part), tuple(state[name].shape)
+        wanted, ours = _join(prefix, row.path), tuple(state[name].shape)
         path = stored_path(variables, wanted)
         if path is None:
             raise UserError(f"variable {wanted!r} (for {name!r}) is missing in the checkpoint")
@@ -257,6 +254,6 @@ def load_variables(
 
 
 def stored_path(variables: Mapping[str, np.ndarray], path: str) -> str | None:
-    """The path as it is in the file: an attribute that the original keeps twice may have an underscore before it."""
+    """The path in the file, if any: an attribute that the original keeps twice may have a leading underscore."""
     front, slash, last = path.rpartition("/")
     return next((found for found in (path, f"{front}{slash}_{last}") if found in variables), None)

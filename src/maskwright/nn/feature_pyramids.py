@@ -45,9 +45,9 @@ class TopDownBackbone(TrunkBackbone):
     """The Object Detection API's ResNet-v1-FPN of CenterNet, used for the paper's table 3: one map of stride 4.
 
     The trunk is a `ResNetV1Trunk`; this is the original's function, so its checkpoints convert. `resnet50_fpn` and its
-    like differ in all parts: their blocks are torchvision's (the stride of a block in its 3 x 3 convolution, no biases;
-    post-activation blocks with 18 and 34 layers, too), for which there are ImageNet weights, and all levels of their
-    pyramid are summed.
+    like differ in all parts. Their blocks are torchvision's, for which there are ImageNet weights: a block's stride is
+    in its 3 x 3 convolution, there are no biases, and 18 and 34 layers have post-activation blocks as well. And all
+    levels of their pyramid are summed.
 
     The original's preprocessing as arguments of `ImageBatch`: channel order `bgr`, std (0.229, 0.224, 0.225), mean
     (28.80772, 26.614496, 23.792275): ImageNet's mean, plus the one that Keras subtracts afterwards, in its units.

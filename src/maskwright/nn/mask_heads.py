@@ -32,7 +32,7 @@ class MaskHeadSettings:
 class BoxMaskHead(nn.Module):
     """What every mask head is: box crops `[N, C, S, S]` to mask logits `[N, K, uS, uS]`.
 
-    N may be 0 or 1, in training, too (see `layers.normalize`).
+    N may be 0 or 1, also in training (see `layers.normalize`).
 
     size_divisor: S must be a multiple of it.
     """
@@ -162,8 +162,8 @@ class ResNetHead(ConvolutionalHead):
 class FCNHead(ConvolutionalHead):
     """Mask R-CNN's default head as Model Garden has it: 3 x 3 convolutions with bias and batch norm.
 
-    The transposed convolution is there for every `upsample`, also for 1. With `separable` each convolution, that of
-    the logits, too, is a depthwise and a pointwise one.
+    The transposed convolution is there for every `upsample`, also for 1. With `separable` every convolution,
+    also that of the logits, is a depthwise and a pointwise one.
 
     Source: official/projects/deepmac_maskrcnn/modeling/heads/instance_heads.py, `DeepMaskHead`, variant `default`.
     """

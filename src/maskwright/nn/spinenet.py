@@ -214,7 +214,7 @@ class ScalePermutedNode(nn.Module):
         self.blocks = _residual_blocks(node.channels, node, size.repeats, norm, drop_probability)
 
     def forward(self, parents: list[Tensor], merged: list[Tensor]) -> Tensor:
-        """Return the node's map from its parents' and from those that are added as they are."""
+        """Return the node's map from its parents' and from those that are merged."""
         resampled = [resample(parent) for resample, parent in zip(self.resample, parents, strict=True)]
         return self.blocks(F.relu(reduce(torch.add, [*resampled, *merged])))
 
