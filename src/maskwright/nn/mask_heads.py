@@ -29,7 +29,7 @@ class MaskHeadSettings:
     norm_epsilon: float
 
 
-class BoxMaskHead(nn.Module):
+class MaskHead(nn.Module):
     """What every mask head is: box crops `[N, C, S, S]` to mask logits `[N, K, uS, uS]`.
 
     N may be 0 or 1, also in training (see `layers.normalize`).
@@ -48,7 +48,7 @@ class BoxMaskHead(nn.Module):
         raise NotImplementedError
 
 
-class ConvolutionalHead(BoxMaskHead):
+class ConvolutionalHead(MaskHead):
     """A trunk that keeps the resolution, an optional enlargement, and a 1 x 1 convolution to the logits.
 
     It takes crops of any height and width that `size_divisor` divides.
@@ -80,7 +80,7 @@ class ConvolutionalHead(BoxMaskHead):
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """See `BoxMaskHead.forward`."""
+        """See `MaskHead.forward`."""
         check_divisible(x, self.size_divisor)
         x = self.features(x)
         if self.enlarge is not None:
@@ -188,7 +188,7 @@ def _separable(layer: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(depthwise, nn.Conv2d(channels, layer.out_channels, 1))
 
 
-class FullyConnectedHead(BoxMaskHead):
+class FullyConnectedHead(MaskHead):
     """A 1 x 1 convolution to `width` channels and linear layers over the whole crop (1024, ReLU between).
 
     Source: object_detection/meta_architectures/deepmac_meta_arch.py, `FullyConnectedMaskHead` (2 layers);
@@ -211,7 +211,7 @@ class FullyConnectedHead(BoxMaskHead):
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
-        """See `BoxMaskHead.forward`; S is the head's `mask_size`."""
+        """See `MaskHead.forward`; S is the head's `mask_size`."""
         if x.shape[-1] != self.mask_size or x.shape[-2] != self.mask_size:
             raise ValueError(
                 f"this head was built for crops of {self.mask_size} x {self.mask_size}, but got {tuple(x.shape)}"
@@ -222,7 +222,7 @@ class FullyConnectedHead(BoxMaskHead):
         return self.output(x).unflatten(1, self.output_shape)
 
 
-MASK_HEADS: dict[str, Callable[[MaskHeadSettings], BoxMaskHead]] = {
+MASK_HEADS: dict[str, Callable[[MaskHeadSettings], MaskHead]] = {
     "hourglass10": partial(HourglassHead, size="hourglass10"),
     "hourglass20": partial(HourglassHead, size="hourglass20"),
     "hourglass32": partial(HourglassHead, size="hourglass32"),
@@ -253,7 +253,7 @@ def create_mask_head(
     mask_size: int | None = None,
     norm_momentum: float = 0.1,
     norm_epsilon: float = 1e-4,
-) -> BoxMaskHead:
+) -> MaskHead:
     """Build the mask head `name`, a module from crops `[N, C, S, S]` to logits `[N, K, uS, uS]`.
 
     Args:
