@@ -13,7 +13,7 @@ from torch import nn
 
 def pyramid(network, height=SIZE, width=SIZE, images=1):
     sizes = [(height >> level, width >> level) for level in network.backbone.levels]
-    return tuple(torch.zeros(images, network.backbone.out_channels, *size) for size in sizes)
+    return tuple(torch.zeros(images, network.backbone.channels, *size) for size in sizes)
 
 
 class Says(nn.Module):

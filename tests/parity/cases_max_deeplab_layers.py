@@ -12,8 +12,8 @@ from cases_deep_mac_ops import assert_near
 from parity_data import ParityData, below
 from torch import Tensor, nn
 
-from maskwright.convert.max_deeplab import load_variables
-from maskwright.convert.max_deeplab_table import module_table, stem_rows
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import load_variables, module_table
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d, relative_positions
 from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, ResidualBlock, inception_stem
 from maskwright.models.max_deeplab.decoder import ResizedFuse, resize_to
@@ -138,7 +138,7 @@ def check_fuse(data: ParityData, file: str) -> None:
 def check_stem(data: ParityData, file: str) -> None:
     arrays = data.arrays(file)
     module = inception_stem(round(64 * data.files[file]["config"]["width_multiplier"]))
-    check_layer(arrays, module, lambda inputs: [module(inputs["x"])], dict(stem_rows(module, "", "")))
+    check_layer(arrays, module, lambda inputs: [module(inputs["x"])])
 
 
 def check_positions(data: ParityData, file: str) -> None:
@@ -169,11 +169,9 @@ def check_keep_probability(data: ParityData, file: str) -> None:
         np.testing.assert_allclose(keep_probability(config["keep"], schedule, int(stage)), arrays[name], rtol=1e-6)
 
 
-def check_layer(
-    arrays: Mapping[str, np.ndarray], module: nn.Module, run: Run, table: Mapping[str, Any] | None = None
-) -> None:
+def check_layer(arrays: Mapping[str, np.ndarray], module: nn.Module, run: Run) -> None:
     """Outputs of both modes, gradients of the inputs and norms of those of the weights, and the statistics."""
-    table = module_table(module) if table is None else dict(table)
+    table = module_table(module, MAX_DEEPLAB)
     load_variables(module, table, below(arrays, "w/"), "")
     inputs = {name: first(values) for name, values in below(arrays, "in/").items()}
     module.eval()

@@ -18,8 +18,8 @@ from cases_max_deeplab_layers import INFERENCE, check_statistics, first, last, r
 from parity_data import ParityData, below
 from torch import Tensor
 
-from maskwright.convert.max_deeplab import load_variables
-from maskwright.convert.max_deeplab_table import module_table
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import load_variables, module_table
 from maskwright.models.max_deeplab.blocks import AxialBlock
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork, MaXDeepLabOutputs
 
@@ -55,7 +55,7 @@ def create_network(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabN
 
 def create_loaded(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabNetwork:
     network = create_network(data, image_size)
-    load_variables(network, module_table(network), data.arrays(WEIGHTS), "")
+    load_variables(network, module_table(network, MAX_DEEPLAB), data.arrays(WEIGHTS), "")
     return network.eval()
 
 
@@ -150,7 +150,7 @@ def check_training_forward(data: ParityData, file: str) -> None:
             for norm in [key for key in counts if key.startswith(f"{name}.")]:
                 counts[norm] *= -1
     expected = below(arrays, "bn_after/")
-    check_statistics(network, module_table(network), before, counts, expected, STATISTICS)
+    check_statistics(network, module_table(network, MAX_DEEPLAB), before, counts, expected, STATISTICS)
 
 
 def create_training(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabNetwork:

@@ -241,7 +241,7 @@ class DeepMAC(nn.Module):
         boxes = [target["boxes"][rows] for target, rows in zip(targets, found, strict=True)]
         labels = [target["labels"][rows] for target, rows in zip(targets, found, strict=True)]
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        stride = self.network.backbone.stride
+        stride = self.network.backbone.strides[-1]
         return self.centernet_loss(detector_stacks, boxes, labels, sizes, stride) | losses
 
     def mask_losses(self, stacks: Sequence[Maps], targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -310,7 +310,7 @@ class DeepMAC(nn.Module):
         batch, geometry = self.image_batch(images)
         maps, detector_maps = self.network.maps_and_detection(batch)
         sizes = [lies.resized_size for lies in geometry]
-        found = decode(detector_maps, sizes, self.network.backbone.stride, max_detections)
+        found = decode(detector_maps, sizes, self.network.backbone.strides[-1], max_detections)
         boxes, labels, scores = [], [], []
         for lies, box, label, score in zip(geometry, *found, strict=True):
             clipped = clip_boxes(boxes_to_original(box, lies), lies.original_size)

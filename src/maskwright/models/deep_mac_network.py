@@ -63,7 +63,7 @@ class DeepMACNetwork(nn.Module):
         super().__init__()
         _check_values(embedding_kernel, box_frame)
         self.backbone = create_backbone(backbone, width, norm_momentum, pretrained_backbone, frozen_levels)
-        channels, stacks = self.backbone.channels, self.backbone.num_outputs
+        channels, stacks = self.backbone.channels, len(self.backbone.strides)
         hidden = max(1, round(embedding_width * width))
         self.pixel_embedding, self.instance_embedding = (
             nn.ModuleList(prediction_head(channels, hidden, dim, embedding_kernel) for _ in range(stacks))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskwright.models.deep_marc_network import BoxHead, DeepMARCNetwork, Maps
 from maskwright.models.roi_heads import Sample, image_indices
 from maskwright.models.values import check_boxes, check_label_space, check_labels, check_numbers
-from maskwright.nn.detection_backbones import Padding
+from maskwright.nn.feature_maps import Padding
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ChannelOrder, ImageBatch, ResizeMethod, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import clip_boxes

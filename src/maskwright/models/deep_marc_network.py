@@ -13,7 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from maskwright.models.roi_heads import BoxPredictor, LevelCrop, ProposalHead, RoIHeads, Sample, crop_levels
-from maskwright.nn.detection_backbones import Padding, create_detection_backbone
+from maskwright.nn.backbones import create_detection_backbone
+from maskwright.nn.feature_maps import BackboneOptions, Padding
 from maskwright.nn.mask_heads import create_mask_head
 
 Maps = tuple[Tensor, ...]
@@ -61,20 +62,20 @@ class DeepMARCNetwork(nn.Module):
         width: float,
     ) -> None:
         super().__init__()
-        self.backbone = create_detection_backbone(
-            backbone,
+        options = BackboneOptions(
             width,
             norm_momentum,
             norm_epsilon,
             pretrained_backbone,
-            padding,
             frozen_levels,
+            padding,
             trunk_norm_epsilon,
             drop_path_rate,
         )
+        self.backbone = create_detection_backbone(backbone, options)
         self.class_agnostic_masks = class_agnostic_masks
         self.mask_size = mask_size
-        channels, levels = self.backbone.out_channels, self.backbone.levels
+        channels, levels = self.backbone.channels, self.backbone.levels
         self.finest_level = levels[0]
         scales = [anchor_scale * 2 ** (scale / num_anchor_scales) for scale in range(num_anchor_scales)]
         sizes = tuple(tuple(scale * 2**level for scale in scales) for level in levels)
@@ -96,7 +97,7 @@ class DeepMARCNetwork(nn.Module):
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
         """The pyramid, in float32: torchvision makes the anchors in its number format (see `ProposalHead`)."""
-        return tuple(level.float() for level in self.backbone(batch).values())
+        return tuple(level.float() for level in self.backbone(batch))
 
     def detector_losses(
         self, maps: Maps, boxes: list[Tensor], labels: list[Tensor]
