@@ -11,7 +11,7 @@ from torch import nn
 from maskwright.convert.coco_labels import coco_categories
 from maskwright.convert.tables import HOURGLASS, Conversion, Names, Paths, load_variables, module_table, numbered
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.deep_mac_network import DeepMACNetwork
+from maskwright.models.deep_mac.network import DeepMACNetwork
 from maskwright.nn.backbones import HourglassBackbone
 from maskwright.nn.feature_maps import Backbone
 from maskwright.nn.feature_pyramids import TopDownBackbone
@@ -117,7 +117,7 @@ def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, A
     if chosen.get("detector") and not chosen.get("categories"):
         chosen["categories"] = coco_categories()
     model = DeepMAC(**chosen)
-    remarks = [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
+    remarks = [f"embedding heads: {' x '.join(map(str, model.config.embedding_kernel))}"]
     unused = [f"model/_feature_extractor/{path}" for path in unused_variables(model.network.backbone)]
     if unused:
         remarks.append(f"not taken, a norm of the backbone that the original does not use: {len(unused)} variables")

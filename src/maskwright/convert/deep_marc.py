@@ -25,7 +25,7 @@ from maskwright.convert.tables import (
     numbered,
 )
 from maskwright.models.deep_marc import DeepMARC
-from maskwright.models.deep_marc_network import DeepMARCNetwork
+from maskwright.models.deep_marc.network import DeepMARCNetwork
 from maskwright.nn.feature_pyramids import DetectionPyramidBackbone
 from maskwright.nn.mask_heads import ConvolutionalHead, FCNHead, HourglassHead
 from maskwright.nn.resnet import ResNetTrunk
@@ -121,7 +121,7 @@ def network_table(network: DeepMARCNetwork) -> Table:
         ValueError: the backbone or the mask head is none of the original's.
     """
     table = module_table(network, DEEP_MARC)
-    return table if network.class_agnostic_masks else skip_background(table)
+    return table if network.config.class_agnostic_masks else skip_background(table)
 
 
 def skip_background(table: Table) -> Table:
@@ -155,7 +155,7 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
         if count := sum(name.startswith(f"{path}/") for name in variables):
             remarks.append(f"not taken: {part}, {count} variables")
     remarks.append("the detector is new and has to be trained: until then, ask for masks of given boxes")
-    if not model.network.class_agnostic_masks:
+    if not model.network.config.class_agnostic_masks:
         remarks.append("so is the choice of a given box's class, and with it of its mask")
     return Conversion(model.eval(), used, remarks)
 

@@ -12,11 +12,17 @@ from maskwright.convert.coco_labels import coco_panoptic_categories
 from maskwright.convert.tables import Conversion, Names, Paths, Variable, load_variables, module_table, stored_path
 from maskwright.errors import UserError
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d
-from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, LinearBlock, SeparableConv
+from maskwright.models.max_deeplab.blocks import (
+    AxialBlock,
+    BasicStageBlock,
+    BottleneckStageBlock,
+    LinearBlock,
+    SeparableConv,
+)
 from maskwright.models.max_deeplab.decoder import ResizedFuse, StackedDecoder
 from maskwright.models.max_deeplab.dual_path import DualPathLayer, MemoryAttention
 from maskwright.models.max_deeplab.encoder import MaXDeepLabEncoder
-from maskwright.models.max_deeplab.heads import ClassHead, MaskHead, PixelHead, SemanticHead
+from maskwright.models.max_deeplab.heads import ClassHead, PixelHead, SemanticHead, SlotMaskHead
 from maskwright.models.max_deeplab.model import MaXDeepLab
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 from maskwright.models.max_deeplab.semantic_decoder import SemanticDecoder, SpatialPyramidPooling
@@ -100,13 +106,13 @@ MAX_DEEPLAB: Names = {
         "conv3": "_conv3_bn",
         "shortcut": "_shortcut",
     },
-    BottleneckBlock: {
+    BottleneckStageBlock: {
         "conv1": "_conv1_bn_act",
         "conv2": "_conv2_bn_act",
         "conv3": "_conv3_bn",
         "shortcut": "_shortcut",
     },
-    BasicBlock: {"conv1": "_conv1_bn_act", "conv2": "_conv2_bn", "shortcut": "_shortcut"},
+    BasicStageBlock: {"conv1": "_conv1_bn_act", "conv2": "_conv2_bn", "shortcut": "_shortcut"},
     MemoryAttention: {
         "similarity_norm": "_batch_norm_similarity",
         "retrieved_norm": Variable("_batch_norm_retrieved_value", "part"),
@@ -142,7 +148,7 @@ MAX_DEEPLAB: Names = {
         "norm": "pixel_space_feature_batch_norm",
     },
     ClassHead: {"logits": "transformer_class_head/_conv"},
-    MaskHead: {"kernels": "transformer_mask_head", "norm": "pixel_space_mask_batch_norm"},
+    SlotMaskHead: {"kernels": "transformer_mask_head", "norm": "pixel_space_mask_batch_norm"},
     MaXDeepLabNetwork: {
         "encoder": "encoder",
         "semantic_decoder": "semantic_decoder",

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.nn.hourglass import EncoderDecoder, Hourglass
 from maskwright.nn.layers import ConvBlock, PostActivationBlock
-from maskwright.structures import SegmentationModel
 
 Layout = Literal["same", "kernel", "depthwise", "part", "first_rows"]
 
@@ -87,7 +87,7 @@ class Conversion(NamedTuple):
     remarks: lines for the user: what was chosen for them, and what was not taken.
     """
 
-    model: SegmentationModel
+    model: Family[Any]
     used: set[str]
     remarks: list[str]
 

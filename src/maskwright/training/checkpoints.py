@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.models.hub import save_pretrained
-from maskwright.structures import SegmentationModel
 from maskwright.training.interruption import StopRequest
 from maskwright.training.run_folder import BEST_SCORE, BEST_WEIGHTS, LAST_CHECKPOINT, LAST_WEIGHTS, write_text
 from maskwright.training.task import TrainingTask
@@ -121,7 +121,7 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = trainer.global_step
 
     def _save_weights(self, pl_module: LightningModule, name: str) -> None:
-        save_pretrained(cast(SegmentationModel, pl_module.model), self._folder / name, state=self._weights)
+        save_pretrained(cast(Family[Any], pl_module.model), self._folder / name, state=self._weights)
 
 
 def read_best_score(folder: Path, name: str) -> float:

@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskwright.structures import SegmentationModel
+from maskwright.models.family import Family
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import OptimizerOptions
 from maskwright.training.validation import create_validations
@@ -32,7 +32,7 @@ class TrainingTask(LightningModule):
             the higher the better, the best weights of a run are chosen.
     """
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerOptions, steps: int, seed: int) -> None:
+    def __init__(self, model: Family[Any], optimizer: OptimizerOptions, steps: int, seed: int) -> None:
         """Wrap `model` for a run of `steps` optimizer steps.
 
         Raises:
@@ -46,12 +46,12 @@ class TrainingTask(LightningModule):
         self._steps = steps
         self._seed = seed
         self._validations = create_validations(model)
-        groups = cast(SegmentationModel, model).parameter_groups()
+        groups = model.parameter_groups()
         create_optimizer(groups, optimizer)  # refuses now what would else fail when a run has begun
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""
-        groups = cast(SegmentationModel, self.model).parameter_groups()
+        groups = self.model.parameter_groups()
         optimizer = create_optimizer(groups, self._optimizer_options)
         schedule = create_schedule(optimizer, self._optimizer_options, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
