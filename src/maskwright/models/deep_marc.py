@@ -57,7 +57,7 @@ class DeepMARC(nn.Module):
         mask_classes: names of the classes whose masks were used in training.
         image_size: side of the square network input, in pixels; a multiple of the backbone's `size_divisor`.
         backbone: resnet18_fpn, resnet34_fpn, resnet50_fpn or resnet101_fpn, efficientnet_lite0_fpn; spinenet49s,
-            spinenet49, spinenet96, spinenet143, spinenet143l or spinenet190 (`nn.detection_backbones`).
+            spinenet49, spinenet96, spinenet143, spinenet143l or spinenet190 (`nn.backbones`).
         pretrained_backbone: start the backbone from ImageNet weights (read here, in the constructor).
         padding: of the backbone, see `create_detection_backbone`.
         frozen_levels: so many levels of a pyramid backbone's trunk, finest first, stay as they are.
