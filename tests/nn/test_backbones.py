@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -121,11 +122,12 @@ def test_mistakes_are_named(monkeypatch):
 def test_frozen_levels_keep_their_weights_and_statistics(name):
     backbone = create_backbone(name, width=1 / 16, frozen_levels=2).train()
     frozen = [part for level in backbone.get_submodule("trunk").levels()[:2] for part in level]
-    kept = {key: value.clone() for part in frozen for key, value in part.state_dict().items()}
+    kept = copy.deepcopy([part.state_dict() for part in frozen])
     free = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     sum(output.square().sum() for output in backbone(torch.randn(2, 3, 64, 64))).backward()
     torch.optim.SGD(free, lr=0.1).step()
-    assert all(torch.equal(value, kept[key]) for part in frozen for key, value in part.state_dict().items())
+    for part, before in zip(frozen, kept, strict=True):
+        assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
     assert len(free) < len(list(backbone.parameters()))
 
 
@@ -135,7 +137,6 @@ def test_frozen_levels_keep_their_weights_and_statistics(name):
         ("resnet52_fpn", {}, r"unknown backbone 'resnet52_fpn'; known are resnet18_fpn, .*spinenet190"),
         ("resnet50_fpn", {"width": -1.0}, "width of a backbone must be positive, but got"),
         ("resnet50_fpn", {"frozen_levels": 5}, "frozen_levels of a backbone must be 0 to 4, but got 5"),
-        ("resnet50_fpn", {"padding": "valid"}, "padding of a backbone must be 'symmetric' or 'same', but got 'valid'"),
         ("resnet18_fpn", {"trunk_norm_epsilon": 0.0}, "trunk_norm_epsilon must be above 0, but got 0.0"),
         ("resnet50_fpn", {"width": 1.0, "pretrained": True, "padding": "same"}, "padding 'symmetric' only, but got"),
         ("spinenet49", {"width": 1.0, "pretrained": True}, "no ImageNet weights for spinenet49; set pretrained to"),

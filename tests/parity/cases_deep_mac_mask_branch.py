@@ -98,7 +98,8 @@ def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | Non
 def load_model(model: DeepMAC, variables: Mapping[str, np.ndarray]) -> Table:
     """Load every tensor; the table by full names of our tensors and full paths of the original's."""
     table = module_table(model.network, {**DEEP_MAC, SmallHourglass: {"network": "_network"}})
-    load_variables(model.network, table, variables, "model")
+    detector = [f"model/_prediction_head_dict/{name.replace('/', '.S')}/" for name in OBJECT_HEADS]
+    load_variables(model.network, table, variables, "model", () if model.network.detector else detector)
     return {name: replace(row, path=f"model/{row.path}") for name, row in table.items()}
 
 

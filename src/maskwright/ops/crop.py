@@ -144,9 +144,8 @@ def gather_at_centers(
 
 
 def _cell_index(position: Float[Tensor, "*shape"], length: int) -> Int64[Tensor, "*shape"]:
-    return (
-        position.nan_to_num(0).clamp(0, length - 1).long()
-    )  # NaN as an integer would be an index far outside of the map
+    # NaN as an integer would be an index far outside of the map.
+    return position.nan_to_num(0).clamp(0, length - 1).long()
 
 
 def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "2 {size} {size}"]:
