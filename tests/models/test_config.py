@@ -112,11 +112,12 @@ class TestConfigs:
     def test_every_value_has_a_default(self, config_class):
         assert config_class(categories=[CAT]) == config_class(categories=[CAT], mask_classes=None)
 
-    def test_limits_and_names_hold_for_the_defaults_neighbours(self, config_class):
+    def test_every_limit_and_registry_is_kept(self, config_class):
         for entry in fields(config_class):
+            wrong = -1.0 if "float" in entry.type else "no such name" if entry.metadata.get("one_of") else -1
             if entry.metadata.get("limits") or entry.metadata.get("one_of"):
                 with pytest.raises(ValueError, match=f"{entry.name} must be "):
-                    config_class(categories=[CAT], **{entry.name: "no such value"})
+                    config_class(**{"categories": [CAT], entry.name: wrong})
 
 
 def test_a_model_takes_a_config_or_its_values():

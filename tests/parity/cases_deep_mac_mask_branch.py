@@ -18,7 +18,7 @@ from maskwright.convert.deep_mac import DEEP_MAC
 from maskwright.convert.tables import Table, load_variables, module_table
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.deep_mac.centernet import CenterNetHeads
-from maskwright.models.deep_mac.losses import MaskInstances
+from maskwright.models.deep_mac.losses import MaskInstances, crop_mask_targets
 from maskwright.models.deep_mac.network import Maps
 from maskwright.nn.feature_maps import Backbone
 from maskwright.nn.hourglass import Hourglass
@@ -296,7 +296,9 @@ def losses_image_by_image(
             boxes = (clipped(true_boxes, size) if clip else true_boxes).float()
             logits = model.network.head_logits(maps, boxes, torch.full((len(boxes),), image))
             known, real = (torch.from_numpy(allowed_rows(arrays, image, ids)) for ids in (allowed, None))
-            masks = model._mask_targets(torch.from_numpy(arrays[f"gt_masks{image}"])[known] > 0, boxes[known])
+            masks = crop_mask_targets(
+                torch.from_numpy(arrays[f"gt_masks{image}"])[known] > 0, boxes[known], model.config
+            )
             index = torch.zeros(int(real.sum()), dtype=torch.int64)
             instances = MaskInstances(boxes[real], true_boxes[real].float(), index, known[real], masks)
             for name, value in model.mask_loss([logits[real]], instances, 1, size).items():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
 from types import NoneType
-from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from maskwright.structures import Category
 
@@ -16,9 +16,9 @@ from maskwright.structures import Category
 def setting(
     default: Any,
     *,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
+    at_least: int | float | None = None,
+    above: int | float | None = None,
+    at_most: int | float | None = None,
     one_of: Iterable[str] = (),
     training_only: bool = False,
     initial_only: bool = False,
@@ -37,7 +37,7 @@ def setting(
         initial_only: the value says where the first weights come from; a stored model has the default.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most}
-    limits = {name: limit for name, limit in limits.items() if math.isfinite(limit)}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
     metadata = {
         "limits": limits,
         "one_of": tuple(one_of),
@@ -142,18 +142,21 @@ def _check_value(name: str, value: Any, types: tuple[Any, ...], metadata: Mappin
         raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}")
     if limits := metadata.get("limits"):
         whole = int in types
-        if not _is_number(value, whole=whole) or not _is_inside(value, **limits):
+        if not _is_number(value, whole=whole) or not _is_inside(value, limits):
             words = [f"{limit.replace('_', ' ')} {number}" for limit, number in limits.items()]
             words += ["a whole number"] if whole else ["finite"] if "at_most" not in limits else []
             raise ValueError(f"{name} must be {' and '.join(words)}, but got {value!r}")
 
 
-def _is_inside(
-    value: float, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
-) -> bool:
-    return at_least <= value <= at_most and value > above
+def _is_inside(value: Any, limits: Mapping[str, Any]) -> bool:
+    smallest, lower, largest = (limits.get(name) for name in ("at_least", "above", "at_most"))
+    return (
+        (smallest is None or value >= smallest)
+        and (lower is None or value > lower)
+        and (largest is None or value <= largest)
+    )
 
 
-def _is_number(value: Any, *, whole: bool) -> TypeGuard[float]:
+def _is_number(value: Any, *, whole: bool) -> bool:
     kinds = int if whole else int | float
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)

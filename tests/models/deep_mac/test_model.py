@@ -93,7 +93,7 @@ def test_a_margin_is_taken_away_again(box_frame):
     model = build(box_frame=box_frame, box_margin=0.25, mask_size=16).eval()
     row = torch.linspace(-1, 1, 16) if box_frame == "corner" else (torch.arange(16) + 0.5) / 8 - 1
     widened = row.expand(1, 16, 16) * 1.5  # the crop spans -1.5..1.5 in units of half a box
-    inside = model._without_margin(widened)
+    inside = model.on_boxes(widened)
     torch.testing.assert_close(inside, row.expand(1, 16, 16), rtol=0, atol=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_frozen_levels_stay_frozen_when_norms_are_synchronised():
     [
         (
             {"mask_head": "hourglass52", "mask_size": 16},
-            "mask_size must be a multiple of 32 for 'hourglass52'",
+            "mask_size must be a multiple of 32 for mask head 'hourglass52'",
         ),
         ({"box_margin": -0.6}, "box_margin must be at least 0"),
         ({"mask_chunk_size": 0}, "mask_chunk_size must be at least 1"),

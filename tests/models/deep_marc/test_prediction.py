@@ -7,6 +7,8 @@ import pytest
 import torch
 from small_deep_marc import BOXES, CATEGORIES, build, images
 
+from maskwright.models.family import Detections
+
 # On an input of 128 x 128: 57 x 128 and 128 x 91 pixels, so that x and y have different factors.
 WIDE, HIGH = torch.rand(3, 40, 90), torch.rand(3, 70, 50)
 
@@ -19,7 +21,7 @@ def find(model, *boxes, labels=None, scores=None):
     def detect(_maps, image_sizes):
         sizes.extend(image_sizes)
         most = range(max(len(rows) for rows in found))
-        return (
+        return Detections(
             found,
             [torch.tensor(labels or [0 for _ in most])[: len(rows)] for rows in found],
             [torch.tensor(scores or [1.0 for _ in most])[: len(rows)] for rows in found],

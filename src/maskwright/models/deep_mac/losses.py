@@ -58,15 +58,16 @@ def choose_instances(
         true_boxes.append(target["boxes"][rows])
         boxes.append(jitter_boxes(true_boxes[-1], input_size, config.box_jitter, config.box_jitter_ratio))
         has_mask.append(known)
-        masks.append(_mask_targets(target["masks"][rows[known]], boxes[-1][known], config))
+        masks.append(crop_mask_targets(target["masks"][rows[known]], boxes[-1][known], config))
     image_index = torch.repeat_interleave(torch.tensor([len(rows) for rows in boxes]))
     parts = (torch.cat(boxes), torch.cat(true_boxes), image_index, torch.cat(has_mask), torch.cat(masks))
     return MaskInstances(*(part.to(device) for part in parts))
 
 
-def _mask_targets(
+def crop_mask_targets(
     masks: Bool[Tensor, "k height width"], boxes: Float[Tensor, "k 4"], config: DeepMACConfig
 ) -> Float[Tensor, "k h w"]:
+    """The masks on the grids of the (widened) boxes, or whole with `predict_full_resolution_masks`; in 0..1."""
     if config.predict_full_resolution_masks:
         return masks.float()
     size = config.mask_size * config.mask_upsample
