@@ -101,6 +101,11 @@ class SegmentationDataset(ABC):
             return self.transforms(image, target)
 
     @cached_property
+    def source(self) -> str:
+        """What messages call it: its annotation file."""
+        return type(self).__name__
+
+    @cached_property
     def file_categories(self) -> list[Category]:
         """The categories as the files list them, with the ids that results are written with."""
         return self.categories
@@ -152,7 +157,7 @@ class _Subset(SegmentationDataset):
 
     def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
         if len(indices) == 0:
-            raise UserError("a part of the data set without any image was asked for")
+            raise UserError(f"{whole.source}: a part of the data set without any image was asked for")
         self._whole = whole
         self._indices = np.asarray(indices, dtype=np.int64)
         self.task, self.categories, self.transforms = whole.task, whole.categories, whole.transforms
@@ -165,6 +170,10 @@ class _Subset(SegmentationDataset):
 
     def read_sample(self, index: int) -> tuple[Tensor, Any]:
         return self._whole.read_sample(int(self._indices[index]))
+
+    @cached_property
+    def source(self) -> str:
+        return self._whole.source
 
     @cached_property
     def file_categories(self) -> list[Category]:
