@@ -7,10 +7,10 @@ This module alone decides what a broken annotation means: the data set builds on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.structures import Category
+
+COCO_KEYS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,22 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     Raises:
         UserError: the file is not a COCO file at all (not JSON, a key missing, unusable categories).
     """
-    source = str(path)
-    content = read_json_object(path, ("images", "annotations", "categories"))
+    return index_annotations(read_json_object(path, COCO_KEYS), str(path))
+
+
+def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationIndex:
+    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
+
+    Raises:
+        UserError: one of them is not of the right kind.
+    """
     categories = parse_categories(content["categories"], source)
-    for key in ("images", "annotations"):
-        if not isinstance(content[key], list):
-            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+    require_lists(content, source)
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
     entries, columns = _read_boxes(content["annotations"], images, categories, problems)
     packer = SegmentationPacker()
-    sizes = images["sizes"].tolist()
+    sizes = images.sizes.tolist()
     for entry, image_row in zip(entries, columns["image_rows"].tolist(), strict=True):
         height, width = sizes[image_row]
         reason = packer.add(entry.get("segmentation"), (height, width))
@@ -135,11 +142,11 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     return AnnotationIndex(
         source=source,
         categories=categories,
-        file_names=TextTable(images["file_names"]),
-        image_ids=images["ids"],
-        image_sizes=images["sizes"],
-        sampling_weights=images["weights"],
-        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images["ids"]) + 1)),
+        file_names=TextTable(images.file_names),
+        image_ids=images.ids,
+        image_sizes=images.sizes,
+        sampling_weights=images.weights,
+        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images.ids) + 1)),
         boxes=columns["boxes"],
         category_rows=columns["category_rows"],
         ids=columns["ids"],
@@ -149,13 +156,34 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     )
 
 
-def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
-    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and stays out.
+def require_lists(content: Mapping[str, Any], source: str) -> None:
+    """Refuse a COCO file whose images or annotations are no list.
 
-    Returns:
-        rows: the position of each image id; ids, file_names; sizes: int64 [I, 2] (height, width); weights: float64
-        [I], or None where no image has a `sampling_weight`.
+    Raises:
+        UserError: so.
     """
+    for key in ("images", "annotations"):
+        if not isinstance(content[key], list):
+            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+
+
+class ImageColumns(NamedTuple):
+    """The usable entries of `images`.
+
+    rows: the position of each image id; ids: [I]; file_names.
+    sizes: int64 [I, 2] (height, width).
+    weights: float64 [I], or None where no image has a `sampling_weight`.
+    """
+
+    rows: dict[Any, int]
+    ids: np.ndarray
+    file_names: list[str]
+    sizes: np.ndarray
+    weights: np.ndarray | None
+
+
+def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
+    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and left out."""
     rows: dict[Any, int] = {}
     names: dict[str, None] = {}  # in order, and quick to look up
     sizes: list[tuple[int, int]] = []
@@ -176,14 +204,14 @@ def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
     weighted = any(weight is not None for weight in weights)
     if weighted and names and not sum(weight or 0 for weight in weights) > 0:
         problems.append(Problem("file", "as a whole", "no weight", "every 'sampling_weight' is 0", "refused"))
-    return {
-        "rows": rows,
-        "ids": np.array(list(rows), dtype=np.int64 if whole else object),
-        "file_names": list(names),
-        "sizes": np.array(sizes, dtype=np.int64).reshape(-1, 2),
+    return ImageColumns(
+        rows=rows,
+        ids=np.array(list(rows), dtype=np.int64 if whole else object),
+        file_names=list(names),
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         # An image without the key, in a file that has it elsewhere, has weight 1.
-        "weights": np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
-    }
+        weights=np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
+    )
 
 
 def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> str | None:
@@ -208,11 +236,11 @@ def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> s
 
 
 def _read_boxes(
-    entries: list[Any], images: dict[str, Any], categories: list[Category], problems: list[Problem]
+    entries: list[Any], images: ImageColumns, categories: list[Category], problems: list[Problem]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The usable annotations sorted by image, and their columns (all but the segmentations)."""
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
-    image_rows = images["rows"]
+    image_rows = images.rows
     seen: set[int] = set()
     kept: list[dict[str, Any]] = []
     rows: list[tuple[int, int]] = []
@@ -227,7 +255,7 @@ def _read_boxes(
         rows.append((image_rows[entry["image_id"]], category_rows[entry["category_id"]]))
         values.append(entry["bbox"])
     row_columns = np.array(rows, dtype=np.int64).reshape(-1, 2)
-    boxes, usable = _clip(np.array(values, dtype=np.float64).reshape(-1, 4), images["sizes"][row_columns[:, 0]])
+    boxes, usable = _clip(np.array(values, dtype=np.float64).reshape(-1, 4), images.sizes[row_columns[:, 0]])
     for index in np.flatnonzero(~usable).tolist():
         reason = f"bbox has no extent inside the image: {values[index]}"
         problems.append(Problem("annotation", kept[index]["id"], "bbox without extent in the image", reason, "dropped"))
@@ -280,7 +308,5 @@ def _clip(boxes: np.ndarray, image_sizes: np.ndarray) -> tuple[np.ndarray, np.nd
     corners = boxes.copy()
     corners[:, 2:] += boxes[:, :2]
     clipped = np.clip(corners, 0, limits).astype(np.float32)
-    usable = (clipped[:, 2] > clipped[:, 0]) & (
-        clipped[:, 3] > clipped[:, 1]
-    )  # a negative width stays one when clipped
+    usable = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)  # a negative width stays one when clipped
     return clipped, usable

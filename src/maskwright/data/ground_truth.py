@@ -8,7 +8,7 @@ from typing import Any
 
 import faster_coco_eval.core.mask as coco_mask
 
-from maskwright.data.annotations import read_annotations
+from maskwright.data.annotations import COCO_KEYS, index_annotations
 from maskwright.data.segmentations import SegmentationPacker
 from maskwright.files import read_json_object
 
@@ -24,7 +24,8 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is unusable.
     """
-    index = read_annotations(path)
+    content = read_json_object(path, COCO_KEYS)
+    index = index_annotations(content, str(path))
     index.refuse_unusable()
     dropped = {
         problem.id
@@ -33,7 +34,7 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     }
     sizes = dict(zip(index.image_ids.tolist(), index.image_sizes.tolist(), strict=True))
     entries = []
-    for entry in read_json_object(path, ("annotations",))["annotations"]:
+    for entry in content["annotations"]:
         if entry["id"] in dropped:
             continue
         has_mask = _has_mask(entry.get("segmentation"), sizes[entry["image_id"]])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations import CocoIndex, TextTable, read_images
+from maskwright.data.annotations import COCO_KEYS, CocoIndex, ImageColumns, TextTable, read_images, require_lists
 from maskwright.data.categories import parse_categories
 from maskwright.data.json_file import is_text, list_elements
 from maskwright.data.problems import Problem
@@ -79,11 +79,11 @@ def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
     Raises:
         UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
     """
-    return index_panoptic_annotations(read_json_object(path, ("images", "annotations", "categories")), str(path))
+    return index_panoptic_annotations(read_json_object(path, COCO_KEYS), str(path))
 
 
 def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> PanopticIndex:
-    """The same of the content of a file, which has `images`, `annotations` and `categories`; `source` names it.
+    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
 
     Raises:
         UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
@@ -95,12 +95,10 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
                 f"{source}: category {category['id']} ({category['name']}) has no 'isthing', which a panoptic file "
                 "must say of every category: give it 1 (thing) or 0 (stuff)"
             )
-    for key in ("images", "annotations"):
-        if not isinstance(content[key], list):
-            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+    require_lists(content, source)
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
-    annotations = _by_image(content["annotations"], images["rows"], problems)
+    annotations = _by_image(content["annotations"], images.rows, problems)
     image_rows = _annotated_images(images, annotations, problems)
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
     segments = [_read_segments(annotations[row], category_rows, problems) for row in image_rows]
@@ -110,11 +108,11 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
     return PanopticIndex(
         source=source,
         categories=categories,
-        file_names=TextTable([images["file_names"][row] for row in image_rows]),
+        file_names=TextTable([images.file_names[row] for row in image_rows]),
         map_names=TextTable([annotations[row]["file_name"] for row in image_rows]),
-        image_ids=images["ids"][image_rows],
-        image_sizes=images["sizes"][image_rows],
-        sampling_weights=None if images["weights"] is None else images["weights"][image_rows],
+        image_ids=images.ids[image_rows],
+        image_sizes=images.sizes[image_rows],
+        sampling_weights=None if images.weights is None else images.weights[image_rows],
         offsets=np.cumsum([0, *map(len, segments)]),
         ids=columns[:, 0],
         category_rows=columns[:, 1],
@@ -168,14 +166,14 @@ def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, d
 
 
 def _annotated_images(
-    images: dict[str, Any], annotations: dict[int, dict[str, Any]], problems: list[Problem]
+    images: ImageColumns, annotations: dict[int, dict[str, Any]], problems: list[Problem]
 ) -> list[int]:
-    for row, identity in enumerate(images["ids"].tolist()):
+    for row, identity in enumerate(images.ids.tolist()):
         if row not in annotations:
             reason = "the image has no usable annotation and is left out"
             problems.append(Problem("image", identity, "image without annotation", reason, "dropped"))
-    if len(images["ids"]) and not annotations:
-        reason = f"none of its images ({len(images['ids'])}) has a usable annotation"
+    if len(images.ids) and not annotations:
+        reason = f"none of its images ({len(images.ids)}) has a usable annotation"
         problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
     return sorted(annotations)
 
