@@ -1,6 +1,6 @@
 """A COCO annotation file as a compact index: flat arrays instead of a million dictionaries.
 
-This module alone decides what a broken annotation means: the data set builds on its index, and
+Only this module decides what a broken annotation leads to: the data set is built on its index, and
 `maskwright data check` prints its problems.
 """
 
@@ -122,7 +122,7 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
 
 
 def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationIndex:
-    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
+    """Index the parsed content of a COCO instances file, which has the `COCO_KEYS`; `source` names it in messages.
 
     Raises:
         UserError: one of them is not of the right kind.
@@ -157,10 +157,10 @@ def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationInde
 
 
 def require_lists(content: Mapping[str, Any], source: str) -> None:
-    """Refuse a COCO file whose images or annotations are no list.
+    """Check that the images and the annotations of a COCO file are lists.
 
     Raises:
-        UserError: so.
+        UserError: one of them is not.
     """
     for key in ("images", "annotations"):
         if not isinstance(content[key], list):

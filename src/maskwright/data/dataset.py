@@ -56,8 +56,9 @@ class SegmentationDataset(ABC):
 
         train(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
 
-    `training.run.train` takes it in place of the recipe's files, and `loaders.evaluation_loader` gives its batches to
-    a model and a metric. Loader workers are forked: hold what is large in arrays rather than in lists of objects.
+    `training.run.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
+    `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold what is
+    large in arrays rather than in lists of objects.
 
     Attributes:
         task: what its targets describe.

@@ -1,4 +1,4 @@
-"""The annotations of a COCO file as its own entries, for evaluation that must give COCO's numbers."""
+"""The annotation entries of a COCO file as they are, for metrics whose numbers must equal COCO's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskwright.files import read_json_object
 
 
 def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
-    """The file's annotation entries, all that COCO's tools can take, in file order and as they stand.
+    """The file's annotation entries, all that COCO's tools can take, in file order and unchanged.
 
     An entry whose `segmentation` is missing, empty or malformed comes without that key. Left out are entries
     of an image or category that the file does not list, and those without a `bbox` of four numbers. Unlike

@@ -1,6 +1,6 @@
 """A COCO panoptic annotation file as a compact index of flat arrays.
 
-This module alone decides what a broken entry means: the data set builds on its index, and `maskwright data check`
+Only this module decides what a broken entry leads to: the data set is built on its index, and `maskwright data check`
 prints its problems.
 """
 
@@ -41,8 +41,8 @@ class PanopticIndex(CocoIndex):
 def is_panoptic(path: str | Path) -> bool:
     """Whether the annotation file at `path` is of COCO's panoptic format: one of its annotations has `segments_info`.
 
-    No more of the file is parsed than it takes, so that a large one is not read twice. Of a file that is not JSON
-    nothing is known; who reads it whole will say what is wrong.
+    Only as much of the file is parsed as is needed. A file that is not JSON counts as not panoptic; its reader says
+    what is wrong with it.
 
     Raises:
         UserError: the file cannot be read.
@@ -57,9 +57,9 @@ def is_panoptic(path: str | Path) -> bool:
 
 
 def map_folder(annotations: str | Path, segmentations: str | Path | None, option: str = "segmentations") -> Path:
-    """The folder of an annotation file's PNGs: `segmentations`, or the one named like the file that lies beside it.
+    """The folder of an annotation file's PNGs: `segmentations`, or the one beside the file that is named like it.
 
-    option: what the error tells the user to name it as.
+    option: the option that the error names.
 
     Raises:
         UserError: there is no such folder.
@@ -83,7 +83,7 @@ def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
 
 
 def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> PanopticIndex:
-    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
+    """Index the parsed content of a COCO panoptic file, which has the `COCO_KEYS`; `source` names it in messages.
 
     Raises:
         UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
@@ -138,7 +138,7 @@ def _by_image(entries: list[Any], image_rows: dict[Any, int], problems: list[Pro
 
 
 def _shared_maps(annotations: dict[int, dict[str, Any]]) -> list[Problem]:
-    """Annotations whose PNG is an earlier one's: of one of the two it cannot be the map."""
+    """Annotations with the PNG of an earlier one: it can be the map of only one image."""
     problems, owners = [], {}
     for entry in annotations.values():
         owner = owners.setdefault(entry["file_name"], entry["image_id"])
