@@ -21,8 +21,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn, TypeVar, cast
 
-import torch
-
 from maskwright.errors import UserError
 
 Job = TypeVar("Job")
@@ -65,6 +63,8 @@ def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int)
 
 def device_of_process(device: str | None, rank: int, processes: int) -> str | None:
     """The device of one of several processes: the next GPU, unless `device` is a certain one or the CPU."""
+    import torch
+
     if processes > 1 and device in (None, "auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{rank % torch.cuda.device_count()}"
     return device
@@ -108,6 +108,8 @@ _START = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {__
 @contextmanager
 def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
     """Worker `number` of 1..`processes`; it is killed at the end."""
+    import torch  # here, so that a worker only imports it where its work does
+
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
