@@ -49,17 +49,20 @@ def recipe_parser(family: str) -> ArgumentParser:
 
 
 def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `--section.key value` overrides, and check every name and type.
+    """Read a recipe and its base, apply `--section.key value` overrides, and check every name and type.
+
+    A recipe may name one other as its `base:` and then says only what it changes. A key that it gives replaces the
+    base's value as a whole, lists and mappings too.
 
     Args:
         name_or_path: a name of `recipe_names()`, or the path of a YAML file.
         overrides: command-line arguments such as `["--trainer.steps", "300"]`; the last one wins.
 
     Raises:
-        UserError: no such recipe, not a recipe, an unknown key or a value of the wrong type or range.
+        UserError: no such recipe, not a recipe, a base that has a base itself, an unknown key or a value of the wrong
+            type or range.
     """
-    name, source, text = _read(name_or_path)
-    values = _parse_yaml(text, source)
+    name, source, values = _read_with_base(os.fspath(name_or_path))
     family = values.get("family")
     if not isinstance(family, str):
         raise UserError(f"{source}: expected the key 'family' with the name of a model family")
@@ -99,17 +102,40 @@ def _shipped() -> list[tuple[Traversable, Traversable]]:
     return [(folder, file) for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
 
 
-def _read(name_or_path: str | os.PathLike[str]) -> tuple[str, str, str]:
-    """Name, source for messages, and text."""
-    name = os.fspath(name_or_path)
-    if name in recipe_names():
-        return name, f"recipe {name}", files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text()
-    path = Path(name)
+def _read_with_base(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
+    """Name, source for messages, and values; those of the base where the recipe leaves a key out."""
+    name, source, values = _read(name_or_path)
+    base = values.pop("base", None)
+    if base is None:
+        return name, source, values
+    if not isinstance(base, str):
+        raise UserError(f"{source}: base must be the name of a recipe or the path of a file, but got {base!r}")
+    source = f"{source} with base {base}"
+    try:
+        _, _, below = _read(base if base in recipe_names() else str(Path(name_or_path).parent / base))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if below.pop("base", None) is not None:
+        raise UserError(
+            f"{source}: the base has a base itself and only one level is allowed; write it out with "
+            f"`maskwright models --recipe {base}`, and take that file as the base"
+        )
+    if values.setdefault("family", below.get("family")) != below.get("family"):
+        raise UserError(f"{source}: the family is {values['family']!r}, but the base's is {below.get('family')!r}")
+    return name, source, values | {section: below[section] | values[section] for section in ("model", *_SECTIONS)}
+
+
+def _read(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
+    """Name, source for messages, and values by section of a recipe's own file."""
+    if name_or_path in recipe_names():
+        text = files("maskwright.training").joinpath("recipes", f"{name_or_path}.yaml").read_text()
+        return name_or_path, f"recipe {name_or_path}", _parse_yaml(text, f"recipe {name_or_path}")
+    path = Path(name_or_path)
     if not path.is_file():
         names = ", ".join(recipe_names())
-        raise UserError(f"{name}: neither the name of a recipe nor a file; the recipes are {names}")
+        raise UserError(f"{path}: neither the name of a recipe nor a file; the recipes are {names}")
     try:
-        return path.stem, str(path), path.read_text()
+        return path.stem, str(path), _parse_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
 
@@ -122,8 +148,8 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
     sections = ("model", *_SECTIONS)
-    for key in values.keys() - {"family", *sections}:
-        raise UserError(f"{source}: unknown key {key!r}; a recipe has family, {', '.join(sections)}")
+    for key in values.keys() - {"base", "family", *sections}:
+        raise UserError(f"{source}: unknown key {key!r}; a recipe has base or family, {', '.join(sections)}")
     for section in sections:
         if values.setdefault(section, {}) is None:
             values[section] = {}
