@@ -113,13 +113,6 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(
-            "usage: maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]\n\n"
-            "RECIPE is a name of `maskwright models` or a YAML file; `maskwright train RECIPE --help` lists its keys."
-        )
-        return 0
-
     from maskwright.training.run import main as train
 
     return train(arguments)

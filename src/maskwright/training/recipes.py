@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.structures import SegmentationModel
-from maskwright.training.options import DATA_OPTIONS, OptimizerOptions, Recipe, TrainerOptions
+from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, TrainerOptions
 
 _SECTIONS = ("data", "optimizer", "trainer")
 
@@ -33,17 +33,26 @@ def recipe_parser(family: str) -> ArgumentParser:
     Raises:
         UserError: no family has that name.
     """
-    parser = ArgumentParser(
-        prog="maskwright train RECIPE",
-        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
-        description="Every key of a recipe can be given another value here; the defaults shown are the recipe's.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = _parser(
+        "Every key of a recipe can be given another value here; the defaults shown are the recipe's. "
+        "`--resume last` goes on with the run in the folder of --trainer.output."
     )
     parser.add_argument("--family", type=str, default=family, help="name of the model's family")
     # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
     parser.add_class_arguments(family_class(family), "model", skip={"mask_classes"}, fail_untyped=True)
     for section, options in _section_classes(family).items():
+        parser.add_class_arguments(options, section)
+    return parser
+
+
+def help_parser() -> ArgumentParser:
+    """The keys that the recipes of all families have, for a help text without a recipe."""
+    parser = _parser(
+        f"RECIPE is a YAML file or one of: {', '.join(recipe_names())}. `maskwright train RECIPE --help` also lists the "
+        "keys of its model and of its kind of data, with the recipe's values. `--resume last` goes on with the run in "
+        "the folder of --trainer.output."
+    )
+    for section, options in (("data", DataOptions), ("optimizer", OptimizerOptions), ("trainer", TrainerOptions)):
         parser.add_class_arguments(options, section)
     return parser
 
@@ -89,6 +98,16 @@ def recipe_yaml(recipe: Recipe) -> str:
     values = {"family": recipe.family, "model": recipe.model}
     values |= {section: asdict(getattr(recipe, section)) for section in _SECTIONS}
     return yaml.safe_dump(_without_tuples(values), sort_keys=False, default_flow_style=False)
+
+
+def _parser(description: str) -> ArgumentParser:
+    return ArgumentParser(
+        prog="maskwright train RECIPE",
+        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
 
 
 def _section_classes(family: str) -> dict[str, type[Any]]:

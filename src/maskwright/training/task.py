@@ -1,4 +1,4 @@
-"""The one LightningModule: any family's losses, and the validations of what it is for."""
+"""The LightningModule of every family: its losses, its optimizer and its validations."""
 
 # ruff: noqa: ARG002  (Lightning gives its hooks more than each of them needs)
 
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from maskwright.structures import SegmentationModel
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
-from maskwright.training.options import OptimizerOptions
+from maskwright.training.options import Recipe
 from maskwright.training.validation import create_validations
 
 Batch = tuple[list[Tensor], list[Any]]
 
 
 class TrainingTask(LightningModule):
-    """Trains a model on the sum of its own losses and validates it as `create_validations` says; none is special.
+    """Trains a model on the sum of its own losses and validates it as `create_validations` says.
 
-    The random state is set anew for every batch from (seed, batch, rank), so that a resumed run draws
-    exactly what the unbroken one would have drawn.
+    The random state is set for every batch from (seed, batch, rank), so that a resumed run draws exactly what the
+    unbroken one would have drawn: Lightning's checkpoints do not hold the random state.
 
     Attributes:
         model: the model.
@@ -32,8 +32,8 @@ class TrainingTask(LightningModule):
             the higher the better, the best weights of a run are chosen.
     """
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerOptions, steps: int, seed: int) -> None:
-        """Wrap `model` for a run of `steps` optimizer steps.
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        """Wrap `model` for a run of `recipe`.
 
         Raises:
             TypeError: as `create_validations`.
@@ -42,12 +42,11 @@ class TrainingTask(LightningModule):
         super().__init__()
         self.model = model
         self.validation_metrics: dict[str, float] = {}
-        self._optimizer_options = optimizer
-        self._steps = steps
-        self._seed = seed
+        self._optimizer_options = recipe.optimizer
+        self._steps = recipe.trainer.steps
+        self._seed = recipe.trainer.seed
         self._validations = create_validations(model)
-        groups = cast(SegmentationModel, model).parameter_groups()
-        create_optimizer(groups, optimizer)  # refuses now what would else fail when a run has begun
+        self.configure_optimizers()  # refuses now what would otherwise fail when a run has begun
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""
