@@ -23,7 +23,7 @@ BEST_SCORE = "best.json"
 LOSSES, VALIDATION = "losses.jsonl", "validation.jsonl"
 TENSORBOARD = "tensorboard"
 
-# What may differ between a run and its continuation; anything else would make it another experiment.
+# Values that may change on resume; any other would make it another experiment.
 _FREE_ON_RESUME = {
     "data": {"images", "validation_images", "segmentations", "validation_segmentations", "num_workers"},
     "trainer": {
@@ -34,7 +34,7 @@ _FREE_ON_RESUME = {
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run lies: its `trainer.output`, else `runs/` and its name."""
+    """The folder of a recipe's run: its `trainer.output`, else `runs/` and its name."""
     return Path(recipe.trainer.output or Path("runs") / recipe.name)
 
 
@@ -54,7 +54,7 @@ def check_new(folder: Path) -> None:
 
 
 def check_resumable(folder: Path, recipe: Recipe) -> None:
-    """Refuse to continue what is no run, or a run as another experiment than it is.
+    """Refuse to resume what is not a run, or a run of another experiment.
 
     Raises:
         UserError: the folder holds no run, or its recipe differs in a value that must stay.
@@ -75,7 +75,7 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
 
 
 def take(folder: Path, recipe: str) -> None:
-    """Make the folder a run's, from its first moment on: with `recipe` (YAML) and with records.
+    """Mark the folder as this run's, with its `recipe` (YAML) and an empty file of losses.
 
     Raises:
         UserError: nothing can be written there.
