@@ -143,7 +143,7 @@ class OptimizerOptions:
             the warm-up to the last step; `step` is multiplied by `step_factor` after each of `step_boundaries`;
             `polynomial` is (1 - step / steps) ** `polynomial_power`, counted from the first step of the run, so
             that it is a little below the peak when the warm-up ends.
-        step_boundaries: of `step`, in optimizer steps, rising; the step of the boundary itself still has the earlier rate.
+        step_boundaries: of `step`, in optimizer steps, rising; a boundary itself still has the earlier rate.
         step_factor: of `step`.
         polynomial_power: of `polynomial`.
         warmup_steps: steps of linear warm-up.

@@ -48,8 +48,8 @@ def recipe_parser(family: str) -> ArgumentParser:
 def help_parser() -> ArgumentParser:
     """The keys that the recipes of all families have, for a help text without a recipe."""
     parser = _parser(
-        f"RECIPE is a YAML file or one of: {', '.join(recipe_names())}. `maskwright train RECIPE --help` also lists the "
-        "keys of its model and of its kind of data, with the recipe's values. `--resume last` goes on with the run in "
+        f"RECIPE is a YAML file or one of: {', '.join(recipe_names())}. `maskwright train RECIPE --help` adds the keys "
+        "of its model and of its kind of data, with the recipe's values. `--resume last` goes on with the run in "
         "the folder of --trainer.output."
     )
     for section, options in (("data", DataOptions), ("optimizer", OptimizerOptions), ("trainer", TrainerOptions)):
