@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys, variab
     ]
     model = maskwright.from_pretrained(tmp_path / "converted")
     assert isinstance(model, DeepMARC)
-    assert (model.config["padding"], model.config["norm_epsilon"]) == ("same", 1e-4)
+    assert (model.config.padding, model.config.norm_epsilon) == ("same", 1e-4)
     kernel = model.network.backbone.get_parameter("trunk.layer4.2.conv2.weight").detach()
     expected = variables["model/backbone/layer_with_weights-17/_conv2/kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(kernel.numpy(), expected)
@@ -143,7 +144,7 @@ def test_every_tensor_has_a_row_of_its_own(backbone, mask_head, agnostic):
     assert conversion.used == set(variables)
     converted = conversion.model
     assert isinstance(converted, DeepMARC)
-    assert converted.config["norm_epsilon"] == (1e-3 if backbone.startswith("spinenet") else 1e-4)
+    assert converted.config.norm_epsilon == (1e-3 if backbone.startswith("spinenet") else 1e-4)
     state = converted.network.state_dict()
     for prefix, table in tables.items():
         for name, row in table.items():
@@ -167,7 +168,7 @@ def test_the_saved_model_is_the_originals_function_whatever_the_recipe_says(tmp_
     network = DeepMARC(**values).network
     conversion = convert_deep_marc(variables_for(network, network_tables(network)), {**values, **wrong})
     maskwright.save_pretrained(conversion.model, tmp_path / "converted")
-    config = maskwright.from_pretrained(tmp_path / "converted").config
+    config = asdict(maskwright.from_pretrained(tmp_path / "converted").config)
     expected = {
         "resize": "half_pixel",
         "image_mean": [0.485, 0.456, 0.406],

@@ -14,9 +14,11 @@ from checkpoint_files import model_only
 
 import maskwright
 from maskwright.cli import main
+from maskwright.convert.coco_labels import coco_panoptic_categories
 from maskwright.convert.max_deeplab import convert_max_deeplab
 from maskwright.convert.max_deeplab_table import module_table
 from maskwright.errors import UserError
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 
 PARITY = Path(__file__).parents[1] / "parity" / "data" / "max_deeplab"
@@ -46,7 +48,8 @@ def variables() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("size", ["S", "L"])
 def test_tables_have_every_key_and_shape_of_the_originals(size: str):
     with torch.device("meta"):
-        network = MaXDeepLabNetwork(num_classes=133, backbone=f"max_deeplab_{size.lower()}")
+        config = MaXDeepLabConfig(categories=coco_panoptic_categories(), backbone=f"max_deeplab_{size.lower()}")
+        network = MaXDeepLabNetwork(config)
     table, state = module_table(network), network.state_dict()
     keys = json.loads((PARITY / f"object_keys_{size}.json").read_text())
     assert {row.path for row in table.values()} == set(keys)

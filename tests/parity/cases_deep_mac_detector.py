@@ -22,8 +22,8 @@ from parity_data import ParityData, below
 from torch import Tensor
 
 from maskwright.convert.deep_mac import Table
-from maskwright.models.centernet import CenterNetLoss, CenterNetMaps, decode
-from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.deep_mac import DeepMAC, DeepMACConfig
+from maskwright.models.deep_mac.centernet import CenterNetLoss, CenterNetMaps, decode
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.heatmap import center_cells, center_heatmap, gaussian_radius, size_and_offset_targets
 from maskwright.training.optimizers import create_optimizer
@@ -76,7 +76,14 @@ def check_detector_losses(data: ParityData, file: str) -> None:
     count = sum(name.startswith("pred/object_center/") for name in arrays)
     stacks = [_recorded(arrays, f"/{stack}") for stack in range(count)]
     leaves = [CenterNetMaps(*(value.requires_grad_() for value in maps)) for maps in stacks]
-    loss = CenterNetLoss(1.0, config["scale_loss_weight"], config["offset_loss_weight"], config["min_box_overlap_iou"])
+    loss = CenterNetLoss(
+        DeepMACConfig(
+            object_center_weight=1.0,
+            box_size_weight=config["scale_loss_weight"],
+            box_offset_weight=config["offset_loss_weight"],
+            min_box_overlap=config["min_box_overlap_iou"],
+        )
+    )
     losses = _detector_losses(loss, leaves, arrays, (config["H"], config["W"]), config["stride"])
     for case in config["cases"]:
         for mode in ("eval", "train"):

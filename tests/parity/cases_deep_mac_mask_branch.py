@@ -20,10 +20,10 @@ from maskwright.convert.deep_mac import (
     load_variables,
     mask_head_table,
 )
-from maskwright.models.centernet import CenterNetHeads
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.deep_mac_losses import MaskInstances
-from maskwright.models.deep_mac_network import Maps
+from maskwright.models.deep_mac.centernet import CenterNetHeads
+from maskwright.models.deep_mac.losses import MaskInstances
+from maskwright.models.deep_mac.network import Maps
 from maskwright.nn.backbones import Backbone
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ImageBatch, resize_image

@@ -28,7 +28,7 @@ from maskwright.convert.deep_marc import (
 )
 from maskwright.convert.tables import load_variables
 from maskwright.models.deep_marc import DeepMARC
-from maskwright.models.roi_heads import crop_levels
+from maskwright.models.deep_marc.roi_heads import crop_levels
 from maskwright.nn.detection_backbones import ResNetFPN
 from maskwright.structures import InstancePrediction
 
@@ -83,7 +83,7 @@ def check_serving(data: ParityData, file: str) -> None:
     given, _ = flat_boxes(arrays["boxes_normalized"])
     with torch.no_grad():
         features = model.encode([image])
-        if model.network.class_agnostic_masks:  # else the original answers with the background's mask
+        if model.config.class_agnostic_masks:  # else the original answers with the background's mask
             (masks,) = model.masks_from_boxes(features, [given * torch.tensor([width, height] * 2)])
             _check_masks(masks, arrays["image_and_boxes_masks"][0])
             detected, labels = arrays["serve_detection_boxes"], None

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from maskwright.convert.max_deeplab import load_variables
 from maskwright.convert.max_deeplab_table import module_table, stem_rows
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d, relative_positions
-from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, ResidualBlock, inception_stem
+from maskwright.models.max_deeplab.blocks import (
+    AxialBlock,
+    BasicStageBlock,
+    BottleneckStageBlock,
+    StageBlock,
+    inception_stem,
+)
 from maskwright.models.max_deeplab.decoder import ResizedFuse, resize_to
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
 from maskwright.models.max_deeplab.stages import keep_probability
@@ -96,13 +102,13 @@ def check_block(data: ParityData, file: str) -> None:
     arrays, config = data.arrays(file), data.files[file]["config"]
     in_channels, filters = arrays["in/x"].shape[-1], config["filters_list"]
     stride = config.get("strides", 1)
-    module: ResidualBlock
+    module: StageBlock
     if len(filters) == 2:
-        module = BasicBlock(in_channels, filters[-1], stride=stride)
+        module = BasicStageBlock(in_channels, filters[-1], stride=stride)
     elif config.get("attention_type") == "axial":
         module = AxialBlock(in_channels, filters[-1], filters[0], num_heads=config["axial_layer_config"]["num_heads"])
     else:
-        module = BottleneckBlock(in_channels, filters[-1], stride=stride, dilation=config.get("atrous_rate", 1))
+        module = BottleneckStageBlock(in_channels, filters[-1], stride=stride, dilation=config.get("atrous_rate", 1))
     if "in/drop_path_mask" in arrays:
         module.drop_path = Masked(arrays["in/drop_path_mask"])
     check_layer(arrays, module, lambda inputs: [module(inputs["x"])])

@@ -18,8 +18,10 @@ from cases_max_deeplab_layers import INFERENCE, check_statistics, first, last, r
 from parity_data import ParityData, below
 from torch import Tensor
 
+from maskwright.convert.coco_labels import coco_panoptic_categories
 from maskwright.convert.max_deeplab import load_variables
 from maskwright.convert.max_deeplab_table import module_table
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.blocks import AxialBlock
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork, MaXDeepLabOutputs
 
@@ -32,10 +34,10 @@ def create_network(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabN
     config = data.files[WEIGHTS]["config"]
     text, override = config["text_config"], config["reduced_override"]
     number = lambda key, index=0: re.findall(rf"\b{key}: ([\d.]+)", text)[index]  # noqa: E731
-    return MaXDeepLabNetwork(
-        num_classes=133,
+    config = MaXDeepLabConfig(
+        categories=coco_panoptic_categories(),
         backbone=re.findall(r'name: "(max_deeplab_\w)"', text)[0],
-        image_size=image_size,
+        image_size=image_size[0],
         num_mask_slots=override["num_mask_slots"],
         stem_width=float(number("stem_width_multiplier")),
         backbone_width=float(number("backbone_width_multiplier")),
@@ -51,6 +53,11 @@ def create_network(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabN
         pixel_feature_channels=int(number("output_channels")),
         drop_path_keep=1.0,
     )
+    network = MaXDeepLabNetwork(config)
+    if network.semantic_decoder is not None:  # the originals' training size need not be square
+        height, width = image_size
+        network.semantic_decoder.aspp.pool_size = (height // 16 + 1, width // 16 + 1)
+    return network
 
 
 def create_loaded(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabNetwork:

@@ -18,7 +18,9 @@ from cases_max_deeplab_network import create_training, normalised
 from parity_data import ParityData
 from torch import Tensor, nn
 
+from maskwright.convert.coco_labels import coco_panoptic_categories
 from maskwright.convert.max_deeplab_table import module_table
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.losses import MaXDeepLabLoss
 from maskwright.models.max_deeplab.model import backbone_parameters
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork, MaXDeepLabOutputs
@@ -43,7 +45,8 @@ def step_losses(network: MaXDeepLabNetwork, arrays: Mapping[str, np.ndarray], im
     """Of every image, with the recorded assignment."""
     targets = mask_targets(arrays, config(arrays), STRIDE)
     outputs = MaXDeepLabOutputs(*(value.float() for value in network(image)))
-    return MaXDeepLabLoss().per_image(outputs, targets, recorded_matching(arrays, config(arrays), targets, STRIDE))
+    loss = MaXDeepLabLoss(MaXDeepLabConfig(categories=coco_panoptic_categories()))
+    return loss.per_image(outputs, targets, recorded_matching(arrays, config(arrays), targets, STRIDE))
 
 
 def create(data: ParityData, arrays: Mapping[str, np.ndarray]) -> tuple[MaXDeepLabNetwork, Tensor]:

@@ -19,7 +19,7 @@ from maskwright.convert.tables import (
     weighted_layers,
 )
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.deep_mac_network import DeepMACNetwork
+from maskwright.models.deep_mac.network import DeepMACNetwork
 from maskwright.nn.backbones import Backbone, HourglassBackbone, ResNetV1Backbone
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.layers import PreActivationBlock
@@ -159,7 +159,7 @@ def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, A
     if chosen.get("detector") and not chosen.get("categories"):
         chosen["categories"] = coco_categories()
     model = DeepMAC(**chosen)
-    remarks = [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
+    remarks = [f"embedding heads: {' x '.join(map(str, model.config.embedding_kernel))}"]
     unused = {f"model/_feature_extractor/{path}" for path in unused_variables(model.network.backbone)}
     if unused:
         variables = {path: variables[path] for path in variables if path not in unused}

@@ -16,7 +16,7 @@ from maskwright.convert.keras_order import spinenet_order
 from maskwright.convert.tables import Conversion, Table, Variable, below, hourglass_table, layer_rows, load_variables
 from maskwright.errors import UserError
 from maskwright.models.deep_marc import DeepMARC
-from maskwright.models.deep_marc_network import DeepMARCNetwork
+from maskwright.models.deep_marc.network import DeepMARCNetwork
 from maskwright.nn.backbones import ResNetTrunk
 from maskwright.nn.detection_backbones import EFFICIENTNET, ResNetFPN
 from maskwright.nn.hourglass import Hourglass
@@ -110,7 +110,7 @@ def network_tables(network: DeepMARCNetwork) -> dict[str, Table]:
     Raises:
         ValueError: the backbone or the mask head is none of the original's.
     """
-    per_class = not network.class_agnostic_masks
+    per_class = not network.config.class_agnostic_masks
     tables = {"model/mask_head": mask_head_table(network.mask_head, "mask_head.", skip_background=per_class)}
     backbone = network.backbone
     if isinstance(backbone, SpineNet):
@@ -154,7 +154,7 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
     if left:
         raise UserError(f"the checkpoint has {len(left)} variables that the model has not: {left[:5]}")
     remarks.append("the detector is new and has to be trained: until then, ask for masks of given boxes")
-    if not model.network.class_agnostic_masks:
+    if not model.network.config.class_agnostic_masks:
         remarks.append("so is the choice of a given box's class, and with it of its mask")
     return Conversion(model.eval(), used, remarks)
 

@@ -10,11 +10,17 @@ import numpy as np
 from torch import nn
 
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d
-from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, LinearBlock, SeparableConv
+from maskwright.models.max_deeplab.blocks import (
+    AxialBlock,
+    BasicStageBlock,
+    BottleneckStageBlock,
+    LinearBlock,
+    SeparableConv,
+)
 from maskwright.models.max_deeplab.decoder import DecoderStage, ResizedFuse, StackedDecoder
 from maskwright.models.max_deeplab.dual_path import DualPathLayer, MemoryAttention
 from maskwright.models.max_deeplab.encoder import MaXDeepLabEncoder
-from maskwright.models.max_deeplab.heads import ClassHead, MaskHead, PixelHead, SemanticHead
+from maskwright.models.max_deeplab.heads import ClassHead, PixelHead, SemanticHead, SlotMaskHead
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 from maskwright.models.max_deeplab.semantic_decoder import SemanticDecoder, SpatialPyramidPooling
 from maskwright.models.max_deeplab.stages import Stage
@@ -75,13 +81,13 @@ _CHILDREN: dict[type[nn.Module], dict[str, str]] = {
         "conv3": "_conv3_bn",
         "shortcut": "_shortcut",
     },
-    BottleneckBlock: {
+    BottleneckStageBlock: {
         "conv1": "_conv1_bn_act",
         "conv2": "_conv2_bn_act",
         "conv3": "_conv3_bn",
         "shortcut": "_shortcut",
     },
-    BasicBlock: {"conv1": "_conv1_bn_act", "conv2": "_conv2_bn", "shortcut": "_shortcut"},
+    BasicStageBlock: {"conv1": "_conv1_bn_act", "conv2": "_conv2_bn", "shortcut": "_shortcut"},
     MemoryAttention: {"similarity_norm": "_batch_norm_similarity", "retrieved_norm": "_batch_norm_retrieved_value"},
     DualPathLayer: {
         "memory_conv1": "_memory_conv1_bn_act",
@@ -123,7 +129,7 @@ _CHILDREN: dict[type[nn.Module], dict[str, str]] = {
         "norm": "pixel_space_feature_batch_norm",
     },
     ClassHead: {"logits": "transformer_class_head/_conv"},
-    MaskHead: {"kernels": "transformer_mask_head", "norm": "pixel_space_mask_batch_norm"},
+    SlotMaskHead: {"kernels": "transformer_mask_head", "norm": "pixel_space_mask_batch_norm"},
     MaXDeepLabNetwork: {
         "encoder": "encoder",
         "semantic_decoder": "semantic_decoder",

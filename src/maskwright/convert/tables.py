@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.nn.hourglass import Hourglass
-from maskwright.structures import SegmentationModel
 
 Layout = Literal["convolution", "depthwise", "linear", "vector"]
 
@@ -55,7 +55,7 @@ class Conversion(NamedTuple):
     remarks: lines for the person who converts: what was chosen for them, and what was not taken.
     """
 
-    model: SegmentationModel
+    model: Family[Any]
     used: set[str]
     remarks: list[str]
 

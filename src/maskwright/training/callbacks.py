@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
+from maskwright.models.family import Family
 from maskwright.models.hub import save_pretrained
-from maskwright.structures import SegmentationModel
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.run_folder import (
@@ -274,7 +274,7 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = trainer.global_step
 
     def _save_weights(self, pl_module: LightningModule, name: str) -> None:
-        save_pretrained(cast(SegmentationModel, pl_module.model), self._folder / name, state=self._weights)
+        save_pretrained(cast(Family[Any], pl_module.model), self._folder / name, state=self._weights)
 
 
 def _means(batch_losses: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +20,7 @@ from torch import nn
 from maskwright.data.coco import CocoInstances
 from maskwright.data.loaders import DataSet
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.models.hub import family_class
 from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
@@ -109,7 +111,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainingResult:
     )
 
 
-def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
+def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     """The recipe's model with first weights by the recipe's seed, knowing its classes.
 
     Raises:
@@ -119,14 +121,16 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     values["categories"] = data_sets.training.categories
     if isinstance(data_sets.training, CocoInstances):
         values["mask_classes"] = data_sets.training.mask_classes
-    if recipe.trainer.initial_weights is not None and "pretrained_backbone" in values:
-        values["pretrained_backbone"] = False  # other weights take their place
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"trainer.seed must be below 2**64, but got {recipe.trainer.seed}") from error
+    family = family_class(recipe.family)
     try:
-        model = family_class(recipe.family)(**values)
+        config = family.config_class(**values)
+        if recipe.trainer.initial_weights is not None:
+            config = config.without_initial_weights()
+        model = family(config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     model.train()  # lets the model put its frozen parts into inference mode; Lightning leaves modes as they are

@@ -241,7 +241,8 @@ class Recipe:
 
     Attributes:
         family: name of the model's family.
-        model: the constructor's values by name, all but `mask_classes`, which `data.mask_classes` decides.
+        model: the values of the family's config by name, without `mask_classes`. They become a config once the data
+            sets are open, which decide the classes.
         data: what is learnt from; its class is `DATA_OPTIONS` of the family's task.
         optimizer: how the weights follow the gradient.
         trainer: how long to train, on what devices, and what is written.

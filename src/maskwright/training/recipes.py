@@ -1,4 +1,4 @@
-"""Recipes: found by name or path, overridden by dotted keys, checked against the family's constructor."""
+"""Recipes: found by name or path, overridden by dotted keys, checked against the family's config."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import asdict
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
-from maskwright.structures import SegmentationModel
 from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, TrainerOptions
 
 _SECTIONS = ("data", "optimizer", "trainer")
@@ -28,7 +27,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_parser(family: str) -> ArgumentParser:
-    """The typed keys of a recipe: `family`, the constructor values of that family under `model`, and the rest.
+    """The typed keys of a recipe: `family`, the values of that family's config under `model`, and the rest.
 
     Raises:
         UserError: no family has that name.
@@ -39,7 +38,7 @@ def recipe_parser(family: str) -> ArgumentParser:
     )
     parser.add_argument("--family", type=str, default=family, help="name of the model's family")
     # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
-    parser.add_class_arguments(family_class(family), "model", skip={"mask_classes"}, fail_untyped=True)
+    parser.add_class_arguments(family_class(family).config_class, "model", skip={"mask_classes"})
     for section, options in _section_classes(family).items():
         parser.add_class_arguments(options, section)
     return parser
@@ -112,8 +111,7 @@ def _parser(description: str) -> ArgumentParser:
 
 def _section_classes(family: str) -> dict[str, type[Any]]:
     """The class of each section's values; what the data are depends on what the family's models find."""
-    task = cast(SegmentationModel, family_class(family)).task
-    return {"data": DATA_OPTIONS[task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
+    return {"data": DATA_OPTIONS[family_class(family).task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
 
 
 def _shipped() -> list[tuple[Traversable, Traversable]]:

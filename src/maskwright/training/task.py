@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskwright.structures import SegmentationModel
+from maskwright.models.family import Family
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import Recipe
 from maskwright.training.validation import create_validations
@@ -32,7 +32,7 @@ class TrainingTask(LightningModule):
             the higher the better, the best weights of a run are chosen.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: Family[Any], recipe: Recipe) -> None:
         """Wrap `model` for a run of `recipe`.
 
         Raises:
@@ -50,7 +50,7 @@ class TrainingTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""
-        groups = cast(SegmentationModel, self.model).parameter_groups()
+        groups = self.model.parameter_groups()
         optimizer = create_optimizer(groups, self._optimizer_options)
         schedule = create_schedule(optimizer, self._optimizer_options, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from maskwright.models.roi_heads import BoxPredictor, crop_levels, image_indices
+from maskwright.models.deep_marc.roi_heads import BoxPredictor, crop_levels
+from maskwright.models.family import image_indices
 from maskwright.nn.inference import store_weights
 
 

@@ -166,7 +166,7 @@ def test_training_crops_may_be_smaller_than_image_size_and_are_not_resized():
     picture = images(1)[0][:, :64]
     losses = model([picture], [one])
     assert all(torch.isfinite(loss) for loss in losses.values())
-    mean, std = (torch.tensor(model.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(getattr(model.config, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     torch.testing.assert_close(seen[0], ((picture - mean) / std)[None])
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_deep_mac import BOXES, SIZE, build, images, make_target
 
-from maskwright.models.deep_mac_losses import MaskInstances, MaskLoss
+from maskwright.models.deep_mac import DeepMACConfig
+from maskwright.models.deep_mac.losses import MaskInstances, MaskLoss, choose_instances
 from maskwright.models.hub import from_pretrained, save_pretrained
 
 FULL = {"predict_full_resolution_masks": True, "postprocess_crop_size": 12}
@@ -58,8 +59,9 @@ def test_full_resolution_learns_the_whole_mask_and_cuts_it_out_at_the_box():
     assert cut.shape == (2, 5, 5)
     # The box's edges are at -0.25 and 0.25 of the image from its centre; resampling moves values by under one cell.
     torch.testing.assert_close(cut[0, 2], torch.linspace(-0.25, 0.25, 5), rtol=0, atol=1 / 16)
-    (target,) = [make_target(boxes.tolist())]
-    assert torch.equal(model._mask_targets(target["masks"], boxes), target["masks"].float())
+    target = make_target(boxes.tolist())
+    instances = choose_instances([target], model.config, (SIZE, SIZE), torch.device("cpu"))
+    assert torch.equal(instances.masks, target["masks"].float())
 
 
 def test_box_consistency_holds_boxes_without_masks():
@@ -74,7 +76,9 @@ def test_box_consistency_holds_boxes_without_masks():
 
 def test_box_consistency_by_hand():
     """Logits of a whole image of 4 x 4 cells, 8 pixels each: the box covers rows 1..2 and columns 0..1."""
-    loss = MaskLoss(1.0, 0.0, 2.0, crop_frame=None)
+    loss = MaskLoss(
+        DeepMACConfig(cross_entropy_weight=1.0, box_consistency_weight=2.0, predict_full_resolution_masks=True)
+    )
     box = torch.tensor([[-4.0, 8.0, 12.0, 20.0]])
     logits = torch.full((1, 4, 4), -2.0)
     logits[0, 1, 3] = 3.0
@@ -114,14 +118,14 @@ def test_full_resolution_exports_with_any_number_of_boxes():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**FULL, "box_jitter_ratio": 0.1}, "needs box_jitter_ratio 0"),
+        ({**FULL, "box_jitter_ratio": 0.1}, "but got another box_jitter_ratio"),
         ({**FULL, "box_margin": 0.1}, "but got another box_margin"),
         ({**FULL, "box_frame": "pixel"}, "but got another box_frame"),
-        ({**FULL, "mask_head": "fully_connected"}, "but got another mask_head"),
+        ({**FULL, "mask_head": "fully_connected"}, "needs a convolutional mask_head, but got 'fully_connected'"),
         ({"postprocess_crop_size": 1}, "postprocess_crop_size must be at least 2"),
         ({"box_consistency_weight": -1.0}, "box_consistency_weight must be at least 0"),
         ({"image_std": [0.0, 0.0, 0.0]}, r"image_std of a model\) must be three numbers above 0"),
-        ({"norm_momentum": -1.0}, r"norm_momentum must lie in 0\.\.1, but got -1"),
+        ({"norm_momentum": -1.0}, "norm_momentum must be at least 0 and at most 1, but got -1"),
         ({"embedding_kernel": [2, 2]}, r"embedding_kernel must be two odd numbers, but got \[2, 2\]"),
         ({"embedding_kernel": [3]}, "embedding_kernel must be two odd numbers"),
     ],

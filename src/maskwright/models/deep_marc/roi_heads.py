@@ -1,4 +1,4 @@
-"""What Deep-MARC adds to torchvision's Faster R-CNN: box crops of a pyramid, samples of training, number formats."""
+"""What Deep-MARC adds to torchvision's Faster R-CNN: box crops of a pyramid, samples of training, dtypes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 
+from maskwright.models.family import image_indices
 from maskwright.nn.inference import without_autocast
 from maskwright.ops.crop import readable_regions
 
@@ -38,8 +39,8 @@ def crop_levels(
         output_size: side of the crops.
         finest_level: the level of `maps[0]`.
 
-    One sample per cell of a crop, at its centre; pixel y of the input lies at `y / stride` of a map, which is where
-    the centres of its cells' receptive fields are, and a map's border goes on beyond it for one cell.
+    One sample per cell of a crop, at its centre. Pixel y of the input lies at `y / stride` of a map, where the centres
+    of its cells' receptive fields are; up to one cell beyond the border a map has the border's values.
 
     Source: arXiv 1612.03144, equation 1; official/vision/ops/spatial_transform_ops.py, `multilevel_crop_and_resize`.
     Departure: 0 further than a cell beyond the border, instead of an extrapolation.
@@ -74,18 +75,11 @@ class LevelCrop(nn.Module):
         return crop_levels(maps, torch.cat(boxes), image_indices(boxes), self.output_size, self.finest_level)
 
 
-def image_indices(boxes: Sequence[Tensor]) -> Int64[Tensor, " n"]:
-    """The position of each box's image, for boxes that are listed by image."""
-    device = boxes[0].device
-    counts = torch.tensor([len(rows) for rows in boxes], device=device)
-    return torch.repeat_interleave(torch.arange(len(boxes), device=device), counts)
-
-
 class ProposalHead(RPNHead):
     """torchvision's, with float32 results under autocast.
 
-    torchvision computes the boxes in the results' number format, and in bfloat16 a coordinate of 1000 pixels is
-    off by up to four.
+    torchvision computes the boxes in the results' dtype, and in bfloat16 a coordinate of 1000 pixels is off by up to
+    four.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -106,9 +100,9 @@ class BoxPredictor(FastRCNNPredictor):
 
 
 class RoIHeads(roi_heads.RoIHeads):
-    """torchvision's second stage, whose training also says which boxes it sampled: masks may be learnt on them.
+    """torchvision's second stage, which in training also returns the boxes it sampled: masks may be learnt on them.
 
-    It relies on one method of torchvision that its documentation does not name, `select_training_samples`
+    It relies on one undocumented method of torchvision, `select_training_samples`
     (`tests/contract/test_torchvision.py` holds it in place), and on the loss function beside it.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from maskwright.ops.crop import crop_and_resize, fill_boxes
-from maskwright.ops.frames import BoxFrame
+from maskwright.models.deep_mac.config import DeepMACConfig
+from maskwright.ops.boxes import expand_boxes, jitter_boxes
+from maskwright.ops.crop import crop_and_resize, crop_masks, fill_boxes
 from maskwright.ops.losses import MaskLossFunction, mask_cross_entropy, mask_dice, mean_per_image, projection_loss
 from maskwright.structures import Target
 
@@ -24,8 +25,8 @@ class MaskInstances(NamedTuple):
     boxes: [N, 4], as the head gets them (jittered); xyxy, pixels of the network input.
     true_boxes: [N, 4], as the targets have them.
     image_index: [N], the image of each.
-    has_mask: [N].
-    masks: [K, h, w] in 0..1, what the head should say of the K of them that have a mask.
+    has_mask: [N], whether it has a mask.
+    masks: [K, h, w] in 0..1, the targets of the K of them that have one.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -36,51 +37,48 @@ class MaskInstances(NamedTuple):
 
 
 def choose_instances(
-    targets: Sequence[Target],
-    limit: int,
-    jitter: Callable[[Tensor], Tensor],
-    mask_targets: Callable[[Tensor, Tensor], Tensor],
-    device: torch.device,
-    *,
-    boxes_alone: bool,
+    targets: Sequence[Target], config: DeepMACConfig, input_size: tuple[int, int], device: torch.device
 ) -> MaskInstances:
-    """The instances that the mask head learns from: those with a mask, or all, and never a crowd.
+    """The instances that the mask head learns from: those with a mask, with box consistency all, and never a crowd.
+
+    Where an image has more than `max_masks_per_image`, a random choice of them. Boxes are jittered.
 
     Args:
-        targets: per image.
-        limit: at most so many of an image; where there are more, a random choice of them.
-        jitter: disturbs boxes [N, 4].
-        mask_targets: from bool masks [K, H, W] of an image and the boxes [K, 4] that the head gets, to [K, h, w].
+        targets: per image, in pixels of the network input.
+        config: of the model.
+        input_size: (height, width) of the network input.
         device: of the result.
-        boxes_alone: take instances without a mask, too.
     """
     boxes, true_boxes, has_mask, masks = [], [], [], []
     for target in targets:
-        rows = (~target["iscrowd"] & (target["has_mask"] | boxes_alone)).nonzero().flatten()
-        if len(rows) > limit:
-            rows = rows[torch.randperm(len(rows))[:limit]]
+        rows = (~target["iscrowd"] & (target["has_mask"] | (config.box_consistency_weight > 0))).nonzero().flatten()
+        if len(rows) > config.max_masks_per_image:
+            rows = rows[torch.randperm(len(rows))[: config.max_masks_per_image]]
         known = target["has_mask"][rows]
         true_boxes.append(target["boxes"][rows])
-        boxes.append(jitter(true_boxes[-1]))
+        boxes.append(jitter_boxes(true_boxes[-1], input_size, config.box_jitter, config.box_jitter_ratio))
         has_mask.append(known)
-        masks.append(mask_targets(target["masks"][rows[known]], boxes[-1][known]))
+        masks.append(_mask_targets(target["masks"][rows[known]], boxes[-1][known], config))
     image_index = torch.repeat_interleave(torch.tensor([len(rows) for rows in boxes]))
     parts = (torch.cat(boxes), torch.cat(true_boxes), image_index, torch.cat(has_mask), torch.cat(masks))
     return MaskInstances(*(part.to(device) for part in parts))
+
+
+def _mask_targets(
+    masks: Bool[Tensor, "k height width"], boxes: Float[Tensor, "k 4"], config: DeepMACConfig
+) -> Float[Tensor, "k h w"]:
+    if config.predict_full_resolution_masks:
+        return masks.float()
+    size = config.mask_size * config.mask_upsample
+    return crop_masks(masks, expand_boxes(boxes, config.box_margin), size, config.box_frame)
 
 
 @dataclass(frozen=True)
 class MaskLoss:
     """The weighted losses of the mask logits of all stacks.
 
-    cross_entropy_weight: of the per-pixel loss, the mean over the pixels of each instance.
-    dice_weight: of the dice loss.
-    box_consistency_weight: of the box-consistency loss: the largest logit of each row and column against whether the
-        box reaches it, by the same losses as the masks (the sum of those whose weight is not 0). It needs no mask.
-    crop_frame: the model's box frame; null where the logits are those of whole images.
-
-    Raises:
-        ValueError: neither of the two mask losses has a weight.
+    The box-consistency loss compares the largest logit of each row and column with whether the box reaches it, by the
+    same losses as the masks (the sum of those whose weight is not 0). It needs no mask.
 
     Source: `_compute_instance_masks_loss` and `_compute_per_instance_box_consistency_loss` of the originals'
     deepmac_meta_arch.py. Logits on a box's grid are there cropped once more, by the box's place in the image, before
@@ -88,14 +86,7 @@ class MaskLoss:
     a part of the box's mask with ones. We do the same, for the same results; with whole images nothing is cropped.
     """
 
-    cross_entropy_weight: float
-    dice_weight: float
-    box_consistency_weight: float = 0.0
-    crop_frame: BoxFrame | None = "corner"
-
-    def __post_init__(self) -> None:
-        if not self._mask_weights():
-            raise ValueError("cross_entropy_weight and dice_weight are both 0: the mask head would learn nothing")
+    config: DeepMACConfig
 
     def __call__(
         self,
@@ -122,10 +113,10 @@ class MaskLoss:
             for name, weight in self._mask_weights().items():
                 per_instance = MASK_LOSSES[name](with_mask, instances.masks)
                 losses.setdefault(name, []).append(weight * mean_per_image(per_instance, image_index, num_images))
-            if self.box_consistency_weight:
+            if self.config.box_consistency_weight:
                 per_instance = self.box_consistency(logits, instances, frame_size)
-                value = self.box_consistency_weight * mean_per_image(per_instance, instances.image_index, num_images)
-                losses.setdefault("box_consistency", []).append(value)
+                mean = mean_per_image(per_instance, instances.image_index, num_images)
+                losses.setdefault("box_consistency", []).append(self.config.box_consistency_weight * mean)
         return {name: torch.stack(values).mean() for name, values in losses.items()}
 
     def box_consistency(
@@ -133,11 +124,11 @@ class MaskLoss:
     ) -> Float[Tensor, " n"]:
         """The unweighted box-consistency loss of each instance; the arguments are those of the call."""
         filled = fill_boxes(instances.true_boxes, frame_size, (logits.shape[-2], logits.shape[-1]))
-        if self.crop_frame is not None:
+        if not self.config.predict_full_resolution_masks:
             own = torch.arange(len(logits), device=logits.device)
             logits, filled = (
                 crop_and_resize(
-                    maps[:, None], instances.boxes, own, frame_size, logits.shape[-1], self.crop_frame
+                    maps[:, None], instances.boxes, own, frame_size, logits.shape[-1], self.config.box_frame
                 ).squeeze(1)
                 for maps in (logits, filled)
             )
@@ -145,7 +136,7 @@ class MaskLoss:
         return torch.stack(losses).sum(dim=0)
 
     def _mask_weights(self) -> dict[str, float]:
-        weights = {"mask_cross_entropy": self.cross_entropy_weight, "mask_dice": self.dice_weight}
+        weights = {"mask_cross_entropy": self.config.cross_entropy_weight, "mask_dice": self.config.dice_weight}
         return {name: weight for name, weight in weights.items() if weight}
 
 

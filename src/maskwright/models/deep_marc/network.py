@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPH
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from maskwright.models.roi_heads import BoxPredictor, LevelCrop, ProposalHead, RoIHeads, Sample, crop_levels
-from maskwright.nn.detection_backbones import Padding, create_detection_backbone
+from maskwright.models.deep_marc.config import DeepMARCConfig
+from maskwright.models.deep_marc.roi_heads import BoxPredictor, LevelCrop, ProposalHead, RoIHeads, Sample, crop_levels
+from maskwright.models.family import Detections, check_divisor
+from maskwright.nn.detection_backbones import create_detection_backbone
 from maskwright.nn.mask_heads import create_mask_head
 
 Maps = tuple[Tensor, ...]
 """One map [B, C, H / 2 ** l, W / 2 ** l] per level l of the backbone, finest first."""
-
-BoxHead = Literal["4conv1fc", "2fc"]
 
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
 _BOX_CROP_SIZE = 7
@@ -29,73 +29,42 @@ _EVERY_DETECTION = 1_000_000  # the caller cuts
 
 
 class DeepMARCNetwork(nn.Module):
-    """The backbone, the two stages of the detector, and the mask head; the arguments are those of `DeepMARC`.
+    """The backbone, the two stages of the detector, and the mask head.
 
     Source: official/projects/deepmac_maskrcnn, `DeepMaskRCNNModel`; departures: see `DeepMARC`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        backbone: str,
-        pretrained_backbone: bool,
-        padding: Padding,
-        frozen_levels: int,
-        drop_path_rate: float,
-        anchor_scale: float,
-        num_anchor_scales: int,
-        box_head: BoxHead,
-        num_proposals: int,
-        num_box_samples: int,
-        min_box_score: float,
-        mask_head: str,
-        mask_head_width: int,
-        mask_size: int,
-        mask_upsample: int,
-        class_agnostic_masks: bool,
-        norm_momentum: float,
-        norm_epsilon: float,
-        trunk_norm_epsilon: float | None,
-        mask_norm_momentum: float,
-        width: float,
-    ) -> None:
+    def __init__(self, config: DeepMARCConfig) -> None:
         super().__init__()
+        self.config = config
         self.backbone = create_detection_backbone(
-            backbone,
-            width,
-            norm_momentum,
-            norm_epsilon,
-            pretrained_backbone,
-            padding,
-            frozen_levels,
-            trunk_norm_epsilon,
-            drop_path_rate,
+            config.backbone,
+            config.width,
+            config.norm_momentum,
+            config.norm_epsilon,
+            config.pretrained_backbone,
+            config.padding,
+            config.frozen_levels,
+            config.trunk_norm_epsilon,
+            config.drop_path_rate,
         )
-        self.class_agnostic_masks = class_agnostic_masks
-        self.mask_size = mask_size
-        channels, levels = self.backbone.out_channels, self.backbone.levels
-        self.finest_level = levels[0]
-        scales = [anchor_scale * 2 ** (scale / num_anchor_scales) for scale in range(num_anchor_scales)]
-        sizes = tuple(tuple(scale * 2**level for scale in scales) for level in levels)
-        self.proposals = _proposal_network(channels, sizes, num_proposals)
-        norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
-        head, hidden = _create_box_head(box_head, channels, width, norm)
-        predictor = BoxPredictor(hidden, 1 + num_classes)
-        crop = LevelCrop(_BOX_CROP_SIZE, self.finest_level)
-        self.roi_heads = _second_stage(crop, head, predictor, num_box_samples, min_box_score)
-        head_width, num_masks = max(1, round(mask_head_width * width)), 1 if class_agnostic_masks else num_classes
+        self.finest_level = self.backbone.levels[0]
+        self.proposals = _proposal_network(config, self.backbone.out_channels, self.backbone.levels)
+        self.roi_heads = _second_stage(config, self.backbone.out_channels, self.finest_level)
         self.mask_head = create_mask_head(
-            mask_head, channels, head_width, num_masks, mask_upsample, mask_size, mask_norm_momentum, norm_epsilon
+            config.mask_head,
+            self.backbone.out_channels,
+            max(1, round(config.mask_head_width * config.width)),
+            1 if config.class_agnostic_masks else config.num_classes,
+            config.mask_upsample,
+            config.mask_size,
+            config.mask_norm_momentum,
+            config.norm_epsilon,
         )
-        divisor = self.mask_head.size_divisor
-        if mask_size % divisor:
-            raise ValueError(
-                f"mask_size must be a multiple of {divisor} for mask head {mask_head!r}, but got {mask_size}"
-            )
+        check_divisor("mask_size", config.mask_size, self.mask_head.size_divisor, f"mask head {config.mask_head!r}")
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
-        """The pyramid, in float32: torchvision makes the anchors in its number format (see `ProposalHead`)."""
+        """The pyramid, in float32: torchvision makes the anchors in the dtype of the maps (see `ProposalHead`)."""
         return tuple(level.float() for level in self.backbone(batch).values())
 
     def detector_losses(
@@ -114,17 +83,17 @@ class DeepMARCNetwork(nn.Module):
         names = {"proposal_class": "loss_objectness", "proposal_regression": "loss_rpn_box_reg"}
         return {name: first[theirs] for name, theirs in names.items()} | second, samples
 
-    def detect(self, maps: Maps, image_sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per image boxes [N, 4] (xyxy, pixels of the network input), labels [N] from 0, and scores [N], falling.
+    def detect(self, maps: Maps, image_sizes: list[tuple[int, int]]) -> Detections:
+        """The detections of each image.
 
         Args:
             maps: of `maps`, in eval mode.
-            image_sizes: per image (height, width) of its part of the network input; boxes are cut off there.
+            image_sizes: per image (height, width) of its part of the network input; boxes are clipped to it.
         """
         proposals, _ = self.proposals(self._image_list(maps, image_sizes), self._levels(maps))
         found, _ = self.roi_heads(maps, proposals, image_sizes)
         boxes, labels, scores = ([one[name] for one in found] for name in ("boxes", "labels", "scores"))
-        return boxes, [label - 1 for label in labels], scores
+        return Detections(boxes, [label - 1 for label in labels], scores)
 
     def mask_logits(
         self,
@@ -142,8 +111,8 @@ class DeepMARCNetwork(nn.Module):
             labels: the class whose mask is wanted, from 0. Left out, a network with one mask per class takes
                 the class that its box head finds most likely; one with class-agnostic masks needs none.
         """
-        logits = self.mask_head(crop_levels(maps, boxes, image_index, self.mask_size, self.finest_level))
-        if self.class_agnostic_masks:
+        logits = self.mask_head(crop_levels(maps, boxes, image_index, self.config.mask_size, self.finest_level))
+        if self.config.class_agnostic_masks:
             return logits.squeeze(1)
         if labels is None:
             labels = self.likeliest_class(maps, boxes, image_index)
@@ -166,50 +135,46 @@ class DeepMARCNetwork(nn.Module):
         return {str(self.finest_level + index): level for index, level in enumerate(maps)}
 
 
-def _proposal_network(
-    channels: int, anchor_sizes: tuple[tuple[float, ...], ...], num_proposals: int
-) -> RegionProposalNetwork:
+def _proposal_network(config: DeepMARCConfig, channels: int, levels: Sequence[int]) -> RegionProposalNetwork:
     """The first stage; the anchors of each level have all of its sizes in all aspect ratios."""
-    ratios = (_ASPECT_RATIOS,) * len(anchor_sizes)
+    count = config.num_anchor_scales
+    scales = [config.anchor_scale * 2 ** (scale / count) for scale in range(count)]
+    sizes = tuple(tuple(scale * 2**level for scale in scales) for level in levels)
+    ratios = (_ASPECT_RATIOS,) * len(levels)
     return RegionProposalNetwork(
-        AnchorGenerator(anchor_sizes, ratios),  # pyright: ignore[reportArgumentType]
-        ProposalHead(channels, len(anchor_sizes[0]) * len(_ASPECT_RATIOS)),
+        AnchorGenerator(sizes, ratios),  # pyright: ignore[reportArgumentType]
+        ProposalHead(channels, count * len(_ASPECT_RATIOS)),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n={"training": 2 * num_proposals, "testing": num_proposals},
-        post_nms_top_n={"training": num_proposals, "testing": num_proposals},
+        pre_nms_top_n={"training": 2 * config.num_proposals, "testing": config.num_proposals},
+        post_nms_top_n={"training": config.num_proposals, "testing": config.num_proposals},
         nms_thresh=0.7,
     )
 
 
-def _second_stage(
-    crop: LevelCrop, head: nn.Module, predictor: BoxPredictor, num_box_samples: int, min_box_score: float
-) -> RoIHeads:
+def _second_stage(config: DeepMARCConfig, channels: int, finest_level: int) -> RoIHeads:
+    head, hidden = _create_box_head(config, channels)
     return RoIHeads(
-        crop,
+        LevelCrop(_BOX_CROP_SIZE, finest_level),
         head,
-        predictor,
+        BoxPredictor(hidden, 1 + config.num_classes),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=num_box_samples,
+        batch_size_per_image=config.num_box_samples,
         positive_fraction=0.25,
         bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-        score_thresh=min_box_score,
+        score_thresh=config.min_box_score,
         nms_thresh=0.5,
         detections_per_img=_EVERY_DETECTION,
     )
 
 
-def _create_box_head(
-    name: BoxHead, channels: int, width: float, norm: partial[nn.BatchNorm2d]
-) -> tuple[nn.Module, int]:
-    """The box head `name` and the length of its output vectors."""
-    if name not in get_args(BoxHead):
-        raise ValueError(f"box_head must be one of {', '.join(get_args(BoxHead))}, but got {name!r}")
-    hidden, convolved = (max(1, round(number * width)) for number in (_BOX_HEAD_HIDDEN, _BOX_HEAD_CHANNELS))
-    size = (channels, _BOX_CROP_SIZE, _BOX_CROP_SIZE)
-    if name == "2fc":
+def _create_box_head(config: DeepMARCConfig, channels: int) -> tuple[nn.Module, int]:
+    """The box head and the length of its output vectors."""
+    hidden, convolved = (max(1, round(number * config.width)) for number in (_BOX_HEAD_HIDDEN, _BOX_HEAD_CHANNELS))
+    if config.box_head == "2fc":
         return TwoMLPHead(channels * _BOX_CROP_SIZE**2, hidden), hidden
-    return FastRCNNConvFCHead(size, [convolved] * 4, [hidden], norm), hidden
+    norm = partial(nn.BatchNorm2d, eps=config.norm_epsilon, momentum=config.norm_momentum)
+    return FastRCNNConvFCHead((channels, _BOX_CROP_SIZE, _BOX_CROP_SIZE), [convolved] * 4, [hidden], norm), hidden

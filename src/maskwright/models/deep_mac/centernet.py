@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from maskwright.models.deep_mac.config import DeepMACConfig
+from maskwright.models.family import Detections
 from maskwright.nn.layers import FullPrecisionConv2d, prediction_head
 from maskwright.ops.heatmap import (
     center_cells,
@@ -29,7 +31,7 @@ CENTER_BIAS = -2.19
 
 
 class CenterNetMaps(NamedTuple):
-    """What the heads say of a batch, one value per cell of the map.
+    """The outputs of the heads for a batch, one value per cell of the map.
 
     center: logits [B, C, Hf, Wf] of an object of each class being centred in the cell.
     size: [B, 2, Hf, Wf], height and width of that object, in cells.
@@ -44,8 +46,7 @@ class CenterNetMaps(NamedTuple):
 class CenterNetHeads(nn.Module):
     """The three heads on one feature map: tensors in, tensors out.
 
-    Their outputs are computed in float32 under autocast, too: bfloat16 places an edge no better than to the 256th part
-    of the box.
+    Their outputs are float32 under autocast, too: bfloat16 rounds the position of an edge to 1/256 of the box.
 
     Args:
         in_channels: of the feature map.
@@ -55,7 +56,7 @@ class CenterNetHeads(nn.Module):
     Source: `object_center`, `box/scale` and `box/offset` of the originals' center_net_meta_arch.py.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden: int = 256) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int) -> None:
         super().__init__()
         self.center = prediction_head(in_channels, hidden, num_classes, output=FullPrecisionConv2d)
         nn.init.constant_(self.center.get_parameter("2.bias"), CENTER_BIAS)
@@ -71,18 +72,10 @@ class CenterNetHeads(nn.Module):
 class CenterNetLoss:
     """The weighted losses of the maps of all stacks against boxes.
 
-    center_weight: of the focal loss of the centre maps.
-    size_weight: of the L1 loss of heights and widths, which are in cells.
-    offset_weight: of the L1 loss of the offsets.
-    min_overlap: the IoU that sets the radius of the Gaussians (`ops.heatmap.gaussian_radius`).
-
     Source: CenterNetMetaArch.loss of the originals; arXiv 1904.07850, section 3.
     """
 
-    center_weight: float = 1.0
-    size_weight: float = 0.1
-    offset_weight: float = 1.0
-    min_overlap: float = 0.7
+    config: DeepMACConfig
 
     def __call__(
         self,
@@ -101,17 +94,17 @@ class CenterNetLoss:
             image_sizes: per image (height, width) of what is image in the input; cells of padding count for nothing.
             stride: pixels per cell.
 
-        The number is that of this batch in this process, at least 1. The originals' is that of one replica: with one
-        image per replica (their 1024 models) images weigh alike there, and here boxes.
+        The number of boxes is that of this batch in this process, at least 1. The originals' is that of one replica:
+        with one image per replica (their 1024 models) images have equal weight there, and boxes here.
         """
         device, (_, num_classes, height, width) = stacks[0].center.device, stacks[0].center.shape
         map_size = (height, width)
         in_cells = [(b / stride).to(device) for b in boxes]
-        of_class = [label.to(device) for label in labels]
+        on_device = [label.to(device) for label in labels]
         heatmap = torch.stack(
             [
-                center_heatmap(b, label, num_classes, map_size, self.min_overlap)
-                for b, label in zip(in_cells, of_class, strict=True)
+                center_heatmap(b, label, num_classes, map_size, self.config.min_box_overlap)
+                for b, label in zip(in_cells, on_device, strict=True)
             ]
         )
         valid = valid_cells(image_sizes, map_size, stride).to(device)
@@ -129,9 +122,9 @@ class CenterNetLoss:
         ]
         center, size, offset = (torch.stack(part).mean() / max(1, len(all_boxes)) for part in zip(*parts, strict=True))
         return {
-            "object_center": self.center_weight * center,
-            "box_size": self.size_weight * size,
-            "box_offset": self.offset_weight * offset,
+            "object_center": self.config.object_center_weight * center,
+            "box_size": self.config.box_size_weight * size,
+            "box_offset": self.config.box_offset_weight * offset,
         }
 
 
@@ -148,19 +141,6 @@ def valid_cells(
     return rows & columns
 
 
-class Detections(NamedTuple):
-    """The highest peaks of each image, from the highest score down; a score of 0 is no peak at all.
-
-    boxes: [B, K, 4] xyxy, pixels of the network input, clipped to it; one may have no extent.
-    labels: [B, K].
-    scores: [B, K], in 0..1.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-
-
 def decode(maps: CenterNetMaps, image_sizes: Sequence[tuple[int, int]], stride: int, max_detections: int) -> Detections:
     """Boxes from maps: the peaks of the centre maps, the highest of all classes, each with its size and offset.
 
@@ -169,6 +149,10 @@ def decode(maps: CenterNetMaps, image_sizes: Sequence[tuple[int, int]], stride: 
         image_sizes: per image (height, width) of what is image in the input.
         stride: pixels per cell.
         max_detections: K, at most; fewer where the maps have fewer values.
+
+    Returns:
+        `boxes` [B, K, 4], clipped to the network input, of which some may have no extent; `labels` [B, K]; `scores`
+        [B, K], where 0 is no peak.
 
     Cells whose *index* exceeds the image's size in *pixels* are no peaks. This is the originals' comparison, kept
     for the same results: it leaves out padding only of images smaller than the map.

@@ -42,7 +42,7 @@ torch.save(dict(model.named_parameters()), f"{folder}/rank{rank}.pt")
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over files")
 def test_two_processes_keep_the_same_weights(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
-    shared = str(Path(__file__).parent)
+    shared = str(Path(__file__).parents[1])
     ranks = [
         subprocess.Popen([*command, str(rank), str(tmp_path), shared], stderr=subprocess.PIPE) for rank in range(2)
     ]

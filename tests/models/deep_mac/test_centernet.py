@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from maskwright.models.centernet import CenterNetHeads, CenterNetLoss, CenterNetMaps, decode, valid_cells
+from maskwright.models.deep_mac import DeepMACConfig
+from maskwright.models.deep_mac.centernet import CenterNetHeads, CenterNetLoss, CenterNetMaps, decode, valid_cells
 from maskwright.ops.heatmap import center_cells, center_heatmap, size_and_offset_targets
 
 STRIDE = 4
@@ -42,7 +43,7 @@ def test_heads_give_maps_of_the_feature_s_size_and_expect_few_objects():
 
 def test_losses_by_hand():
     """Maps of zeros: every probability is a half, every size and offset 0."""
-    losses = CenterNetLoss()([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
+    losses = CenterNetLoss(DeepMACConfig())([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
     # Centres (1.875, 1.875) and (4.125, 6) in cells, (y, x); sizes (2.25, 2.75) and (3.75, 3.5).
     assert losses["box_size"].item() == pytest.approx(0.1 * (2.25 + 2.75 + 3.75 + 3.5) / 2)
     assert losses["box_offset"].item() == pytest.approx((0.875 + 0.875 + 0.125 + 0) / 2)
@@ -52,27 +53,31 @@ def test_losses_by_hand():
 
 
 def test_weights_and_overlap_are_values():
-    usual = CenterNetLoss()([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
-    other = CenterNetLoss(2.0, 0.3, 4.0, 0.7)([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
+    usual = CenterNetLoss(DeepMACConfig())([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
+    other = CenterNetLoss(DeepMACConfig(object_center_weight=2.0, box_size_weight=0.3, box_offset_weight=4.0))(
+        [zeros()], [BOXES], [LABELS], [SIZE], STRIDE
+    )
     factors = {"object_center": 2, "box_size": 3, "box_offset": 4}
     assert {k: other[k].item() for k in other} == pytest.approx({k: v.item() * factors[k] for k, v in usual.items()})
     boxes = torch.tensor([[0.0, 0.0, 96.0, 96.0]])
     wide, narrow = (
-        CenterNetLoss(min_overlap=overlap)([zeros(cells=(24, 24))], [boxes], [LABELS[:1]], [(96, 96)], STRIDE)
+        CenterNetLoss(DeepMACConfig(min_box_overlap=overlap))(
+            [zeros(cells=(24, 24))], [boxes], [LABELS[:1]], [(96, 96)], STRIDE
+        )
         for overlap in (0.3, 0.9)
     )
     assert wide["object_center"] < narrow["object_center"]
 
 
 def test_the_number_of_boxes_of_the_batch_divides_and_stacks_are_averaged():
-    one = CenterNetLoss()([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
-    two = CenterNetLoss()([zeros(images=2)] * 2, [BOXES, BOXES], [LABELS, LABELS], [SIZE, SIZE], STRIDE)
+    one = CenterNetLoss(DeepMACConfig())([zeros()], [BOXES], [LABELS], [SIZE], STRIDE)
+    two = CenterNetLoss(DeepMACConfig())([zeros(images=2)] * 2, [BOXES, BOXES], [LABELS, LABELS], [SIZE, SIZE], STRIDE)
     torch.testing.assert_close(two, one)
-    batch = CenterNetLoss()([zeros(images=2)], [BOXES, NONE[0]], [LABELS, NONE[1]], [SIZE, SIZE], STRIDE)
+    batch = CenterNetLoss(DeepMACConfig())([zeros(images=2)], [BOXES, NONE[0]], [LABELS, NONE[1]], [SIZE, SIZE], STRIDE)
     torch.testing.assert_close(batch["box_size"], one["box_size"])
     maps = zeros()._replace(size=torch.full((1, 2, 6, 8), 100.0))
-    uneven = CenterNetLoss()([zeros(), maps], [BOXES], [LABELS], [SIZE], STRIDE)
-    alone = CenterNetLoss()([maps], [BOXES], [LABELS], [SIZE], STRIDE)
+    uneven = CenterNetLoss(DeepMACConfig())([zeros(), maps], [BOXES], [LABELS], [SIZE], STRIDE)
+    alone = CenterNetLoss(DeepMACConfig())([maps], [BOXES], [LABELS], [SIZE], STRIDE)
     torch.testing.assert_close(uneven["box_size"], (one["box_size"] + alone["box_size"]) / 2)
 
 
@@ -82,13 +87,13 @@ def test_padding_does_not_count():
     maps = zeros()
     maps.center[..., 3:, :] = 5.0
     maps.center[..., 5:] = 5.0
-    loss = CenterNetLoss()([maps], [NONE[0]], [NONE[1]], [(9, 17)], STRIDE)["object_center"]
+    loss = CenterNetLoss(DeepMACConfig())([maps], [NONE[0]], [NONE[1]], [(9, 17)], STRIDE)["object_center"]
     assert loss.item() == pytest.approx(2 * 15 * 0.25 * math.log(2), rel=1e-5)
 
 
 def test_what_was_learnt_by_heart_costs_nothing_and_decodes_to_the_boxes():
     maps = perfect(BOXES, LABELS)
-    losses = CenterNetLoss()([maps], [BOXES], [LABELS], [SIZE], STRIDE)
+    losses = CenterNetLoss(DeepMACConfig())([maps], [BOXES], [LABELS], [SIZE], STRIDE)
     assert losses["box_size"] == 0
     assert losses["box_offset"] == 0
     # The Gaussians' own flanks are penalised, (1 - t)^4 t^2, but next to no more.
@@ -125,7 +130,7 @@ def test_every_parameter_has_a_gradient_with_any_number_of_boxes(count):
     heads = torch.nn.ModuleList(CenterNetHeads(4, 2, 16) for _ in range(2))
     features = torch.randn(1, 4, 6, 8)
     boxes, labels = torch.cat([BOXES, BOXES[:1] + 7])[:count], torch.tensor([1, 0, 0])[:count]
-    losses = CenterNetLoss()([h(features) for h in heads], [boxes], [labels], [SIZE], STRIDE)
+    losses = CenterNetLoss(DeepMACConfig())([h(features) for h in heads], [boxes], [labels], [SIZE], STRIDE)
     total = torch.stack(list(losses.values())).sum()
     assert torch.isfinite(total)
     total.backward()

@@ -204,7 +204,7 @@ def test_images_are_resized_as_the_model_says():
         model.network.maps = lambda batch, maps=maps: batches.append(batch) or maps(batch)
         with torch.inference_mode():
             model.eval().encode([stripes])
-    mean, std = (torch.tensor(model.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(getattr(model.config, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     averaged, sampled = (batch[0] * std + mean for batch in batches)
     torch.testing.assert_close(averaged[..., 1:-1], torch.full((3, 128, 126), 0.25), atol=0.05, rtol=0)
     torch.testing.assert_close(sampled, torch.ones(3, 128, 128))  # every fourth column
