@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ _SECTIONS = ("data", "optimizer", "trainer")
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package, such as `deep_mac/tiny`."""
-    return sorted(f"{family.name}/{Path(file.name).stem}" for family, file in _shipped())
+    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
+    shipped = [f"{folder.name}/{file.name}" for folder in folders for file in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in shipped if name.endswith(".yaml"))
 
 
 def recipe_parser(family: str) -> ArgumentParser:
@@ -94,9 +95,9 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as the text of a YAML file that `resolve_recipe` reads back to the same values."""
-    values = {"family": recipe.family, "model": recipe.model}
-    values |= {section: asdict(getattr(recipe, section)) for section in _SECTIONS}
-    return yaml.safe_dump(_without_tuples(values), sort_keys=False, default_flow_style=False)
+    values = asdict(recipe)
+    del values["name"]
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
 
 
 def _parser(description: str) -> ArgumentParser:
@@ -112,11 +113,6 @@ def _parser(description: str) -> ArgumentParser:
 def _section_classes(family: str) -> dict[str, type[Any]]:
     """The class of each section's values; what the data are depends on what the family's models find."""
     return {"data": DATA_OPTIONS[family_class(family).task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
-
-
-def _shipped() -> list[tuple[Traversable, Traversable]]:
-    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
-    return [(folder, file) for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
 
 
 def _read_with_base(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
@@ -180,11 +176,3 @@ def _one_sentence(error: ArgumentError) -> str:
     text = " ".join(str(error).split()).replace("typing.", "")
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
-
-
-def _without_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_tuples(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_tuples(entry) for entry in value]
-    return value

@@ -63,16 +63,12 @@ class TrainingTask(LightningModule):
         """The objective under `loss`, and each weighted loss by name under `losses` (detached)."""
         images, targets = batch
         losses: dict[str, Tensor] = self.model(images, targets)
-        total = torch.stack(list(losses.values())).sum()
-        parts = {name: loss.detach() for name, loss in losses.items()}
-        self.log_dict({f"train/{name}": loss for name, loss in parts.items()}, batch_size=len(images))
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log("learning_rate", self._learning_rate(), batch_size=len(images))
-        return {"loss": total, "losses": {"loss": total.detach(), **parts}}
-
-    def _learning_rate(self) -> float:
-        options = self._optimizer_options
-        return options.learning_rate * learning_rate_factor(self.global_step, options=options, steps=self._steps)
+        objective = torch.stack(list(losses.values())).sum()
+        detached = {"loss": objective.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        self.log_dict({f"train/{name}": loss for name, loss in detached.items()}, batch_size=len(images))
+        factor = learning_rate_factor(self.global_step, options=self._optimizer_options, steps=self._steps)
+        self.log("learning_rate", self._optimizer_options.learning_rate * factor, batch_size=len(images))
+        return {"loss": objective, "losses": detached}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's images."""
