@@ -37,9 +37,8 @@ from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import BoxPrompted, SegmentationModel
-from maskwright.training.checkpoints import read_step
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run_folder import LAST_CHECKPOINT, LAST_WEIGHTS, RECIPE, check_resumable
+from maskwright.training.run_folder import LAST_CHECKPOINT, LAST_WEIGHTS, RECIPE, check_resumable, read_step
 
 MEMORISE = {
     "data.scale": "null",  # the scale of training is that of inference

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from maskwright.evaluation.report import format_table
 from maskwright.models.hub import BUNDLED, bundled_names, family_class
 from maskwright.structures import Task
-from maskwright.training.recipes import recipe_names, resolve_recipe
+from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
 
 # A recipe that leaves its classes to the annotation file is counted with as many as COCO has.
 _ASSUMED_CLASSES: dict[Task, int] = {"instance": 80, "panoptic": 133}
@@ -28,6 +28,15 @@ def list_models() -> None:
     print(format_table(["bundled model", "family", "parameters", "size"], models or [["none", "", "", ""]]))
     print()
     print(format_table(["recipe", "family", "parameters"], [_recipe_row(name) for name in recipe_names()]))
+
+
+def print_recipe(name_or_path: str) -> None:
+    """Print a recipe as YAML with all of its values, those of its base and the defaults too.
+
+    Raises:
+        UserError: no such recipe, or it cannot be used.
+    """
+    print(recipe_yaml(resolve_recipe(name_or_path)), end="")
 
 
 def _bundled_row(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another model, whose classes may be others."""
+"""Start a run from the weights of another model, whose classes may differ."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Category, SegmentationModel
 
-# Values of which another line tells, or that change nothing about what the same tensors predict.
+# Values that are reported separately, or that do not change what the same tensors predict.
 _TOLD_OTHERWISE = {"categories", "mask_classes", "detector", "image_size", "mask_chunk_size"}
 
 
 def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     """Copy the weights of another model of the family into `model`.
 
-    Every tensor must fit by name and shape, but for two things, each told on stderr if `announce`:
-    the layers of the classes (`SegmentationModel.class_layers`), where the categories differ: rows of classes of the
-    same name (or its synonym) are copied, the others stay as they were initialised; and whole parts of the network
-    that only one of the two models has, such as a detector: what `model` lacks is left out, what `source` lacks
-    stays as it was initialised.
+    Every tensor must fit by name and shape, with two exceptions, each reported on stderr if `announce`:
 
-    Constructor values that do not change the shapes (`channel_order`, say) may differ. Those with which the same
-    tensors mean something else are told in one line on stderr, so that nobody takes them for the same by mistake;
-    those of training alone are not.
+    - The layers of the classes (`SegmentationModel.class_layers`), where the categories differ: rows of classes with
+      the same name (or a synonym) are copied, the others keep their random weights.
+    - Whole parts of the network that only one of the two models has, such as a detector: what `model` lacks is left
+      out, what `source` lacks keeps its random weights.
+
+    Values of the configuration that do not change the shapes (`channel_order`, say) may differ. Those that change what
+    the tensors mean are listed in one line on stderr; those that matter in training only are not.
 
     Args:
         model: with its first, random weights.

@@ -1,4 +1,4 @@
-"""The sections `data`, `optimizer` and `trainer` of a recipe: plain values, each documented where it stands."""
+"""A recipe and its sections `data`, `optimizer` and `trainer`: each value with its default, meaning and check."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DataOptions:
         images: folder of the training images.
         annotations: annotation file of the training images: COCO instances, with boxes for every class and masks for
             some, or COCO panoptic where the model finds panoptic maps.
-        validation_images: folder of the validation images; left out, `images`.
+        validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
             and never trained on when there is no `validation_annotations`.
@@ -208,11 +208,11 @@ class OptimizerOptions:
         betas: adam's and adamw's decay rates of the two moments.
         epsilon: adam's and adamw's term in the denominator.
         momentum: share of the earlier gradients that sgd keeps at each step.
-        schedule: how the rate goes on after the warm-up. `constant` stays; `cosine` falls to zero from the end of
+        schedule: the learning rate after the warm-up. `constant` stays; `cosine` falls to zero from the end of
             the warm-up to the last step; `step` is multiplied by `step_factor` after each of `step_boundaries`;
             `polynomial` is (1 - step / steps) ** `polynomial_power`, counted from the first step of the run, so
             that it is a little below the peak when the warm-up ends.
-        step_boundaries: of `step`, in optimizer steps, rising; the boundary itself has still the earlier rate.
+        step_boundaries: of `step`, in optimizer steps, rising; a boundary itself still has the earlier rate.
         step_factor: of `step`.
         polynomial_power: of `polynomial`.
         warmup_steps: steps of linear warm-up.
@@ -245,14 +245,14 @@ class OptimizerOptions:
         if any(step < 1 for step in boundaries) or boundaries != sorted(set(boundaries)):
             raise UserError(f"optimizer.step_boundaries must be rising steps of at least 1, but got {boundaries}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must lie in 0..1 (1 left out), but got {list(self.betas)}")
+            raise UserError(f"optimizer.betas must lie in 0..1 (1 excluded), but got {list(self.betas)}")
         if self.warmup_start_factor is not None and not 0 <= self.warmup_start_factor <= 1:
             raise UserError(f"optimizer.warmup_start_factor must lie in 0..1, but got {self.warmup_start_factor}")
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How long, on what, and what is written down.
+    """How long to train, on what devices, and what is written.
 
     Attributes:
         steps: optimizer steps of the whole run.
@@ -273,8 +273,8 @@ class TrainerOptions:
         devices: `auto` or the number of devices (processes on a CPU) per machine.
         num_nodes: machines.
         strategy: Lightning's name of the parallel strategy, `auto` or `ddp` for instance.
-        sync_batchnorm: batch norms take the statistics of all devices together (on GPUs; on a CPU torch has no
-            such norms, and each process takes its own).
+        sync_batchnorm: batch norms take the statistics over all devices (on GPUs only; on a CPU each process takes
+            its own).
         channels_last: keep images and weights in channels-last memory order (faster on most GPUs).
     """
 
@@ -306,14 +306,15 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment, completely: what `maskwright train` runs and what lies beside every result.
+    """One experiment with all of its values: what `maskwright train` runs, and saves with every run.
 
     Attributes:
         family: name of the model's family.
-        model: the constructor's values by name, all but `mask_classes`, which `data.mask_classes` decides.
+        model: the values of the family's config by name, without `mask_classes`. They become a config once the data
+            sets are open, which decide the classes.
         data: what is learnt from; its class is `DATA_OPTIONS` of the family's task.
         optimizer: how the weights follow the gradient.
-        trainer: how long, on what, and what is written down.
+        trainer: how long to train, on what devices, and what is written.
         name: where the recipe comes from: its name in the package or the stem of its file.
     """
 
