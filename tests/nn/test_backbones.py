@@ -136,7 +136,7 @@ def test_frozen_levels_keep_their_weights_and_statistics(name):
     [
         ("resnet52_fpn", {}, r"unknown backbone 'resnet52_fpn'; known are resnet18_fpn, .*spinenet190"),
         ("resnet50_fpn", {"width": -1.0}, "width of a backbone must be positive, but got"),
-        ("resnet50_fpn", {"frozen_levels": 5}, "frozen_levels of a backbone must be 0 to 4, but got 5"),
+        ("resnet50_fpn", {"frozen_levels": 5}, "frozen_levels of a backbone must lie in 0..4, but got 5"),
         ("resnet18_fpn", {"trunk_norm_epsilon": 0.0}, "trunk_norm_epsilon must be above 0, but got 0.0"),
         ("resnet50_fpn", {"width": 1.0, "pretrained": True, "padding": "same"}, "padding 'symmetric' only, but got"),
         ("spinenet49", {"width": 1.0, "pretrained": True}, "no ImageNet weights for spinenet49; set pretrained to"),

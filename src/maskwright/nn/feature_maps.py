@@ -56,7 +56,7 @@ class BackboneOptions:
                 f"ImageNet weights fit width 1 and padding 'symmetric' only, but got {self.width} and {self.padding!r}"
             )
         if not 0 <= self.frozen_levels <= len(TRUNK_STRIDES):
-            raise ValueError(f"frozen_levels of a backbone must be 0 to 4, but got {self.frozen_levels}")
+            raise ValueError(f"frozen_levels of a backbone must lie in 0..4, but got {self.frozen_levels}")
         if self.trunk_norm_epsilon is not None and self.trunk_norm_epsilon <= 0:
             raise ValueError(f"trunk_norm_epsilon must be above 0, but got {self.trunk_norm_epsilon}")
 
