@@ -40,7 +40,7 @@ def setting(
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     metadata = {
         "limits": limits,
-        "one_of": tuple(one_of),
+        "one_of": one_of,  # the registry itself: names may be added to it
         "training_only": training_only or initial_only,
         "initial_only": initial_only,
     }
@@ -136,10 +136,12 @@ def _field_types(config_class: type[FamilyConfig]) -> dict[str, tuple[Any, ...]]
 def _check_value(name: str, value: Any, types: tuple[Any, ...], metadata: Mapping[str, Any]) -> None:
     if value is None and NoneType in types:
         return
-    names = metadata.get("one_of") or [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
+    names = list(metadata.get("one_of", ())) or [
+        word for kind in types if get_origin(kind) is Literal for word in get_args(kind)
+    ]
     if names and value not in names:
-        known = [*names, "null"] if NoneType in types else names
-        raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}")
+        known = ", ".join([*names, "null"] if NoneType in types else names)
+        raise ValueError(f"{name} must be one of {known}, but got {value!r}")
     if limits := metadata.get("limits"):
         whole = int in types
         if not _is_number(value, whole=whole) or not _is_inside(value, limits):

@@ -153,11 +153,11 @@ class Family(nn.Module, Generic[Config]):
 
 
 class Detections(NamedTuple):
-    """What a detector finds: a row per image, in each of them the highest score first.
+    """What a detector finds in each image, the highest score first.
 
     boxes: [N, 4] each, xyxy, pixels of the network input.
     labels: [N] each.
-    scores: [N] each, in 0..1; 0 is no detection.
+    scores: [N] each, in 0..1.
     """
 
     boxes: Sequence[Tensor] | Tensor
@@ -304,7 +304,7 @@ class BoxPromptedFamily(Family[Config]):
         boxes, labels, scores = [], [], []
         for each, box, label, score in zip(geometry, *found, strict=True):
             clipped = clip_boxes(boxes_to_original(box, each), each.original_size)
-            kept = (score > 0) & (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+            kept = (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
             first = kept.nonzero().flatten()[:max_detections]
             boxes.append(clipped[first])
             labels.append(label[first])

@@ -101,7 +101,9 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
     ) -> tuple[Maps, Detections]:
         """See `BoxPromptedFamily`."""
         maps, detector_maps = self.network.maps_and_detection(batch)
-        return maps, decode(detector_maps, image_sizes, self.network.backbone.strides[-1], max_detections)
+        found = decode(detector_maps, image_sizes, self.network.backbone.strides[-1], max_detections)
+        peaks = [scores > 0 for scores in found.scores]
+        return maps, Detections(*([row[peak] for row, peak in zip(rows, peaks, strict=True)] for rows in found))
 
     def mask_logits(
         self,
