@@ -102,9 +102,13 @@ class EvaluateOptions:
 
     @cached_property
     def case(self) -> Case:
-        """What is compared with what; `UserError` where the annotation file cannot be read."""
+        """What is compared with what; `UserError` if the annotation file cannot be read, or `images` is missing."""
         if not isinstance(self.model, Predictor) and Path(self.model).suffix == ".json":
             return "files"
+        if self.images is None:
+            raise UserError(
+                "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
+            )
         if is_panoptic(self.annotations):
             return "panoptic"
         return "detections" if self.boxes == "predicted" else "masks"
@@ -165,10 +169,6 @@ def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
     if options.case == "files":
         others = given.keys() - for_maps - {"model", "annotations", "json"}
         reason = f"{options.model} is a file of predictions"
-    elif options.images is None:
-        raise UserError(
-            "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
-        )
     elif options.case == "panoptic":
         others = given.keys() & {"boxes", "seen", "predicted_segmentations"}
         reason = f"a model is evaluated on {options.annotations}, which is a COCO panoptic file"
