@@ -16,6 +16,7 @@ from maskwright.structures import Category, SegmentationModel
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import PanopticDataOptions
 from maskwright.training.recipes import recipe_names, recipe_parser, recipe_yaml, resolve_recipe
+from maskwright.training.run import main
 
 
 def test_command_line_values_win_over_the_file_and_leave_the_rest():
@@ -109,6 +110,14 @@ def test_help_shows_the_recipes_own_values(capsys):
     steps = resolve_recipe("deep_mac/tiny").trainer.steps
     assert f"optimizer steps of the whole run. (type: int, default: {steps})" in said
     assert "--model.pixel_embedding_dim" in said
+
+
+def test_help_without_a_recipe_explains_the_keys_of_all_families(capsys):
+    assert main(["--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "optimizer steps of the whole run. (type: int, default: 1000)" in said
+    for part in ("deep_mac/tiny", "--data.images", "--optimizer.learning_rate", "--resume last"):
+        assert part in said
 
 
 # Recipes with a base.
