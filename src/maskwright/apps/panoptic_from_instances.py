@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from maskwright.data.categories import parse_categories, read_categories
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
 from maskwright.errors import UserError
-from maskwright.structures import Category, PanopticTarget
+from maskwright.structures import Category, EncodedMasks, PanopticTarget
 
 VOID = -1
 
@@ -178,17 +178,24 @@ def _paint_stuff(regions: AnnotationIndex, row: int | None, size: tuple[int, int
                 f"with the instances {size[0]} x {size[1]}; expected the same in both"
             )
         part = np.arange(regions.offsets[row], regions.offsets[row + 1])
-        masks, _ = regions.segmentations.decode(part.tolist(), size)
+        masks = regions.segmentations.encode(part.tolist(), size)
         identities = [regions.categories[place]["id"] for place in regions.category_rows[part]]
         for region in _bottom_to_top(masks):
-            canvas[masks[region].numpy()] = identities[region]
+            _paint(torch.from_numpy(canvas), masks, region, identities[region])
     return canvas
 
 
-def _bottom_to_top(masks: Bool[Tensor, "n h w"]) -> list[int]:
+def _bottom_to_top(masks: EncodedMasks) -> list[int]:
     """The order of painting: larger masks first; of equal ones, the later."""
-    areas = masks.flatten(1).sum(dim=1)
+    areas = masks.areas()
     return sorted(range(len(masks)), key=lambda row: (-int(areas[row]), -row))
+
+
+def _paint(canvas: Int[Tensor, "h w"], masks: EncodedMasks, row: int, value: int) -> None:
+    """Write `value` where the mask `row` is."""
+    mask = masks[torch.tensor([row])]
+    x1, y1, x2, y2 = mask.extents()[0].tolist()
+    canvas[y1:y2, x1:x2][mask.crop(x1, y1, x2, y2)[0]] = value
 
 
 def _entries(
@@ -215,7 +222,8 @@ def _merge(
     """The segments of one image, in the order of their ids: instances, then stuff."""
     height, width = index.image_sizes[row].tolist()
     part = np.arange(index.offsets[row], index.offsets[row + 1])
-    masks, has_mask = index.segmentations.decode(part.tolist(), (height, width))
+    masks = index.segmentations.encode(part.tolist(), (height, width))
+    has_mask = masks.areas() > 0
     boxes, iscrowd = torch.from_numpy(index.boxes[part]), torch.from_numpy(index.iscrowd[part])
     labels = index.category_rows[part].tolist()
     canvas = torch.full((height, width), VOID, dtype=torch.int32)
@@ -226,7 +234,7 @@ def _merge(
         canvas[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = VOID
     order = _bottom_to_top(masks)
     for instance in [row for row in order if iscrowd[row]] + [row for row in order if not iscrowd[row]]:
-        canvas[masks[instance]] = instance
+        _paint(canvas, masks, instance, instance)
     target = PanopticTarget(
         segmentation=canvas,
         labels=torch.tensor(labels, dtype=torch.int64),

@@ -150,12 +150,12 @@ class CocoInstances(CocoDataset):
         pixels = self._read_image(image)
         labels = self._labels(rows)
         annotations = np.where(self._label_has_mask[labels], np.arange(rows.start, rows.stop), -1)
-        masks, has_mask = self._index.segmentations.decode(annotations.tolist(), image.size)
+        masks = self._index.segmentations.encode(annotations.tolist(), image.size)
         return pixels, Target(
             boxes=torch.from_numpy(self._index.boxes[rows].copy()),
             labels=torch.from_numpy(labels),
             masks=masks,
-            has_mask=has_mask,
+            has_mask=masks.areas() > 0,
             iscrowd=torch.from_numpy(self._index.iscrowd[rows].copy()),
             ids=torch.from_numpy(self._index.ids[rows].copy()),
             image_id=image.id,

@@ -1,4 +1,4 @@
-"""COCO segmentations, packed into a few flat arrays and decoded to masks when asked for."""
+"""COCO segmentations, packed into a few flat arrays and turned into masks when asked for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import faster_coco_eval.core.mask as coco_mask
 import numpy as np
-import torch
-from jaxtyping import Bool
-from torch import Tensor
+
+from maskwright.ops.run_lengths import Runs, runs_of_code
+from maskwright.structures import EncodedMasks
 
 NONE, POLYGONS, RUN_LENGTHS = 0, 1, 2
+
+_NO_RUNS = np.zeros((0, 2), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -34,38 +36,27 @@ class Segmentations:
     coordinates: np.ndarray
     counts: np.ndarray
 
-    def decode(
-        self, rows: Sequence[int], image_size: tuple[int, int]
-    ) -> tuple[Bool[Tensor, "n h w"], Bool[Tensor, " n"]]:
-        """The masks of annotations `rows` of one image of `image_size` (height, width), and which have any pixel.
+    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
+        """The masks of annotations `rows` of one image of `image_size` (height, width).
 
         A negative row stands for no segmentation. A segmentation that is malformed or holds no pixel gives an empty
-        plane, as none does. The planes are a transposed view: columns are contiguous, as the COCO tools make them.
+        mask, as none does.
         """
-        height, width = image_size
-        planes = np.zeros((len(rows), width, height), dtype=bool)  # pages that stay zero are never touched
-        filled = np.zeros(len(rows), dtype=bool)
-        for position, row in enumerate(rows):
-            if row < 0 or self.kinds[row] == NONE:
-                continue
-            code = self._encode(row, image_size)
-            try:
-                plane = coco_mask.decode(code).T
-            except (RuntimeError, ValueError):  # the counts are malformed or do not fill the plane exactly
-                continue
-            x, y, box_width, box_height = coco_mask.toBbox(code).astype(int).tolist()
-            filled[position] = box_width > 0 and box_height > 0
-            inside = slice(x, x + box_width), slice(y, y + box_height)
-            planes[position][inside] = plane[inside]
-        return torch.from_numpy(planes).transpose(1, 2), torch.from_numpy(filled)
+        return EncodedMasks([self._runs(row, image_size) for row in rows], image_size)
 
     def covers_pixels(self, row: int, image_size: tuple[int, int]) -> bool:
-        """Whether annotation `row` has a mask with at least one pixel; cheaper than decoding it where it can be."""
-        if self.kinds[row] != POLYGONS:
-            return bool(self.decode([row], image_size)[1][0])
-        return bool(coco_mask.area(self._encode(row, image_size)) > 0)
+        """Whether annotation `row` has a mask with at least one pixel."""
+        return len(self._runs(row, image_size)) > 0
 
-    def _encode(self, row: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    def _runs(self, row: int, image_size: tuple[int, int]) -> Runs:
+        if row < 0 or self.kinds[row] == NONE:
+            return _NO_RUNS
+        try:
+            return runs_of_code(self._code(row, image_size))
+        except ValueError:  # the counts are malformed
+            return _NO_RUNS
+
+    def _code(self, row: int, image_size: tuple[int, int]) -> dict[str, Any]:
         """One annotation as compressed run lengths of `image_size`."""
         height, width = image_size
         start, end = self.ranges[row]
@@ -89,7 +80,7 @@ class SegmentationPacker:
         """Append the value of one annotation's `segmentation` key (null and empty values have no mask).
 
         Returns the reason why it cannot be used, or None where it can; then it is stored as NONE. Compressed
-        counts are not read here (`Segmentations.decode` does).
+        counts are not read here (`Segmentations.encode` does).
         """
         kind, start, end, reason = NONE, 0, 0, None
         if not segmentation:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxFormat
 
 from maskwright.data.dataset import Transforms
-from maskwright.structures import PanopticTarget, Target
+from maskwright.structures import EncodedMasks, PanopticTarget, Target
 
 AnyTarget = TypeVar("AnyTarget", Target, PanopticTarget)
 Step = Callable[[Any, Tensor, Any], tuple[Tensor, Any]]
@@ -213,7 +213,7 @@ class Square:
         boxes = unclipped.clamp(0, self.size)
         is_cut = ((boxes - unclipped).abs() > 0.01).any(dim=1)
         keep = _is_large(boxes, min_box_size)
-        # The planes are large: those that stay are selected and cropped in one step.
+        # The planes may be large: those that stay are selected and cropped in one step.
         masks = self.crop_masks(target["masks"], keep.nonzero()[:, 0])
         target = _select(Target(**{**target, "boxes": boxes, "masks": masks}), keep, ("masks",))
         tight, is_empty = _tight_boxes(masks)
@@ -222,15 +222,18 @@ class Square:
         keep = ~(target["has_mask"] & is_empty) & _is_large(boxes, min_box_size)
         return _select(Target(**{**target, "boxes": boxes}), keep)
 
-    def crop_masks(self, masks: Bool[Tensor, "n h w"], keep: Int64[Tensor, " k"]) -> Bool[Tensor, "k s s"]:
-        """The planes `keep`: each pixel of the result takes the pixel of the image under its centre."""
+    def crop_masks(
+        self, masks: Bool[Tensor, "n h w"] | EncodedMasks, keep: Int64[Tensor, " k"]
+    ) -> Bool[Tensor, "k s s"]:
+        """The masks `keep`: each pixel of the result takes the pixel of the image under its centre."""
         rows, columns = self.inside
-        from_rows, from_columns = self._positions(self.top)[rows].numpy(), self._positions(self.left)[columns].numpy()
-        # Decoded masks are stored column by column: whole columns are gathered first.
-        planes = masks.transpose(1, 2).numpy()
+        from_rows, from_columns = self._positions(self.top)[rows], self._positions(self.left)[columns]
+        if isinstance(masks, EncodedMasks):
+            pixels = masks[keep].sample(from_rows, from_columns)
+        else:
+            pixels = masks[keep[:, None, None], from_rows[:, None], from_columns]
         result = torch.zeros((len(keep), self.size, self.size), dtype=torch.bool)
-        for plane, index in zip(result[:, rows, columns].numpy(), keep.tolist(), strict=True):
-            plane[:] = planes[index].take(from_columns, axis=0).take(from_rows, axis=1).T
+        result[:, rows, columns] = pixels
         return result
 
 

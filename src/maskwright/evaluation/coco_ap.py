@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
-from maskwright.structures import Category, InstancePrediction, Target
+from maskwright.structures import Category, InstancePrediction, Target, encoded_masks
 
 Overlap = Literal["bbox", "segm"]
 
@@ -241,12 +241,13 @@ class CocoAP(Metric):
 
     def _annotations_of(self, target: Target) -> list[Mapping[str, Any]]:
         entries: list[Mapping[str, Any]] = []
+        masks = encoded_masks(target).to_coco()
         for row, (label, box) in enumerate(zip(target["labels"].tolist(), _xywh(target["boxes"]), strict=True)):
             entry = {
                 "category_id": self.categories[label]["id"],
                 "bbox": box,
                 "iscrowd": int(target["iscrowd"][row]),
-                "segmentation": _encode(target["masks"][row]) if target["has_mask"][row] else None,
+                "segmentation": masks[row] if target["has_mask"][row] else None,
             }
             entries.append(entry)
         return entries
@@ -357,7 +358,3 @@ def _xywh(boxes: Float[Tensor, "n 4"]) -> list[list[float]]:
     """xyxy [N, 4] to COCO's x, y, width, height; float64, so that nothing is rounded again."""
     low, high = boxes.double().cpu().split(2, dim=1)
     return torch.cat([low, high - low], dim=1).tolist()
-
-
-def _encode(mask: Bool[Tensor, "h w"]) -> dict[str, Any]:
-    return coco_mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
 from maskwright.ops.paste import paste_mask_region
-from maskwright.structures import Category, InstancePrediction, Target
+from maskwright.structures import Category, EncodedMasks, InstancePrediction, Target, encoded_masks
 
 # COCO's size classes: areas below the first are small, below the second medium, else large (pixels).
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
@@ -60,8 +60,11 @@ class MaskIoU(Metric):
 
     def _add_image(self, prediction: InstancePrediction | Bool[Tensor, "_ _ _"], target: Target) -> None:
         _check_pair(prediction, target)
-        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten().tolist()
-        instances = [(int(target["labels"][row]), *_iou_and_area(prediction, target, row)) for row in rows]
+        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero()
+        truth = encoded_masks(target)
+        instances = [
+            (int(target["labels"][row]), *_iou_and_area(prediction, int(row), truth[row.cpu()])) for row in rows
+        ]
         self._states.append(torch.tensor(instances, dtype=torch.float64).reshape(-1, 3))
 
     def state(self) -> Float64[Tensor, "n 3"]:
@@ -121,13 +124,12 @@ def _check_pair(prediction: InstancePrediction | Tensor, target: Target) -> None
     check_image_size(prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size, target)
 
 
-def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: int) -> tuple[float, int]:
-    """IoU of one instance, and the area of its true mask in pixels.
+def _iou_and_area(prediction: InstancePrediction | Tensor, row: int, truth: EncodedMasks) -> tuple[float, int]:
+    """IoU of the instance `row` with its true mask, the only one of `truth`, and the area of that in pixels.
 
     The prediction is pasted into the region of its box only: it is empty elsewhere, and the rest of the true mask only
     adds to the union.
     """
-    truth = target["masks"][row]
     if isinstance(prediction, Tensor):
         region, left, top = prediction[row], 0, 0
     else:
@@ -135,10 +137,10 @@ def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: 
             prediction.mask_probabilities[row], prediction.boxes[row], prediction.image_size, prediction.frame
         )
         region = probabilities > MASK_THRESHOLD
-    region = region.to(truth.device)
     height, width = region.shape
-    area = int(truth.count_nonzero())
-    intersection = int((region & truth[top : top + height, left : left + width]).count_nonzero())
+    area = int(truth.areas())
+    true_region = truth.crop(left, top, left + width, top + height)[0]
+    intersection = int((region.cpu() & true_region).count_nonzero())
     union = int(region.count_nonzero()) + area - intersection
     return (intersection / union if union else 0.0), area
 

@@ -92,7 +92,8 @@ class ImageBatch(nn.Module):
         batch = self.padding.repeat(len(images), 1, size, size)
         for row, image, placement in zip(batch, images, geometry, strict=True):
             height, width = placement.resized_size
-            row[:, :height, :width] = resize_image(self._as_float(image), placement.resized_size, self.resize)
+            for channel, plane in zip(row, image, strict=True):  # one by one: floats take four times a picture's memory
+                channel[:height, :width] = resize_image(self._as_float(plane[None]), (height, width), self.resize)[0]
         return self._normalize(batch), geometry
 
     def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
@@ -115,7 +116,7 @@ class ImageBatch(nn.Module):
 
     def _as_float(self, image: Tensor) -> Tensor:
         image = image.to(self.mean.device)
-        return image.to(self.mean.dtype) / 255 if image.dtype == torch.uint8 else image.to(self.mean.dtype)
+        return image.to(self.mean.dtype).div_(255) if image.dtype == torch.uint8 else image.to(self.mean.dtype)
 
 
 def resize_image(image: Float[Tensor, "c h w"], size: tuple[int, int], method: ResizeMethod) -> Float[Tensor, "c _ _"]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskwright.ops.frames import BoxFrame, check_frame
+from maskwright.ops.run_lengths import compress_counts
 
 _SMALLEST_EXTENT = 1e-4  # of the image, in the `corner` frame: the originals' guard against a division by 0
 _COLUMNS_AT_ONCE = 64
@@ -143,7 +143,7 @@ def encode_masks(
     encoded = []
     for probability, box in zip(probabilities.detach().cpu(), boxes.detach().cpu(), strict=True):
         columns, origin = _mask_columns(probability, box, image_size, frame, threshold)
-        encoded.append(_compress(_run_lengths(columns.numpy(), origin, image_size), image_size))
+        encoded.append(compress_counts(_run_lengths(columns.numpy(), origin, image_size), image_size))
     return encoded
 
 
@@ -165,10 +165,3 @@ def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple
     keep[1:-1] = ~np.repeat(touching, 2)
     counts = np.diff(np.concatenate([[0], changes[keep], [height * width]]))
     return counts[: -1 if counts[-1] == 0 else None].tolist()
-
-
-def _compress(counts: list[int], image_size: tuple[int, int]) -> dict[str, Any]:
-    height, width = image_size
-    encoded: Any = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
-    text = encoded["counts"]
-    return {"size": [height, width], "counts": text.decode("ascii") if isinstance(text, bytes) else text}

@@ -4,6 +4,7 @@ Boxes are xyxy, float32, in absolute pixels of the frame that the docstring name
 `[i, i + 1)`. Masks are bool outside of a model, labels are contiguous from 0.
 """
 
+from maskwright.structures.encoded_masks import EncodedMasks
 from maskwright.structures.models import (
     BoxPrompted,
     ImageFeatures,
@@ -19,12 +20,14 @@ from maskwright.structures.targets import (
     Target,
     check_panoptic_targets,
     check_targets,
+    encoded_masks,
     select_rows,
 )
 
 __all__ = [
     "BoxPrompted",
     "Category",
+    "EncodedMasks",
     "ImageFeatures",
     "ImageGeometry",
     "InstancePrediction",
@@ -37,5 +40,6 @@ __all__ = [
     "Task",
     "check_panoptic_targets",
     "check_targets",
+    "encoded_masks",
     "select_rows",
 ]

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from maskwright.structures.encoded_masks import EncodedMasks
+
 
 class Category(TypedDict):
     """One class of a label space. Its position in the list is the label; `id` is the file's own id."""
@@ -23,7 +25,8 @@ class Target(TypedDict):
 
     boxes: float32 [N, 4], xyxy pixels.
     labels: int64 [N], in 0..C-1.
-    masks: bool [N, H, W]; a row without a mask (`has_mask` false) is all False and is never read.
+    masks: bool [N, H, W]; a row without a mask (`has_mask` false) is all False and is never read. In training, planes
+        of the crop. Before the crop and in evaluation, run lengths (`EncodedMasks`) or planes.
     has_mask: bool [N]; this is partial supervision, and the data set alone decides it.
     iscrowd: bool [N].
     ids: int64 [N], the annotation ids of the file.
@@ -32,7 +35,7 @@ class Target(TypedDict):
 
     boxes: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: Tensor | EncodedMasks
     has_mask: Tensor
     iscrowd: Tensor
     ids: Tensor
@@ -60,8 +63,16 @@ class PanopticTarget(TypedDict):
 
 def select_rows(target: Target, rows: Bool[Tensor, " n"] | Int64[Tensor, " k"]) -> Target:
     """The target with some of its instances: those where `rows` is True, or those at the positions `rows`."""
-    selected = {key: value[rows] if isinstance(value, Tensor) else value for key, value in target.items()}
+    selected = {
+        key: value[rows] if isinstance(value, Tensor | EncodedMasks) else value for key, value in target.items()
+    }
     return cast("Target", selected)
+
+
+def encoded_masks(target: Target) -> EncodedMasks:
+    """The target's masks as run lengths, whichever of the two forms they have."""
+    masks = target["masks"]
+    return masks if isinstance(masks, EncodedMasks) else EncodedMasks.from_planes(masks)
 
 
 _TARGET_FIELDS = {
@@ -122,6 +133,11 @@ def _check_fields(name: str, target: Target | PanopticTarget, fields: Mapping[st
     count = None
     for key, (dtype, dimensions) in fields.items():  # the first field counts the rows
         value = target.get(key)
+        if isinstance(value, EncodedMasks):
+            raise TypeError(
+                f"{name}: field {key!r} holds run lengths, but a model learns from planes of the crop: bool [N, H, W], "
+                "as the transforms of a training data set give them (`EncodedMasks.crop`)"
+            )
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: field {key!r} must be a tensor, but got {type(value).__name__}")
         if value.dtype != dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -58,7 +58,7 @@ def choose_instances(
         true_boxes.append(target["boxes"][rows])
         boxes.append(jitter_boxes(true_boxes[-1], input_size, config.box_jitter, config.box_jitter_ratio))
         has_mask.append(known)
-        masks.append(crop_mask_targets(target["masks"][rows[known]], boxes[-1][known], config))
+        masks.append(crop_mask_targets(cast("Tensor", target["masks"])[rows[known]], boxes[-1][known], config))
     image_index = torch.repeat_interleave(torch.tensor([len(rows) for rows in boxes]))
     parts = (torch.cat(boxes), torch.cat(true_boxes), image_index, torch.cat(has_mask), torch.cat(masks))
     return MaskInstances(*(part.to(device) for part in parts))

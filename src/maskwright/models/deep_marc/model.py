@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -102,7 +102,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
         kept = [self._with_mask(sample, target) for sample, target in zip(boxes, targets, strict=True)]
         size = self.config.mask_size * self.config.mask_upsample
         crops = [
-            crop_masks(target["masks"].to(box.device), box, size, "pixel", rows)
+            crop_masks(cast("Tensor", target["masks"]).to(box.device), box, size, "pixel", rows)
             for (box, rows), target in zip(kept, targets, strict=True)
         ]
         labels = torch.cat([t["labels"].to(rows.device)[rows] for (_, rows), t in zip(kept, targets, strict=True)])
