@@ -12,8 +12,8 @@ HEIGHT, WIDTH = 9, 14
 def decode(*segmentations, size=(HEIGHT, WIDTH)):
     packer = SegmentationPacker()
     reasons = [packer.add(segmentation, size) for segmentation in segmentations]
-    masks, has_mask = packer.pack().decode(range(len(segmentations)), size)
-    return masks.numpy(), has_mask.tolist(), reasons
+    masks = packer.pack().encode(range(len(segmentations)), size)
+    return masks.planes().numpy(), (masks.areas() > 0).tolist(), reasons
 
 
 def test_uncompressed_run_lengths_by_hand():
@@ -109,7 +109,7 @@ def test_any_text_as_counts_gives_a_mask_or_none(counts):
 
 def test_no_rows_and_a_negative_row():
     segmentations = SegmentationPacker().pack()
-    assert segmentations.decode([], (4, 5))[0].shape == (0, 4, 5)
-    masks, has_mask = segmentations.decode([-1], (4, 5))
+    assert segmentations.encode([], (4, 5)).planes().shape == (0, 4, 5)
+    masks = segmentations.encode([-1], (4, 5))
     assert masks.shape == (1, 4, 5)
-    assert not has_mask.any()
+    assert masks.areas().tolist() == [0]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.data.transforms import Square, jitter_colour, training_transforms
-from maskwright.structures import Target, check_targets
+from maskwright.structures import EncodedMasks, Target, check_targets
 
 
 def target_of(boxes, height=40, width=60, *, masks=None, has_mask=None) -> Target:
@@ -103,12 +103,34 @@ def test_boxes_that_become_too_small_are_dropped():
 def test_masks_follow_the_pixel_under_each_centre(height, width, left, top, side, size):
     generator = torch.Generator().manual_seed(height * 100 + width)
     masks = torch.rand((2, height, width), generator=generator) < 0.5
-    result = square(left, top, side, size, height, width).crop_masks(masks, torch.tensor([1, 0]))
+    results = [
+        square(left, top, side, size, height, width).crop_masks(form, torch.tensor([1, 0]))
+        for form in (masks, EncodedMasks.from_planes(masks))
+    ]
     centres = (torch.arange(size) + 0.5) * side / size
     rows, columns = (top + centres).floor().long(), (left + centres).floor().long()
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     expected = masks[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)] & inside
-    assert torch.equal(result, expected[[1, 0]])
+    assert all(torch.equal(result, expected[[1, 0]]) for result in results)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_run_lengths_and_planes_give_the_same_sample(seed):
+    """From the boxes that are dropped to the tight boxes and the flip."""
+    torch.manual_seed(seed)
+    corners = torch.rand(4, 2) * torch.tensor([50.0, 30.0])
+    target = target_of(torch.cat([corners, corners + 3 + torch.rand(4, 2) * 20], dim=1).tolist())
+    target["masks"] &= torch.rand(4, 40, 60) < 0.7
+    image = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
+    samples = []
+    for masks in (target["masks"], EncodedMasks.from_planes(target["masks"])):
+        torch.manual_seed(seed)
+        samples.append(training_transforms(64, scale=(0.3, 1.5))(image, Target(**{**target, "masks": masks})))
+    (first_image, first), (second_image, second) = samples
+    assert torch.equal(first_image, second_image)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first if key != "image_id")
 
 
 @given(st.integers(0, 10_000))

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.structures import Category, InstancePrediction, Target
+from maskwright.structures import Category, EncodedMasks, InstancePrediction, Target
 
 # Ids neither sorted nor from 1; the last class has no instance.
 CATEGORIES: list[Category] = [
@@ -215,11 +215,13 @@ def test_results_are_cocos_and_hold_run_lengths_only():
     assert "tensor" not in repr(metric.state())
 
 
-def test_hand_computed_precision_of_targets():
+@pytest.mark.parametrize("encode", [lambda planes: planes, EncodedMasks.from_planes])
+def test_hand_computed_precision_of_targets(encode):
     """Two cats: the first guess is right, the second wrong, the third right: precision 1 up to recall 0.5, then 2/3.
     One dog, found with a box of IoU 0.6: right at 3 of the 10 thresholds (0.50, 0.55, 0.60)."""
     size = (60, 60)
     target = target_of([[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]], [0, 0, 1], size)
+    target["masks"] = encode(target["masks"])
     boxes = [[0, 0, 10, 10], [0, 40, 10, 50], [20, 20, 30, 30], [40, 40, 50, 46]]
     metric = CocoAP(CATEGORIES, seen=["cat"])
     metric.update([prediction_of(boxes, [0, 0, 0, 1], [0.9, 0.8, 0.7, 0.6], size)], [target])

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.structures import Category, InstancePrediction, Target
+from maskwright.structures import Category, EncodedMasks, InstancePrediction, Target
 
 CATEGORIES: list[Category] = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "owl"}]
 
 
-def target_of(masks: torch.Tensor, labels: list[int], **fields: Any) -> Target:
+def target_of(masks: torch.Tensor | EncodedMasks, labels: list[int], **fields: Any) -> Target:
     count = len(masks)
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(count, 1)
     target: Target = {
@@ -164,7 +164,10 @@ def test_regions_score_like_pasted_planes(corners: list[tuple[float, ...]], fram
     by_region, by_plane = MaskIoU(CATEGORIES, seen=[]), MaskIoU(CATEGORIES, seen=[])
     by_region.update([prediction], [target])
     by_plane.update([prediction.masks], [target])
+    by_run_lengths = MaskIoU(CATEGORIES, seen=[])
+    by_run_lengths.update([prediction], [target_of(EncodedMasks.from_planes(truth), [0] * len(boxes))])
     assert torch.equal(by_region.state(), by_plane.state())
+    assert torch.equal(by_region.state(), by_run_lengths.state())
 
 
 def test_merged_states_are_the_whole_and_reset_forgets():

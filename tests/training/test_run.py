@@ -112,7 +112,7 @@ def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_pa
 
 def _found(target, image):
     rows = target["labels"] != 2
-    boxes, masks = target["boxes"][rows], target["masks"][rows]
+    boxes, masks = target["boxes"][rows], target["masks"][rows].planes()
     certain = torch.ones(len(boxes))
     size = (image.shape[1], image.shape[2])
     crops = crop_masks(masks, boxes, 16, "corner")

@@ -65,6 +65,10 @@ class EncodedMasks:
             sample_runs(runs, self.image_size[0], rows.numpy(), columns.numpy(), plane)
         return torch.from_numpy(planes)
 
+    def planes(self) -> Bool[Tensor, "n h w"]:
+        """All pixels of all masks: N times as many as the image has."""
+        return self.crop(0, 0, self.image_size[1], self.image_size[0])
+
     def to_coco(self) -> list[dict[str, Any]]:
         """Each mask as COCO's compressed run lengths, `{"size": [height, width], "counts": str}`."""
         return [code_of_runs(runs, self.image_size) for runs in self.runs]
