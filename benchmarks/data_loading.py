@@ -1,9 +1,13 @@
 """How fast annotations and images are read: `python benchmarks/data_loading.py [--images DIR --annotations FILE]`.
 
+The first two are left out with `--synthetic-images 0`.
+
 1. Index: a synthetic annotation file of COCO's size (118,000 images, 860,000 annotations) is read, beside the time
    that parsing its JSON alone takes, each in a process of its own.
 2. Memory: what each loader worker adds on that file (pages of its own, `smaps_rollup`; Linux only).
 3. Speed: augmented images per second on a given COCO file, against the number of workers.
+4. Large image (`--large-image`): seconds and peak memory of one sample of 12,000 x 12,000 pixels with 400 masks, as
+   evaluation and as training read it, each in a process of its own (the picture alone has 432 MB).
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
 import random
+import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +38,7 @@ from maskwright.data.loaders import training_loader
 from maskwright.data.transforms import training_transforms
 
 HEIGHT, WIDTH = 480, 640
+LARGE_SIDE, LARGE_MASKS = 12_000, 400
 
 
 def main() -> None:
@@ -43,6 +51,7 @@ def main() -> None:
     parser.add_argument("--synthetic-images", type=int, default=118_000)
     parser.add_argument("--synthetic-annotations", type=int, default=860_000)
     parser.add_argument("--repeats", type=int, default=1, help="of parsing and indexing; the medians are printed")
+    parser.add_argument("--large-image", action="store_true", help="measure one picture of 12,000 x 12,000 pixels")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"machine: {platform.platform()}, {_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -52,6 +61,9 @@ def main() -> None:
             measure_index(Path(folder), arguments.synthetic_images, arguments.synthetic_annotations, arguments.repeats)
     if arguments.annotations:
         measure_speed(arguments)
+    if arguments.large_image:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_large_image(Path(folder))
 
 
 def _processor() -> str:
@@ -182,6 +194,66 @@ def measure_speed(arguments: argparse.Namespace) -> None:
             count += len(next(iterator)[0])
         seconds = time.perf_counter() - start
         print(f"{num_workers:>7}  {count / seconds:>8.1f}  {seconds / count * 1e3:>12.1f}")
+
+
+def measure_large_image(folder: Path) -> None:
+    write_large_image(folder, LARGE_SIDE, LARGE_MASKS)
+    print(f"\none image of {LARGE_SIDE} x {LARGE_SIDE} pixels with {LARGE_MASKS} masks: one sample")
+    print("read for    seconds  MB at the peak")
+    for purpose, read in (("evaluation", read_for_evaluation), ("training", read_for_training)):
+        seconds, megabytes = in_own_process(read, folder)
+        print(f"{purpose:<10}  {seconds:>7.1f}  {megabytes:>14.0f}")
+
+
+def write_large_image(folder: Path, side: int, masks: int) -> None:
+    """A grid of roofs, as polygons and as run lengths in turn."""
+    Image.new("RGB", (side, side), "green").save(folder / "large.png")
+    per_row = math.ceil(math.sqrt(masks))
+    step, annotations = side // per_row, []
+    for number in range(masks):
+        x, y = (step * place for place in divmod(number, per_row))
+        width, height = step // 15 + 1, step // 20 + 1
+        run_lengths = [x * side + y, *[height, side - height] * (width - 1), height]
+        forms = [
+            [[x, y, x + width, y, x + width, y + height, x, y + height]],
+            {"size": [side, side], "counts": [*run_lengths, side * side - sum(run_lengths)]},
+        ]
+        annotations.append(
+            {
+                "id": number + 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [x, y, width, height],
+                "segmentation": forms[number % 2],
+            }
+        )
+    content = {
+        "images": [{"id": 1, "file_name": "large.png", "height": side, "width": side}],
+        "categories": [{"id": 1, "name": "roof"}],
+        "annotations": annotations,
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def read_for_evaluation(folder: Path) -> tuple[float, float]:
+    return read_one(CocoInstances(folder, folder / "instances.json"))
+
+
+def read_for_training(folder: Path) -> tuple[float, float]:
+    return read_one(CocoInstances(folder, folder / "instances.json", transforms=training_transforms(384)))
+
+
+def read_one(dataset: CocoInstances) -> tuple[float, float]:
+    """Seconds of one sample, and the most MB that this process ever held."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    dataset[0, 0]
+    return time.perf_counter() - start, peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from maskwright.models.hub import from_pretrained
 from maskwright.structures import Target
 from maskwright.training.data_sets import DataSets, open_data_sets
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run import train
+from maskwright.training.engine import train
 
 
 @pytest.fixture

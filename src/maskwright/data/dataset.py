@@ -20,7 +20,7 @@ from maskwright.errors import UserError
 from maskwright.structures import Category, Task
 
 Transforms = Callable[[Tensor, Any], tuple[Tensor, Any]]
-"""(uint8 RGB image [3, H, W], its target) -> (image, target), both in another frame."""
+"""(uint8 RGB image [3, H, W], its target) -> (image, target), both in another frame; masks come out as bool planes."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class SegmentationDataset(ABC):
     takes `data[(i, seed)]`: the transforms run with torch's random state seeded by `seed` (it is put back afterwards),
     so that augmentation is a function of the sample's seed alone.
 
+    Without transforms the masks of a `Target` are run lengths (`EncodedMasks`) or bool planes, as the data set likes:
+    run lengths take little memory, however large the image. The transforms crop either to bool planes.
+
     A data set of your own sets `task` and `categories` and defines two methods; everything else has a default:
 
         class Cells(SegmentationDataset):
@@ -56,7 +59,7 @@ class SegmentationDataset(ABC):
 
         train(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
 
-    `training.run.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
+    `training.engine.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
     `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold what is
     large in arrays rather than in lists of objects.
 

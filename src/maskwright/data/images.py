@@ -119,7 +119,7 @@ def _from_pil(image: Image.Image, name: str) -> UInt8[Tensor, "3 h w"]:
         raise UserError(
             f"{name}: images of mode {image.mode} are not supported; convert it to 8-bit or 16-bit integer values first"
         )
-    return _channels_first(np.asarray(image.convert("RGB")))
+    return _channels_first(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def _from_array(array: np.ndarray, name: str = "image array") -> UInt8[Tensor, "3 h w"]:
