@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original, resize_image
@@ -34,21 +34,6 @@ def test_antialias_averages_where_half_pixel_skips():
     skipping = resize_image(stripes, (8, 8), "half_pixel")[0, 4, 2:-2]
     torch.testing.assert_close(smooth, torch.full((4,), 0.25), atol=0.05, rtol=0)
     torch.testing.assert_close(skipping, torch.full((4,), 0.5))
-
-
-@given(
-    st.sampled_from(["antialias", "half_pixel", "tf1", "align_corners"]),
-    st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    st.booleans(),
-    st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_channels_resized_one_by_one_are_those_of_the_whole_image(method, size, is_float, seed):
-    image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    pixels = image.float() / 255
-    batch, (geometry,) = ImageBatch(40, method, *NEUTRAL)([pixels if is_float else image])
-    height, width = geometry.resized_size
-    assert torch.equal(batch[0, :, :height, :width], resize_image(pixels, (height, width), method))
 
 
 def test_padding_is_black_before_normalisation():

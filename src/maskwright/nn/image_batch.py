@@ -92,8 +92,7 @@ class ImageBatch(nn.Module):
         batch = self.padding.repeat(len(images), 1, size, size)
         for row, image, placement in zip(batch, images, geometry, strict=True):
             height, width = placement.resized_size
-            for channel, plane in zip(row, image, strict=True):  # one by one: floats take four times a picture's memory
-                channel[:height, :width] = resize_image(self._as_float(plane[None]), (height, width), self.resize)[0]
+            row[:, :height, :width] = resize_image(self._as_float(image), placement.resized_size, self.resize)
         return self._normalize(batch), geometry
 
     def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
