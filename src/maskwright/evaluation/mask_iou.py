@@ -11,13 +11,11 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
-from maskwright.ops.paste import paste_mask_region
+from maskwright.ops.paste import paste_binary_region
 from maskwright.structures import Category, EncodedMasks, InstancePrediction, Target, encoded_masks
 
 # COCO's size classes: areas below the first are small, below the second medium, else large (pixels).
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
-
-MASK_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,9 @@ def _iou_and_area(prediction: InstancePrediction | Tensor, row: int, truth: Enco
     if isinstance(prediction, Tensor):
         region, left, top = prediction[row], 0, 0
     else:
-        probabilities, (left, top) = paste_mask_region(
+        region, (left, top) = paste_binary_region(
             prediction.mask_probabilities[row], prediction.boxes[row], prediction.image_size, prediction.frame
         )
-        region = probabilities > MASK_THRESHOLD
     height, width = region.shape
     area = int(truth.areas())
     true_region = truth.crop(left, top, left + width, top + height)[0]

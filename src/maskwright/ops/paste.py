@@ -62,6 +62,22 @@ def paste_mask_region(
     return _interpolate(_interpolate(probability.float(), rows).T, columns).T, origin
 
 
+def paste_binary_region(
+    probability: Float[Tensor, "m m"],
+    box: Float[Tensor, " 4"],
+    image_size: tuple[int, int],
+    frame: BoxFrame,
+    threshold: float = 0.5,
+) -> tuple[Bool[Tensor, "height width"], tuple[int, int]]:
+    """Where `paste_mask_region` exceeds `threshold`, without its float32 region, which may be as large as the image.
+
+    Raises:
+        ValueError: `frame` is no box frame.
+    """
+    columns, origin = _mask_columns(probability, box, image_size, frame, threshold)
+    return columns.T, origin
+
+
 def _mask_columns(
     probability: Tensor, box: Tensor, image_size: tuple[int, int], frame: BoxFrame, threshold: float
 ) -> tuple[Tensor, tuple[int, int]]:
