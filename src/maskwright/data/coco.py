@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskwright.data.annotations import read_annotations
 from maskwright.data.categories import labels_of_categories, resolve_mask_classes
-from maskwright.data.images import read_image
+from maskwright.data.images import read_image, register_heif
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
 from maskwright.structures import Category, Target
@@ -176,12 +176,12 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     """
     require_file(path, source)
     try:
+        register_heif()
         with Image.open(path) as stored:
             if (stored.height, stored.width) == size:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
-    # Pillow's decoders report broken data as any of these (a UserError is a ValueError).
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
     found = tuple(image.shape[1:])
     if found != size:
