@@ -1,7 +1,7 @@
 """The command `maskwright`: its arguments, its exit codes, and one sentence for every mistake.
 
-Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and the
-rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
+Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and
+the rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
 Nothing heavy is imported before the verb is known.
 """
 
@@ -123,9 +123,9 @@ def _predict(arguments: list[str]) -> int:
         type=str,
         metavar="FILE|DIR|BOXES",
         help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
-        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a COCO '
-        "file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that finds "
-        "objects or segments by itself",
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a '
+        "COCO file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that "
+        "finds objects or segments by itself",
     )
     parser.add_argument(
         "--annotations", type=str, metavar="FILE", help="COCO file with the images of a results list given as --boxes"

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from maskwright.apps.box_files import PictureBoxes
 from maskwright.apps.captions import drawable_name
+from maskwright.apps.outputs import write_picture
 from maskwright.apps.visualize import draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import read_image
-from maskwright.data.picture_files import OUTPUT_MARK
 from maskwright.errors import UserError
-from maskwright.files import write_whole
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.predictor import Predictor, clip_to_image, load
 from maskwright.structures import InstancePrediction, PanopticPrediction, SegmentationModel
@@ -35,8 +33,8 @@ Record = dict[str, Any]
 """What the journal keeps of a picture.
 
 `failed`: (cause, sentence) of the picture or of its boxes. `usable`: whether it was predicted. Where it was: `line` for
-stdout; `masks` (how many), `results` (COCO) and `capped`, whether there were as many detections as may be; or `image` and
-`annotation` (COCO panoptic).
+stdout; `masks` (how many), `results` (COCO) and `capped`, whether there were as many detections as may be; or `image`
+and `annotation` (COCO panoptic).
 """
 
 _OF_ONE_PICTURE = frozenset({None, errno.ENAMETOOLONG, errno.EINVAL})
@@ -156,12 +154,7 @@ class PicturePredictor:
         path = self._out / name
         picture: Image.Image = draw()
         try:
-            if path.suffix == ".jpg":
-                write_whole(path, lambda to: picture.save(to, format="JPEG", quality=92, comment=OUTPUT_MARK))
-            else:
-                mark = PngInfo()
-                mark.add_text("Comment", OUTPUT_MARK)
-                write_whole(path, lambda to: picture.save(to, format="PNG", pnginfo=mark))
+            write_picture(path, picture)
         except UserError as error:
             if getattr(error.__cause__, "errno", None) not in _OF_ONE_PICTURE:
                 raise

@@ -105,8 +105,7 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name} (out of memory?); take fewer --processes"
 
 
-# Ctrl-C reaches every process of a terminal; the caller alone answers it, and ends the workers.
-_START = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {__name__} import _serve; _serve()"
+_START = f"from {__name__} import _serve; _serve()"
 
 
 @contextmanager
@@ -118,12 +117,26 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    with _signals_blocked():
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
         yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
     finally:
         process.kill()
         process.communicate()  # waits, and closes the pipes
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C and SIGTERM.
+
+    Both reach every process of a group; the caller alone answers them, and ends the workers.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _cannot_hand_over(error: Exception) -> UserError:

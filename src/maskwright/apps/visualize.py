@@ -1,4 +1,4 @@
-"""Pictures of predictions: masks that one can tell apart, drawn inside their boxes only, and captions where there is room."""
+"""Pictures of predictions: masks that one can tell apart, inside their boxes only, and captions where there is room."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def draw_overlay(
             corners = (left, top, max(left, right - 1), max(top, bottom - 1))
             draw.rectangle(corners, outline=colours[index], width=max(1, line // 2))
     writer = CaptionWriter(canvas)
+    if by_class and style.labels != "off":
+        _write_legend(writer, classes or (), colours)
     if captions is not None and style.labels != "off":
         for index in order:
             if captions[index]:
                 _write_at_box(writer, captions[index], boxes[index], colours[index], style.labels)
-    if by_class and style.labels != "off":
-        _write_legend(writer, classes or (), colours)
     return canvas
 
 
@@ -144,12 +144,12 @@ def draw_panoptic_overlay(
                     captions.append(
                         (f"{names[row]} {info['score']:.2f}", (float(left + x), float(top + y)), colours[row])
                     )
+    if style.color_by == "class" and style.labels != "off":
+        _write_legend(writer, names, colours)
     for caption, middle, colour in captions:
         place = writer.place(caption, middle, centred=True)
         if style.labels == "on" or writer.is_free(place):
             writer.write(caption, place, colour)
-    if style.color_by == "class" and style.labels != "off":
-        _write_legend(writer, names, colours)
     return canvas
 
 
