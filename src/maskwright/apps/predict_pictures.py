@@ -17,7 +17,7 @@ from torch import Tensor
 from maskwright.apps.box_files import PictureBoxes
 from maskwright.apps.captions import drawable_name
 from maskwright.apps.outputs import write_picture
-from maskwright.apps.visualize import draw_overlay, draw_panoptic_overlay
+from maskwright.apps.visualize import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
 from maskwright.data.coco import read_annotated_image
 from maskwright.data.images import read_image
@@ -115,9 +115,9 @@ class PicturePredictor:
         record["results"] = _results(prediction, job, kept)
         outputs = [f"{len(prediction)} masks"]
         if options.overlays:
-            classes = _class_names(prediction, given, kept)
+            classes = _classes(prediction, given, kept)
             scores = (prediction.scores * prediction.mask_scores).tolist()
-            captions = [f"{name} {score:.2f}".strip() for name, score in zip(classes, scores, strict=True)]
+            captions = [f"{name} {score:.2f}".strip() for (_, name), score in zip(classes, scores, strict=True)]
             draw = partial(draw_overlay, image, prediction, captions, classes, options.overlay_style)
             outputs += self._write(job, f"{job.name}_overlay.jpg", draw, failed)
         if options.masks:
@@ -220,17 +220,15 @@ def _empty_mask(image_size: tuple[int, int]) -> dict[str, Any]:
     return encode_masks(torch.zeros(1, 1, 1), torch.tensor([[0.0, 0, 1, 1]]), image_size, "pixel")[0]
 
 
-def _class_names(prediction: InstancePrediction, given: PictureBoxes | None, kept: Sequence[int]) -> list[str]:
-    """The name of each instance's class as it can be written here, empty where it has none."""
+def _classes(prediction: InstancePrediction, given: PictureBoxes | None, kept: Sequence[int]) -> list[ClassOf]:
+    """The number of each instance's class, and its name as it can be written here."""
     if given is None:
-        known = [
-            prediction.categories[label] if prediction.categories else None for label in prediction.labels.tolist()
-        ]
-        return [drawable_name(category["name"], category["id"]) if category else "" for category in known]
-    if given.class_names is None:
-        return [""] * len(kept)
-    numbers = given.category_ids or [None] * len(given)
-    return [drawable_name(given.class_names[place] or "", numbers[place]) for place in kept]
+        known = [prediction.categories[label] for label in prediction.labels.tolist() if prediction.categories]
+        found = [(category["id"], category["name"]) for category in known] or [(None, "")] * len(prediction)
+    else:
+        numbers, names = given.category_ids or [None] * len(given), given.class_names or [None] * len(given)
+        found = [(numbers[place], names[place] or "") for place in kept]
+    return [(number, drawable_name(name, number)) for number, name in found]
 
 
 def _mask_picture(prediction: InstancePrediction, index: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """Work that several processes of this machine share.
 
 The workers are new interpreters, which read jobs from a pipe and write results to another. `multiprocessing` would
-first run the caller's main module again in each of them: a script without `if __name__ == "__main__":` would start over,
+first run the caller's main module again in each of them: a script without `if __name__ == "__main__":` would start
 and standard input is no file to be run.
 """
 
