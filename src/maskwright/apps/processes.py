@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 import torch
 
 from maskwright.errors import UserError
+from maskwright.signals import signals_blocked
 
 Share = TypeVar("Share")
 Job = TypeVar("Job")
@@ -117,26 +118,13 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
-    with _signals_blocked():
+    with signals_blocked():  # the caller answers signals, and ends the workers
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
         yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
     finally:
         process.kill()
         process.communicate()  # waits, and closes the pipes
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C and SIGTERM.
-
-    Both reach every process of a group; the caller alone answers them, and ends the workers.
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _cannot_hand_over(error: Exception) -> UserError:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -19,9 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 from maskwright.data.coco import CocoInstances
 from maskwright.data.panoptic import CocoPanoptic
 from maskwright.errors import UserError
+from maskwright.signals import end_late, signals_blocked
 from maskwright.structures import PanopticTarget, Target
-
-_GRACE_SECONDS = 30.0
 
 Batch = tuple[list[Tensor], list[Any]]
 """Images and their `Target`s, or their `PanopticTarget`s."""
@@ -119,7 +115,9 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            yield from super().__iter__()
+            with signals_blocked():  # workers are forked here
+                batches = super().__iter__()
+            yield from batches
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
@@ -163,22 +161,13 @@ def evaluation_loader(
     return _loader(dataset, batches, num_workers)
 
 
-def _leave_signals_to_the_caller(_: int) -> None:
-    """In a worker: signals reach every process of a group, and the caller, which still needs the worker, answers them.
-
-    SIGTERM ends the worker after a while all the same, since this is how it is ended if the caller forgets it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_GRACE_SECONDS, os._exit, (0,)).start())
-
-
 def _loader(dataset: DataSet, batches: Any, num_workers: int) -> BatchLoader:
     return BatchLoader(
         dataset,  # pyright: ignore[reportArgumentType]
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_the_caller,
+        worker_init_fn=end_late,
         # Forked workers share the annotation index; its arrays would be copied to spawned ones.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         # The loader draws a seed for its workers, which must not come out of the model's random state.
