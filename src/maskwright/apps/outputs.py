@@ -15,19 +15,6 @@ from maskwright.errors import UserError
 from maskwright.files import write_whole
 
 
-def check_numbers(batch_size: int, num_workers: int, processes: int) -> None:
-    """Refuse numbers of images or processes that are out of their range.
-
-    Raises:
-        UserError: so.
-    """
-    if batch_size < 1 or num_workers < 0 or processes < 1:
-        raise UserError(
-            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
-            f"{batch_size}, {num_workers} and {processes}"
-        )
-
-
 def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:
     """Refuse output files that cannot be written, or would overwrite an input or one another; before any work.
 

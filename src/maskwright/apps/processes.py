@@ -1,13 +1,12 @@
 """Work that several processes of this machine share.
 
-The workers are new interpreters, which read jobs from a pipe and write results to another. `multiprocessing` would
+The workers are new interpreters, which read jobs from one pipe and write results to another. `multiprocessing` would
 first run the caller's main module again in each of them: a script without `if __name__ == "__main__":` would start
-and standard input is no file to be run.
+over, and there is no module to run where the caller is read from standard input.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -15,21 +14,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
-
-import torch
+from typing import BinaryIO, NoReturn, TypeVar, cast
 
 from maskwright.errors import UserError
 from maskwright.signals import signals_blocked
 
-Share = TypeVar("Share")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -70,6 +64,8 @@ def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int)
 
 def device_of_process(device: str | None, rank: int, processes: int) -> str | None:
     """The device of one of several processes: the next GPU, unless `device` is a certain one or the CPU."""
+    import torch
+
     if processes > 1 and device in (None, "auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{rank % torch.cuda.device_count()}"
     return device
@@ -112,13 +108,15 @@ _START = f"from {__name__} import _serve; _serve()"
 @contextmanager
 def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
     """Worker `number` of 1..`processes`; it is killed at the end."""
+    import torch  # here, so that a worker only imports it where its work does
+
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
-    with signals_blocked():  # the caller answers signals, and ends the workers
+    with signals_blocked():  # the caller answers them, and ends its workers
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
         yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
@@ -165,68 +163,3 @@ def _answer(task: bytes) -> bytes:
     except Exception as error:
         error.add_note(traceback.format_exc())
         return pickle.dumps((None, error))
-
-
-def in_processes(work: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """The result of `work` for every share, in their order; each but a single one is done in a process of its own.
-
-    The processes are started here; on a CPU each takes its part of the threads. `work`, shares and results must be
-    picklable. The caller may be a script without `if __name__ == "__main__":`, a notebook or standard input: the
-    processes do not run the main module, so nothing that it defines can be sent to them.
-
-    Raises:
-        UserError: what `work` raises, a share holds something that the main module defines, or a process was killed.
-    """
-    if len(shares) == 1:
-        return [work(shares[0])]
-    threads = max(1, torch.get_num_threads() // len(shares))
-    try:
-        with ProcessPoolExecutor(
-            len(shares), multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-        ) as pool:
-            with _without_main_module():
-                results = pool.map(_do, [_pickled((work, share)) for share in shares])
-            return list(results)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"one of the {len(shares)} processes was killed (out of memory?); take fewer --processes"
-        ) from error
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Hide the main module: a process that is spawned meanwhile finds none to run again, as it would do first of all.
-
-    Run again, a script without a guard would start processes itself, and standard input is no file to be run.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _pickled(task: object) -> bytes:
-    try:
-        return pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"the work cannot be handed to several processes ({error}): take processes=1, or, where a class is one of "
-            "the main program, define it in a module of its own"
-        ) from error
-
-
-def _do(task: bytes) -> Any:
-    work, share = pickle.loads(task)
-    return work(share)
-
-
-def loading_of(loading: Mapping[str, Any], rank: int, processes: int) -> dict[str, Any]:
-    """The options of `maskwright.load` of one of several processes.
-
-    Each has the next GPU, unless a certain one or the CPU is asked for.
-    """
-    any_gpu = loading.get("device") in (None, "auto", "cuda") and torch.cuda.is_available() and processes > 1
-    device = {"device": f"cuda:{rank % torch.cuda.device_count()}"} if any_gpu else {}
-    return {**loading, **device}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from maskwright.data.coco import CocoInstances
 from maskwright.data.loaders import DataSet
 from maskwright.errors import UserError
+from maskwright.signals import Terminated
 from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
 from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
@@ -119,7 +121,8 @@ def _run(
     except SystemExit as error:
         if stop_request.signal_number is None:
             raise
-        raise KeyboardInterrupt from error  # Lightning turns a second Ctrl-C into an exit
+        # Lightning turns a second signal, and SIGTERM before the first step, into an exit.
+        raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
 
 
 def _create_checkpoints(recipe: Recipe, folder: Path, stop_request: StopRequest) -> RunCheckpoints:
