@@ -20,8 +20,8 @@ from torch import nn
 from maskwright.data.coco import CocoInstances
 from maskwright.data.loaders import DataSet
 from maskwright.errors import UserError
-from maskwright.signals import Terminated
 from maskwright.models.hub import family_class
+from maskwright.signals import Terminated
 from maskwright.training.averaging import ExponentialAverage
 from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
 from maskwright.training.checkpoints import RunCheckpoints, read_step
