@@ -155,13 +155,6 @@ def _add_overlays(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(
-            "usage: maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]\n\n"
-            "RECIPE is a name of `maskwright models` or a YAML file; `maskwright train RECIPE --help` lists its keys."
-        )
-        return 0
-
     from maskwright.training.run import main as train
 
     return train(arguments)
@@ -260,9 +253,9 @@ def _check_data(arguments: list[str]) -> int:
     )
     values = _parse(parser, arguments)
 
-    from maskwright.data.check import check_file
+    from maskwright.apps.check_data import check_data
 
-    report = check_file(**values)
+    report = check_data(**values)
     print(report)
     return 0 if report.usable else 2
 
@@ -305,11 +298,16 @@ def _make_panoptic(arguments: list[str]) -> int:
 
 
 def _models(arguments: list[str]) -> int:
-    _parse(_parser("models"), arguments)
+    parser = _parser("models")
+    parser.add_argument("--recipe", type=str, metavar="NAME|FILE", help="print this recipe with all of its values")
+    recipe = _parse(parser, arguments)["recipe"]
 
-    from maskwright.apps.models import list_models
+    from maskwright.apps.models import list_models, print_recipe
 
-    list_models()
+    if recipe is None:
+        list_models()
+    else:
+        print_recipe(recipe)
     return 0
 
 
@@ -320,7 +318,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
     "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", _make_panoptic),
-    "models": ("list the bundled models and the recipes", _models),
+    "models": ("list the bundled models and the recipes, or print one recipe", _models),
 }
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.models.hub import from_pretrained
 from maskwright.nn.inference import fold_batch_norms, store_weights
 from maskwright.ops.boxes import clip_boxes
-from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, SegmentationModel, Task
+from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, Task
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
@@ -84,7 +85,8 @@ class Predictor:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self.device = choose_device(device)
         self.precision = precision
-        self.model = fold_batch_norms(model, in_place=in_place).to(self.device).to(memory_format=torch.channels_last)
+        folded = fold_batch_norms(model, in_place=in_place).to(self.device).to(memory_format=torch.channels_last)
+        self.model = cast(Family[Any], folded)  # or any other `SegmentationModel`
         if precision == "bfloat16":
             store_weights(self.model, torch.bfloat16)
         if compile:
@@ -100,12 +102,12 @@ class Predictor:
     @property
     def task(self) -> Task:
         """What the model finds: single instances, or all segments of an image."""
-        return cast(SegmentationModel, self.model).task
+        return self.model.task
 
     @property
     def needs_boxes(self) -> bool:
         """Whether the model has no detector, so that `predict` must be given boxes."""
-        return cast(SegmentationModel, self.model).needs_boxes
+        return self.model.needs_boxes
 
     def predict(
         self,
@@ -169,7 +171,7 @@ class Predictor:
     def _labels(self, labels: LabelSource | None, count: int) -> Int64[Tensor, " n"]:
         if labels is None:
             return torch.full((count,), -1)
-        return check_labels(labels, count, len(cast(SegmentationModel, self.model).categories))
+        return check_labels(labels, count, len(self.model.categories))
 
     def _box_prompted(self) -> BoxPrompted:
         if not isinstance(self.model, BoxPrompted):
@@ -178,18 +180,17 @@ class Predictor:
 
 
 def compile_network(model: nn.Module) -> None:
-    """Have the plain-tensor methods of the model's network compiled when they are first called.
+    """Let `torch.compile` compile the model's `compilable` methods of its network when they are first called.
 
     Raises:
         UserError: the model has no network apart from its pre- and post-processing, or nothing can be compiled here.
     """
-    network = getattr(model, "network", None)
-    if not isinstance(network, nn.Module):
+    if not isinstance(model, Family):
         raise UserError(f"{type(model).__name__} has no network that could be compiled")
+    network = model.get_submodule("network")
     _try_to_compile(next(network.parameters()).device)
-    for name in ("masks", "maps", "maps_and_detection", "mask_logits"):
-        if hasattr(network, name):
-            setattr(network, name, torch.compile(getattr(network, name)))
+    for name in model.compilable:
+        setattr(network, name, torch.compile(getattr(network, name)))
 
 
 def _try_to_compile(device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """`maskwright models` lists everything there is."""
 
+import yaml
+
 from maskwright.cli import main
 from maskwright.models.hub import bundled_names
 from maskwright.training.recipes import recipe_names
@@ -15,3 +17,13 @@ def test_every_model_and_recipe_is_listed_with_its_size(capsys):
     # With COCO's 133 panoptic classes, as published.
     assert rows["max_deeplab/s_os16_res641_100k"][1:4] == ["max_deeplab", "77.76", "M"]
     assert rows["max_deeplab/l_os16_res1025_100k"][2:4] == ["450.87", "M"]
+
+
+def test_a_recipe_is_printed_with_the_values_of_its_base_and_the_defaults(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: deep_mac/1024_coco\ntrainer: {steps: 7}\n")
+    assert main(["models", "--recipe", str(tmp_path / "mine.yaml")]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["family"] == "deep_mac"
+    assert printed["data"]["mask_classes"] == "all"
+    assert (printed["optimizer"]["name"], printed["trainer"]["steps"], printed["trainer"]["seed"]) == ("adam", 7, 0)
+    assert main(["models", "--recipe", "no/such"]) == 2

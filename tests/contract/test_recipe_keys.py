@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
-from maskwright.nn.backbones import BACKBONES
-from maskwright.nn.detection_backbones import DETECTION_BACKBONES
+from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES
 from maskwright.nn.mask_heads import MASK_HEADS
 from maskwright.training.recipes import recipe_names, recipe_parser
 

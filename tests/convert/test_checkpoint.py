@@ -90,9 +90,7 @@ def test_missing_and_short_data_files_are_named(tmp_path):
     write_checkpoint(tmp_path / "ckpt", {"x": KERNEL})
     data = tmp_path / "ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(
-        UserError, match="data-00000-of-00001 is cut off: the index speaks of 24 bytes, the file has 23"
-    ):
+    with pytest.raises(UserError, match="data-00000-of-00001 is cut off: the index needs 24 bytes, the file has 23"):
         Checkpoint(tmp_path / "ckpt")
     data.unlink()
     with pytest.raises(UserError, match="data-00000-of-00001 is missing"):

@@ -18,10 +18,12 @@ import maskwright
 from maskwright.cli import main
 from maskwright.convert.checkpoint import Variables
 from maskwright.convert.coco_labels import coco_categories
-from maskwright.convert.deep_mac import network_table
+from maskwright.convert.deep_mac import DEEP_MAC
+from maskwright.convert.tables import module_table
 from maskwright.data.categories import resolve_mask_classes
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.nn.backbones import BACKBONES, Backbone, HourglassBackbone
+from maskwright.nn.backbones import BACKBONES, BackboneRow, HourglassBackbone
+from maskwright.nn.feature_maps import Backbone, BackboneOptions
 from maskwright.nn.hourglass import Hourglass
 from maskwright.ops.boxes import clip_boxes
 
@@ -38,19 +40,20 @@ INSTANCE = PIXEL.replace("PIXEL", "INSTANCE")
 class TinyHourglass(HourglassBackbone):
     """The reference's small backbone, which no published recipe has."""
 
-    def __init__(self, *, norm_momentum: float, **_: object) -> None:
+    def __init__(self, options: BackboneOptions) -> None:
         size = CONFIG["backbone"]
         stem, channels, blocks = (size[k] for k in ("input_channel_dims", "channel_dims_per_stage", "blocks_per_stage"))
         stacks = size["num_hourglasses"]
-        network = Hourglass(3, stem, channels, blocks, stacks=stacks, stem_stride=4, norm_momentum=norm_momentum)
-        Backbone.__init__(self, network.out_channels, stacks, network.size_divisor)
+        levels = list(zip(channels, blocks, strict=True))
+        network = Hourglass(3, stem, levels, stacks=stacks, stem_stride=4, norm_momentum=options.norm_momentum)
+        Backbone.__init__(self, network.out_channels, (4,) * stacks, network.size_divisor)
         self.network = network
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a recipe of the reference's model."""
-    monkeypatch.setitem(BACKBONES, "tiny_hourglass", TinyHourglass)
+    monkeypatch.setitem(BACKBONES, "tiny_hourglass", BackboneRow(TinyHourglass))
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path / "tiny.yaml")
     return tmp_path
@@ -223,7 +226,7 @@ def test_what_is_left_over_is_named(folder: Path, capsys):
     [
         ({"mask_head": "hourglass10"}, "variable 'model/_mask_net/_net/"),
         ({"mask_head": "resnet4"}, "variable 'model/_mask_net/_net/input_layer/kernel' "),
-        ({"mask_head": "fcn"}, "none of the original Deep-MAC's"),
+        ({"mask_head": "fcn"}, "there is no table for this mask_head (FCNHead)"),
         ({"mask_head": "hourglass99"}, "hourglass99"),
         ({"categories": [{"id": 1, "name": "cat"}]}, "object_center/0/layer_with_weights-1/kernel'"),
         ({"categories": None}, "must have shape (1, 1, 16, 90), but got (1, 1, 16, 6)"),
@@ -275,7 +278,7 @@ def test_coco_labels():
 def test_every_tensor_of_the_published_models_has_its_own_row(head: str):
     with torch.device("meta"):
         model = DeepMAC(categories=coco_categories(), detector="centernet", mask_head=head)
-    table = network_table(model.network)
+    table = module_table(model.network, DEEP_MAC)
     names = {name for name in model.network.state_dict() if not name.endswith("num_batches_tracked")}
     assert set(table) == names
     assert len({row.path for row in table.values()}) == len(table)

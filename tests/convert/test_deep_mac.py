@@ -5,16 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskwright.convert.deep_mac import (
-    Table,
-    convert_deep_mac,
-    embedding_head_table,
-    hourglass_table,
-    load_variables,
-    mask_head_table,
-    network_table,
-    unused_variables,
-)
+from maskwright.convert.deep_mac import DEEP_MAC, convert_deep_mac, unused_variables
+from maskwright.convert.tables import HOURGLASS, Table, load_variables, module_table
 from maskwright.errors import UserError
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.nn.hourglass import Hourglass
@@ -29,26 +21,24 @@ def variables_for(module: nn.Module, table: Table, prefix: str) -> dict[str, np.
     random, state = np.random.default_rng(0), module.state_dict()
     found = {}
     for name, row in table.items():
-        shape = tuple(state[name].shape)
-        order = {"convolution": (2, 3, 1, 0), "linear": (1, 0), "vector": (0,)}[row.layout]
-        found[f"{prefix}/{row.path}"] = random.random(tuple(shape[i] for i in order), dtype=np.float32)
+        found[f"{prefix}/{row.path}"] = random.random(row.shape(state[name].shape), dtype=np.float32)
     return found
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_every_tensor_of_a_mask_head_has_its_own_row(name):
     head = create_mask_head(name, 5, 2, mask_size=8)
-    table = mask_head_table(head)
+    table = module_table(head, DEEP_MAC)
     assert set(table) == {key for key in head.state_dict() if not key.endswith("num_batches_tracked")}
     assert len({row.path for row in table.values()}) == len(table)
-    assert [row.layout for key, row in table.items() if key.endswith(("bias", "running_var"))].count("vector") > 0
+    assert [row.layout for key, row in table.items() if key.endswith(("bias", "running_var"))].count("same") > 0
 
 
 def test_names_of_the_hourglass():
-    network = Hourglass(3, 2, [4, 4, 6], [1, 2, 2], stacks=2, stem_stride=4)
-    table = hourglass_table(network, "backbone.")
+    network = Hourglass(3, 2, [(4, 1), (4, 2), (6, 2)], stacks=2, stem_stride=4)
+    table = module_table(network, HOURGLASS)
     paths = {name: (row.path, row.layout) for name, row in table.items()}
-    vector, convolution = "vector", "convolution"
+    vector, convolution = "same", "kernel"
     for name, expected in {
         "stem.conv.weight": ("downsample_input/conv_block/conv/kernel", convolution),
         "stem_residual.skip.norm.running_var": ("downsample_input/residual_block/skip/norm/moving_variance", vector),
@@ -67,14 +57,13 @@ def test_names_of_the_hourglass():
         "merge_output.0.norm.weight": ("intermediate_conv2/0/norm/gamma", vector),
         "merge_residual.0.conv.weight": ("intermediate_residual/0/conv/kernel", convolution),
     }.items():
-        assert paths[f"backbone.{name}"] == expected
-    assert (
-        hourglass_table(Hourglass(3, 2, [4, 4], [1, 1]))["stem.conv.weight"].path == "conv_input/conv_block/conv/kernel"
-    )
+        assert paths[name] == expected
+    table = module_table(Hourglass(3, 2, [(4, 1), (4, 1)]), HOURGLASS)
+    assert table["stem.conv.weight"].path == "conv_input/conv_block/conv/kernel"
 
 
 def test_names_of_the_resnet_head_count_weighted_layers():
-    table = mask_head_table(create_mask_head("resnet4", 5, 2), "mask_head.")
+    table = module_table(create_mask_head("resnet4", 5, 2), DEEP_MAC)
     for name, path in {
         "project_out.bias": "project_out/bias",
         "trunk.input_layer.weight": "_net/input_layer/kernel",
@@ -83,7 +72,7 @@ def test_names_of_the_resnet_head_count_weighted_layers():
         "trunk.blocks.1.norm0.running_mean": "_net/model/layer_with_weights-6/moving_mean",
         "trunk.blocks.1.norm2.bias": "_net/model/layer_with_weights-10/beta",
     }.items():
-        assert table[f"mask_head.{name}"].path == path
+        assert table[name].path == path
 
 
 def test_heads_that_the_original_does_not_have_are_refused():
@@ -92,14 +81,14 @@ def test_heads_that_the_original_does_not_have_are_refused():
         create_mask_head("hourglass10", 5, 2, upsample=2),
         create_mask_head("fully_connected4", 5, 2, mask_size=4),
     ):
-        with pytest.raises(ValueError, match="none of the original Deep-MAC's"):
-            mask_head_table(head)
+        with pytest.raises(ValueError, match="none of the original's"):
+            module_table(head, DEEP_MAC)
 
 
 @pytest.mark.parametrize("name", ["hourglass10", "resnet4", "fully_connected"])
 def test_loading_turns_the_axes_and_fills_everything(name):
     head = create_mask_head(name, 5, 2, mask_size=4)
-    table = mask_head_table(head)
+    table = module_table(head, DEEP_MAC)
     variables = variables_for(head, table, "model/_mask_net")
     used = load_variables(head, table, {**variables, "model/other/kernel": np.zeros(1)}, "model/_mask_net")
     assert used == set(variables)
@@ -117,7 +106,7 @@ def test_loading_turns_the_axes_and_fills_everything(name):
 
 def test_linear_layers_are_transposed():
     head = create_mask_head("fully_connected", 5, 2, mask_size=4)
-    table = mask_head_table(head)
+    table = module_table(head, DEEP_MAC)
     variables = variables_for(head, table, "m")
     load_variables(head, table, variables, "m")
     np.testing.assert_array_equal(
@@ -128,18 +117,18 @@ def test_linear_layers_are_transposed():
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3)])
 def test_embedding_heads(kernel):
     head = prediction_head(4, 6, 2, kernel)
-    table = embedding_head_table(head, "pixel.")
+    table = module_table(head, DEEP_MAC)
     assert {name: row.path for name, row in table.items()} == {
-        "pixel.0.weight": "layer_with_weights-0/kernel",
-        "pixel.0.bias": "layer_with_weights-0/bias",
-        "pixel.2.weight": "layer_with_weights-1/kernel",
-        "pixel.2.bias": "layer_with_weights-1/bias",
+        "0.weight": "layer_with_weights-0/kernel",
+        "0.bias": "layer_with_weights-0/bias",
+        "2.weight": "layer_with_weights-1/kernel",
+        "2.bias": "layer_with_weights-1/bias",
     }
 
 
 def test_wrong_variables_are_named_and_nothing_is_loaded():
     head = prediction_head(4, 6, 2)
-    table = embedding_head_table(head)
+    table = module_table(head, DEEP_MAC)
     variables = variables_for(head, table, "m")
     before = {key: value.clone() for key, value in head.state_dict().items()}
     last = "m/layer_with_weights-1/bias"
@@ -158,7 +147,7 @@ def test_wrong_variables_are_named_and_nothing_is_loaded():
 def test_resnets_convert_and_leave_out_only_the_norm_that_the_original_does_not_use(backbone, left_out):
     values = {"backbone": backbone, "width": 1 / 16, "image_size": 64, "mask_head": "resnet4", "mask_head_width": 16}
     network = DeepMAC(**values).network
-    table = network_table(network)
+    table = module_table(network, DEEP_MAC)
     assert set(table) == {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
     variables = variables_for(network, table, "model")
     unused = {f"model/_feature_extractor/{path}": np.zeros(32) for path in unused_variables(network.backbone)}
@@ -175,4 +164,4 @@ def test_resnets_convert_and_leave_out_only_the_norm_that_the_original_does_not_
 
 def test_backbones_that_the_original_does_not_have_are_refused():
     with pytest.raises(ValueError, match="there is no table for this backbone"):
-        network_table(DeepMAC(backbone="resnet18_fpn", width=1 / 16, mask_head="resnet4").network)
+        module_table(DeepMAC(backbone="resnet18_fpn", width=1 / 16, mask_head="resnet4").network, DEEP_MAC)

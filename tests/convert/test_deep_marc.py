@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import nn
 import maskwright
 from maskwright.cli import main
 from maskwright.convert.checkpoint import Variables
-from maskwright.convert.deep_marc import convert_deep_marc, mask_head_table, network_tables
-from maskwright.convert.tables import Table
+from maskwright.convert.deep_marc import DEEP_MARC, convert_deep_marc, network_table, skip_background
+from maskwright.convert.tables import Table, module_table
 from maskwright.errors import UserError
 from maskwright.models.deep_marc import DeepMARC
 from maskwright.nn.mask_heads import create_mask_head
@@ -45,17 +45,11 @@ def variables() -> Variables:
     return Variables(CHECKPOINT)
 
 
-def variables_for(module: nn.Module, tables: Mapping[str, Table]) -> dict[str, np.ndarray]:
+def variables_for(module: nn.Module, table: Table) -> dict[str, np.ndarray]:
     """Random variables in the original's layouts, with the channels that are skipped."""
     random, state = np.random.default_rng(0), module.state_dict()
-    orders = {"convolution": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "linear": (1, 0), "vector": (0,)}
-    found = {}
-    for prefix, table in tables.items():
-        for name, row in table.items():
-            shape = [state[name].shape[axis] for axis in orders[row.layout]]
-            shape[-1] += row.skip
-            found[f"{prefix}/{row.path}"] = random.random(shape, dtype=np.float32)
-    return found
+    shapes = {f"model/{row.path}": row.shape(state[name].shape) for name, row in table.items()}
+    return {path: random.random(shape, dtype=np.float32) for path, shape in shapes.items()}
 
 
 def convert(folder: Path, checkpoint: Path, **changes: Any) -> int:
@@ -82,7 +76,7 @@ def test_backbone_pyramid_and_mask_head_come_over(tmp_path: Path, capsys, variab
     ]
     model = maskwright.from_pretrained(tmp_path / "converted")
     assert isinstance(model, DeepMARC)
-    assert (model.config["padding"], model.config["norm_epsilon"]) == ("same", 1e-4)
+    assert (model.config.padding, model.config.norm_epsilon) == ("same", 1e-4)
     kernel = model.network.backbone.get_parameter("trunk.layer4.2.conv2.weight").detach()
     expected = variables["model/backbone/layer_with_weights-17/_conv2/kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(kernel.numpy(), expected)
@@ -131,24 +125,22 @@ def test_other_networks_are_refused(changes, message, variables: Variables):
 def test_every_tensor_has_a_row_of_its_own(backbone, mask_head, agnostic):
     values = {**MODEL, "backbone": backbone, "mask_head": mask_head, "class_agnostic_masks": agnostic}
     model = DeepMARC(**values)
-    tables = network_tables(model.network)
-    named = {name for table in tables.values() for name in table}
+    table = network_table(model.network)
     parts = ("backbone.", "mask_head.")
-    assert named == {
+    assert set(table) == {
         name for name in model.network.state_dict() if name.startswith(parts) and "num_batches_tracked" not in name
     }
-    variables = variables_for(model.network, tables)
-    assert len(variables) == len(named)
+    variables = variables_for(model.network, table)
+    assert len(variables) == len(table)
     conversion = convert_deep_marc(variables, values)
     assert conversion.used == set(variables)
     converted = conversion.model
     assert isinstance(converted, DeepMARC)
-    assert converted.config["norm_epsilon"] == (1e-3 if backbone.startswith("spinenet") else 1e-4)
+    assert converted.config.norm_epsilon == (1e-3 if backbone.startswith("spinenet") else 1e-4)
     state = converted.network.state_dict()
-    for prefix, table in tables.items():
-        for name, row in table.items():
-            expected = np.sort(variables[f"{prefix}/{row.path}"][..., row.skip :].ravel())
-            np.testing.assert_array_equal(np.sort(state[name].numpy().ravel()), expected, err_msg=name)
+    for name, row in table.items():
+        expected = np.sort(variables[f"model/{row.path}"][..., row.skip :].ravel())
+        np.testing.assert_array_equal(np.sort(state[name].numpy().ravel()), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50_fpn", "spinenet49"])
@@ -165,9 +157,9 @@ def test_the_saved_model_is_the_originals_function_whatever_the_recipe_says(tmp_
         wrong |= {"padding": "symmetric", "trunk_norm_epsilon": 1e-5}
     values = {**MODEL, "backbone": backbone}
     network = DeepMARC(**values).network
-    conversion = convert_deep_marc(variables_for(network, network_tables(network)), {**values, **wrong})
+    conversion = convert_deep_marc(variables_for(network, network_table(network)), {**values, **wrong})
     maskwright.save_pretrained(conversion.model, tmp_path / "converted")
-    config = maskwright.from_pretrained(tmp_path / "converted").config
+    config = asdict(maskwright.from_pretrained(tmp_path / "converted").config)
     expected = {
         "resize": "half_pixel",
         "image_mean": [0.485, 0.456, 0.406],
@@ -185,7 +177,7 @@ def test_the_saved_model_is_the_originals_function_whatever_the_recipe_says(tmp_
 
 def test_the_background_s_mask_is_left_out():
     head = create_mask_head("fcn", 4, 8, num_masks=3, upsample=2)
-    table = mask_head_table(head, skip_background=True)
+    table = skip_background(module_table(head, DEEP_MARC))
     assert {name: row.skip for name, row in table.items() if row.skip} == {
         "project_out.weight": 1,
         "project_out.bias": 1,
@@ -195,14 +187,14 @@ def test_the_background_s_mask_is_left_out():
 def test_coco_is_the_label_space_where_none_is_given():
     values = {**MODEL, "categories": None}
     full = DeepMARC(**{**MODEL, "categories": [{"id": index, "name": str(index)} for index in range(1, 91)]})
-    model = convert_deep_marc(variables_for(full.network, network_tables(full.network)), values).model
+    model = convert_deep_marc(variables_for(full.network, network_table(full.network)), values).model
     assert [model.categories[0]["name"], model.categories[89]["name"]] == ["person", "toothbrush"]
 
 
 def test_variables_of_other_parts_are_refused():
     model = DeepMARC(**MODEL)
-    variables = variables_for(model.network, network_tables(model.network))
-    with pytest.raises(UserError, match=r"has 1 variables that the model has not: \['model/semantic_head/kernel'\]"):
+    variables = variables_for(model.network, network_table(model.network))
+    with pytest.raises(UserError, match=r"1 variables below 'model' that .*: \['model/semantic_head/kernel'\]"):
         convert_deep_marc({**variables, "model/semantic_head/kernel": np.zeros(1)}, MODEL)
 
 
@@ -212,5 +204,5 @@ def test_heads_that_the_original_does_not_have_are_refused():
         create_mask_head("resnet4", 4, 8, upsample=2),
         create_mask_head("fully_connected", 4, 8, upsample=2, mask_size=8),
     ):
-        with pytest.raises(ValueError, match="none of the original Deep-MARC's"):
-            mask_head_table(head)
+        with pytest.raises(ValueError, match="none of the original's"):
+            module_table(head, DEEP_MARC)

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from maskwright.convert.keras_order import KerasGraph, spinenet_order
-from maskwright.nn.spinenet import SPINENET_SIZES, SpineNet, create_spinenet
+from maskwright.nn.backbones import create_detection_backbone
+from maskwright.nn.feature_maps import BackboneOptions
+from maskwright.nn.spinenet import SpineNet
 
 READ_OFF = json.loads((Path(__file__).parents[1] / "parity/data/deep_marc/layer_order.json").read_text())
 
@@ -42,11 +44,14 @@ def test_what_no_output_needs_has_no_number():
     assert graph.order([a]) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["spinenet49", "spinenet96", "spinenet143", "spinenet190"])
-def test_spinenets_are_numbered_as_the_originals(name):
+@pytest.mark.parametrize(
+    ("name", "repeats"), [("spinenet49", 1), ("spinenet96", 2), ("spinenet143", 3), ("spinenet190", 4)]
+)
+def test_spinenets_are_numbered_as_the_originals(name, repeats):
     with torch.device("meta"):
-        network = create_spinenet(name)
-    key = next(key for key in READ_OFF if key.startswith(f"spinenet repeats={SPINENET_SIZES[name].repeats} "))
+        network = create_detection_backbone(name, BackboneOptions())
+    assert isinstance(network, SpineNet)
+    key = next(key for key in READ_OFF if key.startswith(f"spinenet repeats={repeats} "))
     assert [role(network, module) for module in spinenet_order(network)] == READ_OFF[key]
 
 

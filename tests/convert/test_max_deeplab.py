@@ -14,9 +14,11 @@ from checkpoint_files import model_only
 
 import maskwright
 from maskwright.cli import main
-from maskwright.convert.max_deeplab import convert_max_deeplab
-from maskwright.convert.max_deeplab_table import module_table
+from maskwright.convert.coco_labels import coco_panoptic_categories
+from maskwright.convert.max_deeplab import MAX_DEEPLAB, convert_max_deeplab
+from maskwright.convert.tables import module_table
 from maskwright.errors import UserError
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 
 PARITY = Path(__file__).parents[1] / "parity" / "data" / "max_deeplab"
@@ -46,8 +48,9 @@ def variables() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("size", ["S", "L"])
 def test_tables_have_every_key_and_shape_of_the_originals(size: str):
     with torch.device("meta"):
-        network = MaXDeepLabNetwork(num_classes=133, backbone=f"max_deeplab_{size.lower()}")
-    table, state = module_table(network), network.state_dict()
+        config = MaXDeepLabConfig(categories=coco_panoptic_categories(), backbone=f"max_deeplab_{size.lower()}")
+        network = MaXDeepLabNetwork(config)
+    table, state = module_table(network, MAX_DEEPLAB), network.state_dict()
     keys = json.loads((PARITY / f"object_keys_{size}.json").read_text())
     assert {row.path for row in table.values()} == set(keys)
     assert set(table) == {name for name in state if not name.endswith("num_batches_tracked")}
@@ -88,9 +91,9 @@ def test_missing_left_over_and_wrong_shapes_are_named(variables: dict[str, np.nd
     path = "model/transformer_class_head/_conv/kernel"
     with pytest.raises(UserError, match=f"'{path}'.* is missing"):
         convert_max_deeplab({name: value for name, value in variables.items() if name != path}, MODEL)
-    with pytest.raises(UserError, match=rf"'{path}' has shape \(1, 24, 3\)"):
+    with pytest.raises(UserError, match=rf"'{path}' .* must have shape \(24, 134\), but got \(1, 24, 3\)"):
         convert_max_deeplab({**variables, path: np.zeros((1, 24, 3))}, MODEL)
-    with pytest.raises(UserError, match="1 variables below 'model/' that the model has not"):
+    with pytest.raises(UserError, match="1 variables below 'model' that the model has not"):
         convert_max_deeplab({**variables, "model/unknown": np.zeros(1)}, MODEL)
     with pytest.raises(UserError, match="neither MaX-DeepLab's heads nor an encoder"):
         convert_max_deeplab({"model/other": np.zeros(1)}, MODEL)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maskwright.models.max_deeplab import MaXDeepLab
+from maskwright.models.max_deeplab import MaXDeepLab, MaXDeepLabConfig
 from maskwright.structures import Category, PanopticTarget
 
 SIZE = 65
@@ -36,6 +36,12 @@ def small_model(**changes: Any) -> MaXDeepLab:
     """The model, with the same weights at every call."""
     torch.manual_seed(0)
     return MaXDeepLab(**{"categories": CATEGORIES, **SMALL, **changes})
+
+
+def config_of(num_classes: int = 3, **values: Any) -> MaXDeepLabConfig:
+    """The published config, with other values and as many categories."""
+    categories: list[Category] = [{"id": label + 1, "name": str(label)} for label in range(num_classes)]
+    return MaXDeepLabConfig(**{"categories": categories, **values})
 
 
 def target(segmentation: torch.Tensor, labels: list[int], crowds: list[int] | None = None) -> PanopticTarget:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass
+from maskwright.nn.hourglass import Hourglass, hourglass_levels
 from maskwright.nn.layers import ConvBlock
 
 
 def small(**options) -> Hourglass:
-    return Hourglass(3, 2, [4, 4, 6], [1, 2, 2], **options)
+    return Hourglass(3, 2, [(4, 1), (4, 2), (6, 2)], **options)
 
 
 @pytest.mark.parametrize("stacks", [1, 2, 3])
@@ -82,16 +82,8 @@ def test_skip_convolutions_are_where_channels_or_stride_change():
     ],
 )
 def test_published_sizes_have_the_originals_parameter_counts(name, stem, stacks, stride, in_channels, count):
-    size = HOURGLASS_SIZES[name]
     with torch.device("meta"):
-        network = Hourglass(
-            in_channels,
-            stem,
-            [stem * multiple for multiple in size.channels],
-            size.blocks,
-            stacks=stacks,
-            stem_stride=stride,
-        )
+        network = Hourglass(in_channels, stem, hourglass_levels(name, stem), stacks=stacks, stem_stride=stride)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
@@ -106,13 +98,12 @@ def test_batch_norms_are_stock_with_the_given_momentum_and_no_convolution_has_a_
 
 
 @pytest.mark.parametrize(
-    ("channels", "blocks", "stem_stride", "message"),
+    ("levels", "stem_stride", "message"),
     [
-        ([4], [1], 1, "same length, 2 or more"),
-        ([4, 4], [1], 1, "same length"),
-        ([4, 4], [1, 1], 2, "stem_stride must be 1 or 4, but got 2"),
+        ([(4, 1)], 1, "must have two levels or more"),
+        ([(4, 1), (4, 1)], 2, "stem_stride must be 1 or 4, but got 2"),
     ],
 )
-def test_impossible_shapes_are_refused(channels, blocks, stem_stride, message):
+def test_impossible_shapes_are_refused(levels, stem_stride, message):
     with pytest.raises(ValueError, match=message):
-        Hourglass(3, 2, channels, blocks, stem_stride=stem_stride)
+        Hourglass(3, 2, levels, stem_stride=stem_stride)

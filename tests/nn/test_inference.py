@@ -13,8 +13,8 @@ from small_max_deeplab import small_model
 from torch import nn
 
 from maskwright.nn import inference
-from maskwright.nn.backbones import BACKBONES, create_backbone
-from maskwright.nn.detection_backbones import DETECTION_BACKBONES, create_detection_backbone
+from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES, create_backbone, create_detection_backbone
+from maskwright.nn.feature_maps import BackboneOptions
 from maskwright.nn.inference import fold_batch_norms, store_weights, without_autocast
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 
@@ -61,14 +61,13 @@ def test_every_backbone_without_its_norms_computes_the_same(name):
 @torch.inference_mode()
 def test_every_detection_backbone_keeps_only_the_norms_behind_its_pyramid(name):
     torch.manual_seed(0)
-    backbone = with_random_norms(create_detection_backbone(name, width=1 / 16))
+    backbone = with_random_norms(create_detection_backbone(name, BackboneOptions(width=1 / 16)))
     folded = fold_batch_norms(backbone)
     # The coarsest map goes past its norm into one more level.
     assert all(norm.startswith("pyramid.extra_blocks.norms.") for norm in norms_of(folded))
     images = torch.randn(1, 3, backbone.size_divisor, backbone.size_divisor)
-    plain = backbone(images)
-    for level, ours in folded(images).items():
-        assert_same(ours, plain[level])
+    for ours, plain in zip(folded(images), backbone(images), strict=True):
+        assert_same(ours, plain)
 
 
 @pytest.mark.parametrize("upsample", [1, 2])
@@ -133,7 +132,7 @@ def test_the_module_itself_stays_as_it_is_and_the_copy_cannot_be_saved():
     assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
     assert all(parameter.requires_grad for parameter in head.parameters())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
-    with pytest.raises(ValueError, match="MaskHead was rebuilt for inference and has no weights to save"):
+    with pytest.raises(ValueError, match="FCNHead was rebuilt for inference and has no weights to save"):
         folded.state_dict()
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from maskwright.nn.layers import (
     ConvBlock,
+    PostActivationBlock,
     PreActivationBlock,
-    ResidualBlock,
     initialize_glorot,
     normalize,
     prediction_head,
@@ -63,7 +63,7 @@ def test_inference_never_uses_batch_statistics():
     [(4, 4, 1, False, False), (4, 4, 1, True, True), (4, 4, 2, False, True), (4, 6, 1, False, True)],
 )
 def test_residual_block_has_a_skip_convolution_where_shapes_change(before, after, stride, force, has_conv):
-    block = ResidualBlock(before, after, stride=stride, skip_conv=force)
+    block = PostActivationBlock(before, after, stride=stride, skip_conv=force)
     assert isinstance(block.skip, ConvBlock) is has_conv
     y = block(torch.randn(2, before, 8, 8))
     assert y.shape == (2, after, 8 // stride, 8 // stride)
@@ -71,7 +71,7 @@ def test_residual_block_has_a_skip_convolution_where_shapes_change(before, after
 
 
 def test_residual_block_with_a_silent_branch_is_the_rectified_input():
-    block = ResidualBlock(3, 3).eval()
+    block = PostActivationBlock(3, 3).eval()
     nn.init.zeros_(block.norm.weight)
     x = torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(block(x), x.relu())

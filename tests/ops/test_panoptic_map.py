@@ -25,7 +25,7 @@ def test_colours_of_ids():
 
 @pytest.mark.parametrize("wrong", [-1, 256**3])
 def test_an_id_that_has_no_colour(wrong: int):
-    with pytest.raises(ValueError, match=r"segment ids must lie in 0\.\.16777215"):
+    with pytest.raises(ValueError, match=r"segment ids must be in 0\.\.16777215"):
         encode_ids(torch.tensor([[1, wrong]]))
 
 

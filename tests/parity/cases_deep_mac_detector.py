@@ -21,9 +21,9 @@ from cases_deep_mac_ops import Arrays, assert_near, channels_first, pixel_boxes
 from parity_data import ParityData, below
 from torch import Tensor
 
-from maskwright.convert.deep_mac import Table
-from maskwright.models.centernet import CenterNetLoss, CenterNetMaps, decode
-from maskwright.models.deep_mac import DeepMAC
+from maskwright.convert.tables import Table
+from maskwright.models.deep_mac import DeepMAC, DeepMACConfig
+from maskwright.models.deep_mac.centernet import CenterNetLoss, CenterNetMaps, decode
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.heatmap import center_cells, center_heatmap, gaussian_radius, size_and_offset_targets
 from maskwright.training.optimizers import create_optimizer
@@ -76,7 +76,14 @@ def check_detector_losses(data: ParityData, file: str) -> None:
     count = sum(name.startswith("pred/object_center/") for name in arrays)
     stacks = [_recorded(arrays, f"/{stack}") for stack in range(count)]
     leaves = [CenterNetMaps(*(value.requires_grad_() for value in maps)) for maps in stacks]
-    loss = CenterNetLoss(1.0, config["scale_loss_weight"], config["offset_loss_weight"], config["min_box_overlap_iou"])
+    loss = CenterNetLoss(
+        DeepMACConfig(
+            object_center_weight=1.0,
+            box_size_weight=config["scale_loss_weight"],
+            box_offset_weight=config["offset_loss_weight"],
+            min_box_overlap=config["min_box_overlap_iou"],
+        )
+    )
     losses = _detector_losses(loss, leaves, arrays, (config["H"], config["W"]), config["stride"])
     for case in config["cases"]:
         for mode in ("eval", "train"):
@@ -127,7 +134,7 @@ def check_inference_with_detector(data: ParityData, file: str) -> None:
         batch, geometry = model.image_batch([image])
         stacks, detected = model.network.stack_outputs(batch)
         strided = torch.from_numpy(arrays["det/detection_boxes_strided"][0])[:, [1, 0, 3, 2]]
-        boxes = strided * model.network.backbone.stride
+        boxes = strided * model.network.backbone.strides[-1]
         first = torch.zeros(len(boxes), dtype=torch.int64)
         masks = model.network.mask_logits(stacks[-1], boxes, first).sigmoid()
     for stack, maps in enumerate(detected):
@@ -161,7 +168,7 @@ def check_training_step_with_detector(data: ParityData, file: str) -> None:
         model = create_model(config, "centernet").train(mode == "train")
         table = load_model(model, weights)
         stacks, detected = model.network.stack_outputs(channels_first(arrays["images"]))
-        losses = _detector_losses(model.centernet_loss, detected, arrays, size, model.network.backbone.stride)
+        losses = _detector_losses(model.centernet_loss, detected, arrays, size, model.network.backbone.strides[-1])
         for theirs, ours in LOSSES.items():
             name = f"{mode}/loss/{theirs}"
             assert_near(losses[ours].detach(), arrays[name], name, TRAINING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,18 +14,13 @@ from cases_deep_mac_ops import Arrays, assert_near, channels_first, check_paste,
 from parity_data import ParityData, below
 from torch import Tensor
 
-from maskwright.convert.deep_mac import (
-    Table,
-    embedding_head_table,
-    hourglass_table,
-    load_variables,
-    mask_head_table,
-)
-from maskwright.models.centernet import CenterNetHeads
+from maskwright.convert.deep_mac import DEEP_MAC
+from maskwright.convert.tables import Table, load_variables, module_table
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.deep_mac_losses import MaskInstances
-from maskwright.models.deep_mac_network import Maps
-from maskwright.nn.backbones import Backbone
+from maskwright.models.deep_mac.centernet import CenterNetHeads
+from maskwright.models.deep_mac.losses import MaskInstances, crop_mask_targets
+from maskwright.models.deep_mac.network import Maps
+from maskwright.nn.feature_maps import Backbone
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ImageBatch, resize_image
 from maskwright.nn.layers import prediction_head
@@ -51,13 +47,12 @@ class SmallHourglass(Backbone):
         network = Hourglass(
             3,
             config["input_channel_dims"],
-            config["channel_dims_per_stage"],
-            config["blocks_per_stage"],
+            list(zip(config["channel_dims_per_stage"], config["blocks_per_stage"], strict=True)),
             stacks=config["num_hourglasses"],
             stem_stride=4,
             norm_momentum=HOURGLASS_MOMENTUM,
         )
-        super().__init__(network.out_channels, config["num_hourglasses"], network.size_divisor)
+        super().__init__(network.out_channels, (4,) * config["num_hourglasses"], network.size_divisor)
         self.network = network
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -91,38 +86,21 @@ def create_model(config: Mapping[str, Any], detector: Literal["centernet"] | Non
         for name, dim in (("pixel_embedding", "pixel_embedding_dim"), ("instance_embedding", "dim")):
             heads = [
                 prediction_head(backbone.channels, config["embedding_head_filters"], config[dim], kernel)
-                for _ in range(backbone.num_outputs)
+                for _ in backbone.strides
             ]
             setattr(network, name, torch.nn.ModuleList(heads))
         if detector:
             widths = (backbone.channels, config["num_classes"], config["center_and_box_head_filters"])
-            network.detector = torch.nn.ModuleList(CenterNetHeads(*widths) for _ in range(backbone.num_outputs))
+            network.detector = torch.nn.ModuleList(CenterNetHeads(*widths) for _ in backbone.strides)
     return model
 
 
 def load_model(model: DeepMAC, variables: Mapping[str, np.ndarray]) -> Table:
     """Load every tensor; the table by full names of our tensors and full paths of the original's."""
-    network = model.network
-    assert isinstance(network.backbone, SmallHourglass)
-    parts = {"model/_feature_extractor/_network": hourglass_table(network.backbone.network, "backbone.network.")}
-    parts["model/_mask_net"] = mask_head_table(network.mask_head, "mask_head.")
-    for theirs, ours in EMBEDDINGS.items():
-        for index, head in enumerate(network.get_submodule(ours).children()):
-            path = f"model/_prediction_head_dict/{theirs}/{index}"
-            assert isinstance(head, torch.nn.Sequential)
-            parts[path] = embedding_head_table(head, f"{ours}.{index}.")
-    for index, heads in enumerate(network.detector or ()):
-        for theirs, ours in OBJECT_HEADS.items():
-            head = heads.get_submodule(ours)
-            assert isinstance(head, torch.nn.Sequential)
-            path = f"model/_prediction_head_dict/{theirs.replace('/', '.S')}/{index}"
-            parts[path] = embedding_head_table(head, f"detector.{index}.{ours}.")
-    whole: Table = {}
-    for prefix, table in parts.items():
-        load_variables(network, table, variables, prefix)
-        whole |= {name: type(row)(f"{prefix}/{row.path}", row.layout) for name, row in table.items()}
-    assert set(whole) == {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
-    return whole
+    table = module_table(model.network, {**DEEP_MAC, SmallHourglass: {"network": "_network"}})
+    detector = [f"model/_prediction_head_dict/{name.replace('/', '.S')}/" for name in OBJECT_HEADS]
+    load_variables(model.network, table, variables, "model", () if model.network.detector else detector)
+    return {name: replace(row, path=f"model/{row.path}") for name, row in table.items()}
 
 
 def check_preprocessing(data: ParityData, file: str) -> None:
@@ -177,7 +155,7 @@ def check_provided_masks(data: ParityData, file: str) -> None:
     arrays = data.arrays(file)
     config = data.files[file]["config"]
     model = create_model(config).eval()
-    load_variables(model.network.mask_head, mask_head_table(model.network.mask_head), below(arrays, ""), "w")
+    load_variables(model.network.mask_head, module_table(model.network.mask_head, DEEP_MAC), below(arrays, ""), "w")
     maps = recorded_maps(arrays, "")
     for key in ("det/detection_boxes_strided", "provided_boxes_strided"):
         name = key.replace("det/detection_boxes_strided", "det").replace("provided_boxes_strided", "provided")
@@ -194,7 +172,7 @@ def check_full_resolution_masks(data: ParityData, file: str) -> None:
     arrays, config = data.arrays(file), data.files[file]["config"]
     values = {"predict_full_resolution_masks": True, "postprocess_crop_size": config["postprocess_crop_size_fullres"]}
     model = create_model(config, **values).eval()
-    load_variables(model.network.mask_head, mask_head_table(model.network.mask_head), below(arrays, ""), "w")
+    load_variables(model.network.mask_head, module_table(model.network.mask_head, DEEP_MAC), below(arrays, ""), "w")
     boxes = torch.from_numpy(arrays["provided_boxes_strided"][0, :2])[:, [1, 0, 3, 2]] * config["stride"]
     with torch.no_grad():
         masks = model.network.mask_logits(recorded_maps(arrays, ""), boxes, torch.zeros(2, dtype=torch.int64)).sigmoid()
@@ -220,7 +198,7 @@ def check_mask_losses_of_stacks(data: ParityData, file: str) -> None:
         for mode in ("eval", "train"):
             model = create_model(config, **values).train(mode == "train")
             head = model.network.mask_head
-            load_variables(head, mask_head_table(head), below(arrays, ""), "w")
+            load_variables(head, module_table(head, DEEP_MAC), below(arrays, ""), "w")
             with torch.no_grad():
                 losses = losses_image_by_image(model, stacks, arrays, size, allowed, clip=mode == "train")
                 if mode == "eval":
@@ -318,7 +296,9 @@ def losses_image_by_image(
             boxes = (clipped(true_boxes, size) if clip else true_boxes).float()
             logits = model.network.head_logits(maps, boxes, torch.full((len(boxes),), image))
             known, real = (torch.from_numpy(allowed_rows(arrays, image, ids)) for ids in (allowed, None))
-            masks = model._mask_targets(torch.from_numpy(arrays[f"gt_masks{image}"])[known] > 0, boxes[known])
+            masks = crop_mask_targets(
+                torch.from_numpy(arrays[f"gt_masks{image}"])[known] > 0, boxes[known], model.config
+            )
             index = torch.zeros(int(real.sum()), dtype=torch.int64)
             instances = MaskInstances(boxes[real], true_boxes[real].float(), index, known[real], masks)
             for name, value in model.mask_loss([logits[real]], instances, 1, size).items():

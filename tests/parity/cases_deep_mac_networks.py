@@ -14,16 +14,10 @@ from cases_deep_mac_ops import assert_near, channels_first
 from parity_data import ParityData, below
 from torch import Tensor, nn
 
-from maskwright.convert.deep_mac import (
-    Table,
-    backbone_table,
-    hourglass_table,
-    load_variables,
-    mask_head_table,
-    unused_variables,
-)
+from maskwright.convert.deep_mac import DEEP_MAC, unused_variables
+from maskwright.convert.tables import HOURGLASS, Table, load_variables, module_table
 from maskwright.nn.backbones import create_backbone
-from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass
+from maskwright.nn.hourglass import Hourglass, hourglass_levels
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.nn.mask_heads import create_mask_head
 
@@ -44,17 +38,14 @@ INFERENCE, TRAINING, TRAINING_TO_ONE_CELL = 1e-4, 1e-4, 1e-2
 def create_hourglass(config: Mapping[str, Any]) -> Hourglass:
     """The network of a fixture: by the name of its function, or by its numbers."""
     if "fn" in config:
-        named = HOURGLASS_SIZES[config["fn"].replace("_", "")]
-        stem = config["num_channels"]
-        channels, blocks, stacks = [stem * multiple for multiple in named.channels], named.blocks, 1
+        stem, stacks = config["num_channels"], 1
+        levels = hourglass_levels(config["fn"].replace("_", ""), stem)
     else:
         stem = config["input_channel_dims"]
-        channels, blocks = config["channel_dims_per_stage"], config["blocks_per_stage"]
+        levels = list(zip(config["channel_dims_per_stage"], config["blocks_per_stage"], strict=True))
         stacks = config["num_hourglasses"]
     stem_stride = 4 if config.get("initial_downsample", True) else 1
-    return Hourglass(
-        3, stem, channels, blocks, stacks=stacks, stem_stride=stem_stride, norm_momentum=HOURGLASS_MOMENTUM
-    )
+    return Hourglass(3, stem, levels, stacks=stacks, stem_stride=stem_stride, norm_momentum=HOURGLASS_MOMENTUM)
 
 
 def check_hourglass(data: ParityData, file: str) -> None:
@@ -62,7 +53,7 @@ def check_hourglass(data: ParityData, file: str) -> None:
     entry, arrays = data.files[file], data.arrays(file)
     config = entry["config"]
     network = create_hourglass(config)
-    table = hourglass_table(network)
+    table = module_table(network, HOURGLASS)
     load_variables(network, table, {f"w/{k}": v for k, v in _weights(data, file).items()}, "w")
 
     network.eval()
@@ -99,7 +90,7 @@ def check_mask_head(data: ParityData, file: str) -> None:
         mask_size=config["mask_size"],
         norm_momentum=HOURGLASS_MOMENTUM if is_hourglass else RESNET_MOMENTUM,
     )
-    table = mask_head_table(head)
+    table = module_table(head, DEEP_MAC)
     load_variables(head, table, {f"w/{k}": v for k, v in below(arrays, "w/").items()}, "w")
 
     head.eval()
@@ -119,7 +110,7 @@ def check_full_size(data: ParityData, file: str) -> None:
     kind = "resnet" if config["name"].startswith("resnet") else "hourglass"
     name = config["name"] if kind == "resnet" else config["name"].replace("_", "")
     backbone = create_backbone(name).eval()
-    table, unused = backbone_table(backbone), unused_variables(backbone)
+    table, unused = module_table(backbone, DEEP_MAC), unused_variables(backbone)
     prefix = "model/_feature_extractor"
     keys = data.folder / f"{file.replace('p_', 'p_keys_', 1).removesuffix('.npz')}.json"
     if keys.exists():

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.models.deep_mac_losses import MaskInstances, MaskLoss
+from maskwright.models.deep_mac import DeepMACConfig
+from maskwright.models.deep_mac.losses import MaskInstances, MaskLoss
 from maskwright.ops.crop import (
     center_offsets,
     coordinate_grid,
@@ -121,7 +122,9 @@ def check_mask_losses(arrays: Arrays, entry: Mapping[str, Any]) -> None:
             cross_entropy = loss is mask_cross_entropy
             boxes, known = boxes.float(), torch.ones(len(boxes), dtype=torch.bool)
             instances = MaskInstances(boxes, boxes, torch.zeros(len(boxes), dtype=torch.int64), known, targets)
-            weighted = MaskLoss(float(cross_entropy), float(not cross_entropy))
+            weighted = MaskLoss(
+                DeepMACConfig(cross_entropy_weight=float(cross_entropy), dice_weight=float(not cross_entropy))
+            )
             value = weighted.box_consistency(logits, instances, (config["H"], config["W"]))
             name = f"per_instance/{case}/eval/img{image}/boxcons"
             assert_near(value, arrays[name], name)

@@ -13,23 +13,15 @@ import torch
 from cases_deep_mac_networks import INFERENCE
 from cases_deep_mac_ops import assert_near, channels_first
 from cases_deep_marc_crops import flat_boxes
-from cases_deep_marc_networks import create_head, create_resnet
+from cases_deep_marc_networks import create_backbone, create_head, create_resnet
 from parity_data import ParityData
 
 from maskwright.convert.checkpoint import Variables
 from maskwright.convert.coco_labels import coco_categories
-from maskwright.convert.deep_marc import (
-    convert_deep_marc,
-    mask_head_table,
-    network_tables,
-    original_values,
-    pyramid_table,
-    resnet_table,
-)
-from maskwright.convert.tables import load_variables
+from maskwright.convert.deep_marc import DEEP_MARC, convert_deep_marc, network_table, original_values, skip_background
+from maskwright.convert.tables import load_variables, module_table
 from maskwright.models.deep_marc import DeepMARC
-from maskwright.models.roi_heads import crop_levels
-from maskwright.nn.detection_backbones import ResNetFPN
+from maskwright.models.deep_marc.roi_heads import crop_levels
 from maskwright.structures import InstancePrediction
 
 BACKBONES = {
@@ -51,7 +43,8 @@ def check_forward(data: ParityData, file: str) -> None:
     with torch.no_grad():
         maps = network.backbone(channels_first(arrays["image"]))
         for name in [name for name in arrays if name.startswith("decoder_")]:
-            assert_near(maps[name.removeprefix("decoder_")], channels_first(arrays[name]), name, INFERENCE)
+            level = network.backbone.levels.index(int(name.removeprefix("decoder_")))
+            assert_near(maps[level], channels_first(arrays[name]), name, INFERENCE)
         # The original takes the background's mask for given boxes, which we leave out: there, detected boxes.
         given = config["mask_head"]["class_agnostic"]
         boxes, expected = arrays["given_boxes"], arrays["given_boxes_masks"]
@@ -59,7 +52,7 @@ def check_forward(data: ParityData, file: str) -> None:
             boxes, expected = arrays["detection_outer_boxes"], arrays["detection_masks"]
         corners, image_index = flat_boxes(boxes)
         size = config["mask_roi_aligner"]["crop_size"]
-        crops = crop_levels(list(maps.values()), corners, image_index, size, network.finest_level)
+        crops = crop_levels(maps, corners, image_index, size, network.finest_level)
         probabilities = network.mask_head(crops).sigmoid()
         if given:
             assert_near(probabilities.squeeze(1), expected.reshape(-1, *expected.shape[2:]), "masks", MASKS)
@@ -83,7 +76,7 @@ def check_serving(data: ParityData, file: str) -> None:
     given, _ = flat_boxes(arrays["boxes_normalized"])
     with torch.no_grad():
         features = model.encode([image])
-        if model.network.class_agnostic_masks:  # else the original answers with the background's mask
+        if model.config.class_agnostic_masks:  # else the original answers with the background's mask
             (masks,) = model.masks_from_boxes(features, [given * torch.tensor([width, height] * 2)])
             _check_masks(masks, arrays["image_and_boxes_masks"][0])
             detected, labels = arrays["serve_detection_boxes"], None
@@ -121,13 +114,14 @@ def _load(config: Mapping[str, Any], variables: Variables) -> DeepMARC:
     model = DeepMARC(**values, **original_values("resnet50_fpn"))
     epsilon = config["norm_activation"]["norm_epsilon"]
     trunk = create_resnet(resnet["model_id"], width, epsilon)
-    backbone = ResNetFPN(trunk, channels, 0.003, epsilon, "same")
-    load_variables(backbone, resnet_table(trunk, "trunk."), variables, "model/backbone")
-    load_variables(backbone, pyramid_table(backbone.pyramid, "pyramid."), variables, "model/decoder")
+    backbone = create_backbone(trunk, channels, epsilon)
+    not_taken = ["model/mask_head/", "model/rpn_head/", "model/_config_dict/detection_head/", "model/detection_head/"]
+    load_variables(backbone, module_table(backbone, DEEP_MARC), variables, "model", not_taken)
     per_class = not mask_head["class_agnostic"]
     settings = {**mask_head, **config["norm_activation"]}
     head = create_head(settings, channels, config["num_classes"] - 1 if per_class else 1)
-    load_variables(head, mask_head_table(head, skip_background=per_class), variables, "model/mask_head")
+    table = module_table(head, DEEP_MARC)
+    load_variables(head, skip_background(table) if per_class else table, variables, "model/mask_head")
     model.network.backbone, model.network.mask_head = backbone, head
     return model.eval()
 
@@ -145,11 +139,8 @@ def check_full_size(file: Path) -> None:
         model = DeepMARC(**values)
     state = model.network.state_dict()
     found: dict[str, list[int]] = {}
-    for prefix, table in network_tables(model.network).items():
-        for name, row in table.items():
-            shape = state[name].shape
-            shape = [shape[2], shape[3], shape[1], shape[0]] if len(shape) == 4 else list(shape)
-            found[f"{prefix.removeprefix('model/')}/{row.path}"] = shape
+    for name, row in network_table(model.network).items():
+        found[row.path] = list(row.shape(state[name].shape))
     not_taken = ("rpn_head/", "detection_head/")
     assert found == {key: shape for key, shape in listing["keys"].items() if not key.startswith(not_taken)}
     for part in {key.partition("/")[0] for key in found}:

@@ -9,7 +9,7 @@ from cases_deep_mac_ops import assert_near, channels_first
 from parity_data import ParityData
 from torch import Tensor
 
-from maskwright.models.roi_heads import crop_levels
+from maskwright.models.deep_marc.roi_heads import crop_levels
 
 
 def flat_boxes(boxes: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from parity_data import ParityData
 
-from maskwright.models.deep_marc import mask_loss
+from maskwright.models.deep_marc.model import mask_loss
 
 ALL_CLASSES = 91
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3

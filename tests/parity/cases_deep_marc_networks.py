@@ -14,11 +14,12 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import Conv2dNormActivation
 
-from maskwright.convert.deep_marc import mask_head_table, pyramid_table, resnet_table, spinenet_table
-from maskwright.convert.tables import Table, load_variables
-from maskwright.nn.backbones import ResNetTrunk
-from maskwright.nn.detection_backbones import ResNetFPN, pad_as_tensorflow
-from maskwright.nn.mask_heads import MaskHead, MaskHeadSettings, create_mask_head, fcn_head
+from maskwright.convert.deep_marc import DEEP_MARC, skip_background
+from maskwright.convert.tables import Table, load_variables, module_table
+from maskwright.nn.feature_maps import BackboneOptions
+from maskwright.nn.feature_pyramids import DetectionPyramidBackbone, pad_as_tensorflow
+from maskwright.nn.mask_heads import ConvolutionalHead, FCNHead, MaskHeadSettings, create_mask_head
+from maskwright.nn.resnet import ResNetTrunk
 from maskwright.nn.spinenet import SpineNet, SpineNetSize
 
 GRADIENT, DEEP_INFERENCE = 1e-3, 1e-3
@@ -33,14 +34,16 @@ def check_spinenet(data: ParityData, file: str) -> None:
     """All five maps, by the static rule."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     names = ("endpoints_num_filters", "filter_size_scale", "resample_alpha", "block_repeats")
-    network = SpineNet(SpineNetSize(*(config[name] for name in names)), norm_epsilon=config["norm_epsilon"]).eval()
-    load_variables(network, spinenet_table(network), below(arrays, "w:"), "backbone")
+    network = SpineNet(
+        SpineNetSize(*(config[name] for name in names)), BackboneOptions(norm_epsilon=config["norm_epsilon"])
+    ).eval()
+    load_variables(network, module_table(network, DEEP_MARC), below(arrays, "w:"), "backbone")
     # In float64, so that only the reference's own rounding is seen: 1e-5 for one block per node, 4e-4 for three.
     tolerance = INFERENCE if config["block_repeats"] == 1 else DEEP_INFERENCE
     with torch.no_grad():
         outputs = network.double()(channels_first(arrays["image"]).double())
-    assert list(outputs) == [str(level) for level in range(config["min_level"], config["max_level"] + 1)]
-    for level, output in outputs.items():
+    assert network.levels == tuple(range(config["min_level"], config["max_level"] + 1))
+    for level, output in zip(network.levels, outputs, strict=True):
         assert_near(output, channels_first(arrays[f"out_{level}"]), f"out_{level}", tolerance)
 
 
@@ -58,20 +61,26 @@ def create_resnet(model_id: int, width: float, norm_epsilon: float) -> ResNetTru
     return trunk
 
 
+def create_backbone(trunk: ResNetTrunk, channels: int, norm_epsilon: float) -> DetectionPyramidBackbone:
+    """The original's pyramid on `trunk`."""
+    options = BackboneOptions(norm_momentum=0.003, norm_epsilon=norm_epsilon, padding="same")
+    return DetectionPyramidBackbone(trunk, channels, options)
+
+
 def check_resnet_fpn(data: ParityData, file: str) -> None:
     """The maps of the ResNet (odd sizes, too) and those of the pyramid."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     trunk = create_resnet(config["model_id"], config["depth_multiplier"], config["norm_epsilon"])
-    network = ResNetFPN(trunk, config["fpn_filters"], 0.003, config["norm_epsilon"], "same").eval()
+    network = create_backbone(trunk, config["fpn_filters"], config["norm_epsilon"]).eval()
     weights = below(arrays, "w:")
-    load_variables(network, resnet_table(trunk, "trunk."), weights, "backbone")
+    load_variables(trunk, module_table(trunk, DEEP_MARC), weights, "backbone")
     image = channels_first(arrays["image"])
     with torch.no_grad():
         for level, output in enumerate(trunk(image), start=2):
             assert_near(output, channels_first(arrays[f"backbone_{level}"]), f"backbone_{level}", INFERENCE)
         if "fpn_2" not in arrays:
             return
-        load_variables(network, pyramid_table(network.pyramid, "pyramid."), weights, "decoder")
+        load_variables(network.pyramid, module_table(network.pyramid, DEEP_MARC), weights, "decoder")
         # 64 x 96 pixels are no multiple of the divisor, but the pyramid takes them.
         levels = dict(zip(map(str, network.levels), trunk(image), strict=False))
         for level, output in network.pyramid(levels).items():
@@ -82,7 +91,7 @@ def check_symmetric_padding_is_another_function(data: ParityData, file: str) -> 
     """What torchvision's own padding makes of the same weights: why `padding` is a choice."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     trunk = create_resnet(config["model_id"], config["depth_multiplier"], config["norm_epsilon"]).eval()
-    load_variables(trunk, resnet_table(trunk), below(arrays, "w:"), "backbone")
+    load_variables(trunk, module_table(trunk, DEEP_MARC), below(arrays, "w:"), "backbone")
     image, expected = channels_first(arrays["image"]), channels_first(arrays["backbone_2"])
     with torch.no_grad():
         symmetric = trunk(image)[0]
@@ -93,7 +102,7 @@ def check_symmetric_padding_is_another_function(data: ParityData, file: str) -> 
     assert float((symmetric - expected).abs().mean()) > 0.1 * scale
 
 
-def create_head(config: Mapping[str, Any], in_channels: int, num_masks: int) -> MaskHead:
+def create_head(config: Mapping[str, Any], in_channels: int, num_masks: int) -> ConvolutionalHead:
     """The mask head of a fixture."""
     momentum, epsilon = 1 - config["norm_momentum"], config["norm_epsilon"]
     upsample = config["upsample_factor"]
@@ -101,7 +110,7 @@ def create_head(config: Mapping[str, Any], in_channels: int, num_masks: int) -> 
         settings = MaskHeadSettings(
             in_channels, config["num_filters"], num_masks, upsample, None, momentum, norm_epsilon=epsilon
         )
-        return fcn_head(settings, config["num_convs"], config.get("use_separable_conv", False))
+        return FCNHead(settings, config["num_convs"], config.get("use_separable_conv", False))
     name = config["convnet_variant"]
     head = create_mask_head(
         name,
@@ -112,7 +121,7 @@ def create_head(config: Mapping[str, Any], in_channels: int, num_masks: int) -> 
         norm_momentum=HOURGLASS_MOMENTUM,
         norm_epsilon=epsilon,
     )
-    assert isinstance(head, MaskHead)
+    assert isinstance(head, ConvolutionalHead)
     head.enlarge_norm.momentum = momentum  # the original has one momentum for it, one for the hourglass
     return head
 
@@ -127,7 +136,8 @@ def check_mask_head(data: ParityData, file: str) -> None:
     for skip in (False,) if config["class_agnostic"] else (False, True):
         num_masks = 1 if config["class_agnostic"] else num_classes - skip
         head = create_head(config, crops.shape[1], num_masks).eval()
-        load_variables(head, mask_head_table(head, skip_background=skip), variables, "mask_head")
+        table = module_table(head, DEEP_MARC)
+        load_variables(head, skip_background(table) if skip else table, variables, "mask_head")
         with torch.no_grad():
             logits = head(crops)
         if config["class_agnostic"]:
@@ -143,7 +153,7 @@ def check_mask_head_in_training(data: ParityData, file: str) -> None:
     config, arrays = data.files[file]["config"], data.arrays(file)
     crops = channels_first(arrays["roi_features"]).requires_grad_()
     head = create_head(config, crops.shape[1], 1).train()
-    table = mask_head_table(head)
+    table = module_table(head, DEEP_MARC)
     load_variables(head, table, below(arrays, "w:"), "mask_head")
     before = {name: value.clone() for name, value in head.state_dict().items()}
     counts = record_counts(head)

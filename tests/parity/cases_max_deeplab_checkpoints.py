@@ -9,8 +9,8 @@ from cases_max_deeplab_network import CHAIN, WEIGHTS, check_outputs, create_netw
 from parity_data import ParityData
 
 from maskwright.convert.checkpoint import Checkpoint, Variables
-from maskwright.convert.max_deeplab import load_variables
-from maskwright.convert.max_deeplab_table import module_table
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import load_variables, module_table
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 CHECKPOINT = "model/ckpt_legacy/ckpt-3"
@@ -21,7 +21,7 @@ def check_converted(data: ParityData, file: str) -> None:
     arrays = data.arrays(file)
     image = arrays["image"]
     network = create_network(data, (image.shape[1], image.shape[2]))
-    load_variables(network, module_table(network), Variables(data.folder / CHECKPOINT), "model/")
+    load_variables(network, module_table(network, MAX_DEEPLAB), Variables(data.folder / CHECKPOINT), "model")
     with torch.inference_mode():
         outputs = network.eval()(normalised(image))
     check_outputs(outputs, arrays, "", CHAIN)

@@ -12,10 +12,16 @@ from cases_deep_mac_ops import assert_near
 from parity_data import ParityData, below
 from torch import Tensor, nn
 
-from maskwright.convert.max_deeplab import load_variables
-from maskwright.convert.max_deeplab_table import module_table, stem_rows
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import load_variables, module_table
 from maskwright.models.max_deeplab.axial_attention import AxialAttention, AxialAttention2d, relative_positions
-from maskwright.models.max_deeplab.blocks import AxialBlock, BasicBlock, BottleneckBlock, ResidualBlock, inception_stem
+from maskwright.models.max_deeplab.blocks import (
+    AxialBlock,
+    BasicStageBlock,
+    BottleneckStageBlock,
+    StageBlock,
+    inception_stem,
+)
 from maskwright.models.max_deeplab.decoder import ResizedFuse, resize_to
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
 from maskwright.models.max_deeplab.stages import keep_probability
@@ -96,13 +102,13 @@ def check_block(data: ParityData, file: str) -> None:
     arrays, config = data.arrays(file), data.files[file]["config"]
     in_channels, filters = arrays["in/x"].shape[-1], config["filters_list"]
     stride = config.get("strides", 1)
-    module: ResidualBlock
+    module: StageBlock
     if len(filters) == 2:
-        module = BasicBlock(in_channels, filters[-1], stride=stride)
+        module = BasicStageBlock(in_channels, filters[-1], stride=stride)
     elif config.get("attention_type") == "axial":
         module = AxialBlock(in_channels, filters[-1], filters[0], num_heads=config["axial_layer_config"]["num_heads"])
     else:
-        module = BottleneckBlock(in_channels, filters[-1], stride=stride, dilation=config.get("atrous_rate", 1))
+        module = BottleneckStageBlock(in_channels, filters[-1], stride=stride, dilation=config.get("atrous_rate", 1))
     if "in/drop_path_mask" in arrays:
         module.drop_path = Masked(arrays["in/drop_path_mask"])
     check_layer(arrays, module, lambda inputs: [module(inputs["x"])])
@@ -138,7 +144,7 @@ def check_fuse(data: ParityData, file: str) -> None:
 def check_stem(data: ParityData, file: str) -> None:
     arrays = data.arrays(file)
     module = inception_stem(round(64 * data.files[file]["config"]["width_multiplier"]))
-    check_layer(arrays, module, lambda inputs: [module(inputs["x"])], dict(stem_rows(module, "", "")))
+    check_layer(arrays, module, lambda inputs: [module(inputs["x"])])
 
 
 def check_positions(data: ParityData, file: str) -> None:
@@ -169,11 +175,9 @@ def check_keep_probability(data: ParityData, file: str) -> None:
         np.testing.assert_allclose(keep_probability(config["keep"], schedule, int(stage)), arrays[name], rtol=1e-6)
 
 
-def check_layer(
-    arrays: Mapping[str, np.ndarray], module: nn.Module, run: Run, table: Mapping[str, Any] | None = None
-) -> None:
+def check_layer(arrays: Mapping[str, np.ndarray], module: nn.Module, run: Run) -> None:
     """Outputs of both modes, gradients of the inputs and norms of those of the weights, and the statistics."""
-    table = module_table(module) if table is None else dict(table)
+    table = module_table(module, MAX_DEEPLAB)
     load_variables(module, table, below(arrays, "w/"), "")
     inputs = {name: first(values) for name, values in below(arrays, "in/").items()}
     module.eval()

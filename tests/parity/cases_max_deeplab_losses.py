@@ -11,6 +11,7 @@ import torch
 from parity_data import ParityData
 from torch import Tensor
 
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.losses import MaXDeepLabLoss, matched_dice, mean_of_nonzero
 from maskwright.models.max_deeplab.mask_targets import MaskTargets, create_mask_targets
 from maskwright.models.max_deeplab.network import MaXDeepLabOutputs
@@ -126,7 +127,10 @@ def recorded_matching(arrays: Arrays, config: Mapping[str, Any], targets: MaskTa
 
 def create_loss(config: Mapping[str, Any]) -> MaXDeepLabLoss:
     """The loss with the weights and shares of the case."""
-    values = {"contrast_pixels": config["instance_discrimination_sample_k"]}
+    values: dict[str, Any] = {
+        "categories": [{"id": 1, "name": "any"}],
+        "contrast_pixels": config["instance_discrimination_sample_k"],
+    }
     names = {
         "pq_style": "pq",
         "mask_id_cross_entropy": "mask_id",
@@ -136,7 +140,7 @@ def create_loss(config: Mapping[str, Any]) -> MaXDeepLabLoss:
     for theirs, options in re.findall(r"(\w+)_loss \{([^}]*)\}", config["loss_options"]):
         for key, number in re.findall(r"(weight|top_k_percent): ([\d.]+)", options):
             values[names[theirs] + ("_weight" if key == "weight" else "_top_k")] = float(number)
-    return MaXDeepLabLoss(**values)
+    return MaXDeepLabLoss(MaXDeepLabConfig(categories=[{"id": 1, "name": "any"}], **values))
 
 
 def check_true_masks(data: ParityData, file: str) -> None:

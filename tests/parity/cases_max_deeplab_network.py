@@ -18,8 +18,10 @@ from cases_max_deeplab_layers import INFERENCE, check_statistics, first, last, r
 from parity_data import ParityData, below
 from torch import Tensor
 
-from maskwright.convert.max_deeplab import load_variables
-from maskwright.convert.max_deeplab_table import module_table
+from maskwright.convert.coco_labels import coco_panoptic_categories
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import load_variables, module_table
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.blocks import AxialBlock
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork, MaXDeepLabOutputs
 
@@ -32,10 +34,10 @@ def create_network(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabN
     config = data.files[WEIGHTS]["config"]
     text, override = config["text_config"], config["reduced_override"]
     number = lambda key, index=0: re.findall(rf"\b{key}: ([\d.]+)", text)[index]  # noqa: E731
-    return MaXDeepLabNetwork(
-        num_classes=133,
+    config = MaXDeepLabConfig(
+        categories=coco_panoptic_categories(),
         backbone=re.findall(r'name: "(max_deeplab_\w)"', text)[0],
-        image_size=image_size,
+        image_size=image_size[0],
         num_mask_slots=override["num_mask_slots"],
         stem_width=float(number("stem_width_multiplier")),
         backbone_width=float(number("backbone_width_multiplier")),
@@ -51,11 +53,16 @@ def create_network(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabN
         pixel_feature_channels=int(number("output_channels")),
         drop_path_keep=1.0,
     )
+    network = MaXDeepLabNetwork(config)
+    if network.semantic_decoder is not None:  # the originals' training size need not be square
+        height, width = image_size
+        network.semantic_decoder.aspp.pool_size = (height // 16 + 1, width // 16 + 1)
+    return network
 
 
 def create_loaded(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabNetwork:
     network = create_network(data, image_size)
-    load_variables(network, module_table(network), data.arrays(WEIGHTS), "")
+    load_variables(network, module_table(network, MAX_DEEPLAB), data.arrays(WEIGHTS), "")
     return network.eval()
 
 
@@ -150,7 +157,7 @@ def check_training_forward(data: ParityData, file: str) -> None:
             for norm in [key for key in counts if key.startswith(f"{name}.")]:
                 counts[norm] *= -1
     expected = below(arrays, "bn_after/")
-    check_statistics(network, module_table(network), before, counts, expected, STATISTICS)
+    check_statistics(network, module_table(network, MAX_DEEPLAB), before, counts, expected, STATISTICS)
 
 
 def create_training(data: ParityData, image_size: tuple[int, int]) -> MaXDeepLabNetwork:

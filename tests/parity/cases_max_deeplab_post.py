@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from parity_data import ParityData
 
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.post_processing import PanopticMerging
 from maskwright.structures import Category, ImageGeometry
 
@@ -40,14 +42,14 @@ def create_merging(config: Mapping[str, Any]) -> PanopticMerging:
     for theirs, number in re.findall(r"(\w+): ([\d.]+)", text):
         values[OPTIONS[theirs]] = int(number) if theirs.endswith("limit") else float(number)
     merging = "maskwise" if '"maskwise"' in text else "pixelwise"
-    return PanopticMerging(categories=categories, merging=merging, **values)
+    return PanopticMerging(MaXDeepLabConfig(categories=categories, merging=merging, **values))
 
 
 def check_post_processing(data: ParityData, file: str) -> None:
     """Panoptic maps pixel by pixel; slots and scores, where the original's do not count ranks."""
     arrays, config = data.arrays(file), data.files[file]["config"]
     merging, size = create_merging(config), tuple(config["crop_size"])
-    of_class = np.array([category["id"] for category in merging.categories])
+    of_class = np.array([category["id"] for category in merging.config.categories])
     geometry = ImageGeometry(size, size, size)
     for image, expected in enumerate(arrays["out/panoptic_pred"]):
         mask_logits = torch.from_numpy(arrays["in/pixel_space_mask_logits"][image]).permute(2, 0, 1)
@@ -57,14 +59,14 @@ def check_post_processing(data: ParityData, file: str) -> None:
         prediction = merging(mask_logits, class_logits, geometry)
         _check_segments(prediction, expected, config, f"{file}: image {image}")
 
-        kept = slots.confident.numpy() if merging.merging == "maskwise" else np.ones(size, dtype=bool)
+        kept = slots.confident.numpy() if merging.config.merging == "maskwise" else np.ones(size, dtype=bool)
         scores = np.where(classes.detected.any() & torch.ones(size, dtype=torch.bool), slots.probability, 0)
         assert np.abs(scores - arrays["out/instance_scores"][image]).max() <= SCORE
         certainty = classes.confidence[slots.slot].numpy() * classes.detected.any().numpy() * kept
         assert np.abs(certainty - arrays["out/semantic_scores"][image]).max() <= SCORE
-        if merging.merging == "pixelwise":
+        if merging.config.merging == "pixelwise":
             assert np.array_equal(slots.slot + 1, arrays["out/instance_pred"][image])
-            everything = PanopticMerging(merging.categories, class_threshold=0.0, pixel_threshold=0.0)
+            everything = PanopticMerging(replace(merging.config, class_threshold=0.0, pixel_threshold=0.0))
             winner = everything.assign(mask_logits, everything.classify(class_logits), size).slot
             assert np.array_equal(of_class[classes.labels[winner]], arrays["out/semantic_pred"][image])
 

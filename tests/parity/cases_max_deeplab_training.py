@@ -18,7 +18,10 @@ from cases_max_deeplab_network import create_training, normalised
 from parity_data import ParityData
 from torch import Tensor, nn
 
-from maskwright.convert.max_deeplab_table import module_table
+from maskwright.convert.coco_labels import coco_panoptic_categories
+from maskwright.convert.max_deeplab import MAX_DEEPLAB
+from maskwright.convert.tables import module_table
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.losses import MaXDeepLabLoss
 from maskwright.models.max_deeplab.model import backbone_parameters
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork, MaXDeepLabOutputs
@@ -43,7 +46,8 @@ def step_losses(network: MaXDeepLabNetwork, arrays: Mapping[str, np.ndarray], im
     """Of every image, with the recorded assignment."""
     targets = mask_targets(arrays, config(arrays), STRIDE)
     outputs = MaXDeepLabOutputs(*(value.float() for value in network(image)))
-    return MaXDeepLabLoss().per_image(outputs, targets, recorded_matching(arrays, config(arrays), targets, STRIDE))
+    loss = MaXDeepLabLoss(MaXDeepLabConfig(categories=coco_panoptic_categories()))
+    return loss.per_image(outputs, targets, recorded_matching(arrays, config(arrays), targets, STRIDE))
 
 
 def create(data: ParityData, arrays: Mapping[str, np.ndarray]) -> tuple[MaXDeepLabNetwork, Tensor]:
@@ -95,7 +99,7 @@ def check_gradients(data: ParityData, file: str) -> None:
     arrays = data.arrays(file)
     exact = gradients(data, torch.float64)
     rounded = [gradients(data, torch.float32), gradients(data, torch.float64, ROUNDING)]
-    table = module_table(create(data, data.arrays(STEP))[0])
+    table = module_table(create(data, data.arrays(STEP))[0], MAX_DEEPLAB)
     used, ratios = set(), []
     for name, ours in exact.items():
         row = table[name]
@@ -120,7 +124,7 @@ def check_three_steps(data: ParityData, file: str) -> None:
     arrays, values = data.arrays(file), data.files[file]["config"]
     step_arrays = data.arrays(STEP)
     network, image = create(data, step_arrays)
-    table = module_table(network)
+    table = module_table(network, MAX_DEEPLAB)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     backbone = backbone_parameters(network.encoder)
     pretrained = {id(parameter) for parameter in backbone}

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim.swa_utils import AveragedModel
 
-from maskwright.training.averaging import ExponentialAverage
+from maskwright.training.callbacks import ExponentialAverage
 
 
 class OneWeight(LightningModule):

@@ -1,19 +1,18 @@
 """Starting from other weights: what fits is copied, classes go by their names, what does not fit is named."""
 
 import json
-import re
-from inspect import signature
-from typing import ClassVar
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 
 from maskwright.errors import UserError
+from maskwright.models.config import FamilyConfig
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import family_class, save_pretrained
 from maskwright.structures import Category
-from maskwright.training.initial_weights import _WITHOUT_MEANING, start_from
+from maskwright.training.initial_weights import _TOLD_OTHERWISE, start_from
 from maskwright.training.run import main
 
 VALUES = {
@@ -57,7 +56,7 @@ class Layered(nn.Module):
     """A layer with a row of background before two of each class."""
 
     family = "layered"
-    config: ClassVar[dict] = {}
+    config = FamilyConfig(image_size=8)
 
     def __init__(self, *names):
         super().__init__()
@@ -110,12 +109,10 @@ def test_values_that_change_the_meaning_of_the_weights_are_told(tmp_path, capsys
     ]
 
 
-def test_every_value_without_meaning_is_one_of_a_family():
-    """A name that no constructor has (any more) would hide nothing and mislead who reads the list."""
+def test_every_value_told_otherwise_is_one_of_a_family():
+    """A name that no config has (any more) would hide nothing and mislead who reads the list."""
     families = [family_class(name) for name in ("deep_mac", "deep_marc", "max_deeplab")]
-    names = {name for family in families for name in signature(family).parameters}
-    for pattern in _WITHOUT_MEANING.pattern.split("|"):
-        assert any(re.fullmatch(pattern, name) for name in names), pattern
+    assert {field.name for family in families for field in fields(family.config_class)} >= _TOLD_OTHERWISE
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from small_max_deeplab import SMALL, small_model
 
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, save_pretrained
-from maskwright.training.batches import open_data_sets
-from maskwright.training.engine import build_model
+from maskwright.training.data_sets import open_data_sets
+from maskwright.training.engine import build_model, train
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.rehearsal import rehearse
-from maskwright.training.run import main, train
+from maskwright.training.run import main
 
 IMAGES = 6
 SIZE = (40, 50)

@@ -22,8 +22,8 @@ from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import AnnotationIndex, read_annotations, read_images
 from maskwright.data.categories import parse_categories
 from maskwright.data.images import picture_suffixes
-from maskwright.data.json_file import read_json_object
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.predictor import read_boxes
 
 FORMS = (
@@ -310,8 +310,8 @@ def _names_of_ids(annotations: str) -> tuple[dict[Any, dict[str, Any]], dict[int
     if not isinstance(content["images"], list):
         raise UserError(f"{annotations}: 'images' must be a list")
     columns = read_images(content["images"], [])
-    sizes = map(tuple, columns["sizes"].tolist())
-    rows = zip(columns["rows"], columns["file_names"], sizes, strict=True)
+    sizes = map(tuple, columns.sizes.tolist())
+    rows = zip(columns.rows, columns.file_names, sizes, strict=True)
     categories = parse_categories(content["categories"], annotations) if content.get("categories") else []
     images = {identity: {"name": name, "image_size": size} for identity, name, size in rows}
     return images, {category["id"]: category["name"] for category in categories}

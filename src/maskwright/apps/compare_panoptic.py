@@ -14,11 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskwright.data.categories import match_name, parse_categories
-from maskwright.data.json_file import read_json_object
 from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
+from maskwright.files import read_json_object
 from maskwright.structures import Category
 
 

@@ -27,11 +27,11 @@ CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Co
 
 
 def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> None:
-    """Convert a checkpoint and print what was used and what was passed over.
+    """Convert a checkpoint and print what was used and what was skipped.
 
-    Every variable of the checkpoint's model must have its tensor in the recipe's model and the other way round,
-    except for what a family's converter says it does not take. Passed over, and counted, are also the
-    optimizer's slots and values, the step and the number of saves.
+    Every variable of the checkpoint's model must have its tensor in the recipe's model and vice versa, except for what
+    a family's converter says it does not take. The optimizer's slots and values, the step and the number of saves are
+    skipped and counted.
 
     Args:
         checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.

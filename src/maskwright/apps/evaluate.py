@@ -20,8 +20,9 @@ from maskwright.apps.outputs import check_outputs
 from maskwright.apps.processes import device_of_process, run_jobs
 from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
 from maskwright.data.coco import CocoInstances
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.data.ground_truth import read_ground_truth
-from maskwright.data.loaders import Batch, DataSet, evaluation_loader
+from maskwright.data.loaders import Batch, evaluation_loader
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_folder, new_map_names, write_panoptic
 from maskwright.data.panoptic_annotations import is_panoptic
 from maskwright.errors import UserError
@@ -235,7 +236,7 @@ class Measured(NamedTuple):
 class _Prepared(NamedTuple):
     """How one process measures: the images, the measurement, and what is saved of the prediction at a place."""
 
-    dataset: DataSet
+    dataset: SegmentationDataset
     measurement: Measurement
     to_save: Callable[[int, Any, Any], Any] | None
 
@@ -363,7 +364,7 @@ def _seen_classes(options: EvaluateOptions, model: Any, categories: Sequence[Cat
     return [name for name in names if name in matches]
 
 
-def _batches(dataset: DataSet, share: Share) -> Iterator[Batch]:
+def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
     """The images of a share in order, once each; the first process shows its progress on standard error."""
     options, rank, count = share.options, share.rank, share.options.processes
     loader = evaluation_loader(
@@ -377,7 +378,7 @@ def _batches(dataset: DataSet, share: Share) -> Iterator[Batch]:
             progress.update(len(batch[0]))
 
 
-def _tell_skipped(dataset: DataSet, share: Share) -> None:
+def _tell_skipped(dataset: SegmentationDataset, share: Share) -> None:
     if share.rank == 0:
         tell_skipped(dataset.skipped, share.options.annotations)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import safe_open
 
 from maskwright.evaluation.report import format_table
 from maskwright.models.hub import BUNDLED, bundled_names, family_class
-from maskwright.structures import SegmentationModel, Task
-from maskwright.training.recipes import recipe_names, resolve_recipe
+from maskwright.structures import Task
+from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe
 
 # A recipe that leaves its classes to the annotation file is counted with as many as COCO has.
 _ASSUMED_CLASSES: dict[Task, int] = {"instance": 80, "panoptic": 133}
@@ -31,6 +30,15 @@ def list_models() -> None:
     print(format_table(["recipe", "family", "parameters"], [_recipe_row(name) for name in recipe_names()]))
 
 
+def print_recipe(name_or_path: str) -> None:
+    """Print a recipe as YAML with all of its values, those of its base and the defaults too.
+
+    Raises:
+        UserError: no such recipe, or it cannot be used.
+    """
+    print(recipe_yaml(resolve_recipe(name_or_path)), end="")
+
+
 def _bundled_row(folder: Path) -> list[str]:
     weights = folder / "model.safetensors"
     with safe_open(weights, framework="numpy") as tensors:  # reads the header only
@@ -41,16 +49,11 @@ def _bundled_row(folder: Path) -> list[str]:
 
 def _recipe_row(name: str) -> list[str]:
     recipe = resolve_recipe(name)
-    values = dict(recipe.model)
-    if "pretrained_backbone" in values:
-        values["pretrained_backbone"] = False  # nothing is to be downloaded for a count
     family = family_class(recipe.family)
-    count = _ASSUMED_CLASSES[cast(SegmentationModel, family).task]
-    values["categories"] = values.get("categories") or [
-        {"id": index, "name": f"{index}"} for index in range(1, count + 1)
-    ]
+    assumed = [{"id": index, "name": f"{index}"} for index in range(1, _ASSUMED_CLASSES[family.task] + 1)]
+    config = family.config_class(**{**recipe.model, "categories": recipe.model.get("categories") or assumed})
     with torch.device("meta"):
-        model = family(**values)
+        model = family(config.without_initial_weights())  # nothing is downloaded for a count
     return [name, recipe.family, _millions(sum(parameter.numel() for parameter in model.parameters()))]
 
 

@@ -19,8 +19,7 @@ from maskwright.apps.captions import drawable_name
 from maskwright.apps.outputs import write_picture
 from maskwright.apps.visualize import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
-from maskwright.data.coco import read_annotated_image
-from maskwright.data.images import read_image
+from maskwright.data.images import read_annotated_image, read_image
 from maskwright.errors import UserError
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.predictor import Predictor, clip_to_image, load

@@ -25,7 +25,7 @@ _BOOKKEEPING = (
     "step",
     "global_step",
     "save_counter",
-)  # what hangs beside the model, or on it where it is the root
+)  # stored beside the model, or below it where the model is the root
 _OPTIMIZER_SLOT = "/.OPTIMIZER_SLOT/"
 _KERAS_COLLECTIONS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api", "signatures"}
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
@@ -36,7 +36,7 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 1
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies: dtype number, shape, shard, offset and size in bytes."""
+    """The place of one tensor: dtype number, shape, shard, offset and size in bytes."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class Checkpoint:
                 raise UserError(f"{shard} is missing; a checkpoint needs its .index file and all of its .data files")
             found = shard.stat().st_size
             if found < needed:
-                raise UserError(f"{shard} is cut off: the index speaks of {needed} bytes, the file has {found}")
+                raise UserError(f"{shard} is cut off: the index needs {needed} bytes, the file has {found}")
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries
@@ -119,9 +119,9 @@ class Checkpoint:
 
 
 class OtherTensors(NamedTuple):
-    """The keys of a file that are no variables of its model.
+    """The keys of a file that are not variables of its model.
 
-    optimizer_slots: the moments that an optimizer keeps of each variable.
+    optimizer_slots: the moments that an optimizer keeps for each variable.
     bookkeeping: the optimizer's own values, the step, the number of saves.
     unknown: anything else.
     """
@@ -134,10 +134,10 @@ class OtherTensors(NamedTuple):
 class Variables(Mapping[str, np.ndarray]):
     """The variables of a checkpoint of any kind, by attribute path (`model/_mask_net/project_out/kernel`).
 
-    Paths are those of the stored object graph, so that the positional keys of a SavedModel and the keys of
-    a checkpoint are the same here. Left out are optimizer slots, what does not hang below the model, and the lists
-    that Keras keeps beside the attributes. The root attribute is `model` for every kind of file; a
-    checkpoint whose root is the model itself gets it, too. A `/` within a name is written `.S`.
+    Paths come from the stored object graph, so that the positional keys of a SavedModel and the keys of a checkpoint
+    give the same paths. Optimizer slots, objects outside of the model, and the lists that Keras keeps beside the
+    attributes are left out. Every path begins with `model`, also where the model itself is the root of the checkpoint.
+    A `/` within a name is written `.S`.
 
     Raises:
         UserError: the file cannot be read (see `Checkpoint`), or holds no object graph or no model.
@@ -258,7 +258,7 @@ def _read_object_graph(data: bytes) -> list[_Node]:
 
 
 def _attribute_paths(nodes: list[_Node]) -> Iterator[tuple[str, str]]:
-    """Yield the attribute path and the checkpoint key of each variable below the model, once, by its shortest path.
+    """Yield the shortest attribute path and the checkpoint key of each variable below the model.
 
     TensorFlow names the keys of a checkpoint by the same breadth-first walk.
     """

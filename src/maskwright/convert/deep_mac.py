@@ -1,72 +1,86 @@
-"""Where each tensor of a Deep-MAC network lies in the TensorFlow original's object graph, as tables; the conversion."""
+"""A Deep-MAC checkpoint of the TensorFlow original to a model of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from maskwright.convert.coco_labels import coco_categories
-from maskwright.convert.tables import (
-    Conversion,
-    Table,
-    below,
-    hourglass_table,
-    layer_rows,
-    load_variables,
-    weighted_layers,
-)
+from maskwright.convert.tables import HOURGLASS, Conversion, Names, Paths, load_variables, module_table, numbered
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.deep_mac_network import DeepMACNetwork
-from maskwright.nn.backbones import Backbone, HourglassBackbone, ResNetV1Backbone
-from maskwright.nn.hourglass import Hourglass
+from maskwright.models.deep_mac.network import DeepMACNetwork
+from maskwright.nn.backbones import HourglassBackbone
+from maskwright.nn.feature_maps import Backbone
+from maskwright.nn.feature_pyramids import TopDownBackbone
 from maskwright.nn.layers import PreActivationBlock
-from maskwright.nn.mask_heads import FullyConnectedHead, MaskHead, ResNetTrunk
-from maskwright.nn.resnet_v1 import BottleneckBlock, ResNetV1Trunk, TopDownPath
+from maskwright.nn.mask_heads import FullyConnectedHead, HourglassHead, PreActivationTrunk, ResNetHead
+from maskwright.nn.resnet_v1 import ResNetV1Bottleneck, ResNetV1Trunk
 
-# The original's dictionary of prediction heads (a slash in a name is written `.S`), and our modules of each stack.
+# The original's dictionary of prediction heads (a slash in a name is written `.S`).
 _HEADS = "_prediction_head_dict"
-_PREDICTION_HEADS = {
-    "PIXEL_EMBEDDING": "pixel_embedding.{stack}",
-    "INSTANCE_EMBEDDING": "instance_embedding.{stack}",
-    "object_center": "detector.{stack}.center",
-    "box.Sscale": "detector.{stack}.size",
-    "box.Soffset": "detector.{stack}.offset",
+_DETECTOR = {"center": "object_center", "size": "box.Sscale", "offset": "box.Soffset"}
+
+# The layers with weights of a residual block in Keras' topological order.
+_BLOCKS: dict[type[nn.Module], tuple[str, ...]] = {
+    PreActivationBlock: ("norm0", "conv1", "norm1", "conv2", "norm2", "skip"),
+    ResNetV1Bottleneck: ("conv1", "norm1", "conv2", "norm2", "skip", "conv3", "skip_norm", "norm3"),
 }
 
-# The weighted layers of a residual block in Keras' topological order, first block of a stack and others.
-_FIRST_BLOCK = ("norm0", "conv1", "norm1", "conv2", "norm2", "skip")
-_OTHER_BLOCK = ("norm0", "conv1", "norm1", "conv2", "norm2")
-_FIRST_BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "skip", "conv3", "skip_norm", "norm3")
-_OTHER_BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3")
+
+def _block_layers(module: nn.Module) -> Iterator[str]:
+    """Our names of the layers with weights of all residual blocks below `module`, in Keras' order."""
+    for name, block in module.named_modules():
+        layers = dict(block.named_children())
+        for part in _BLOCKS.get(type(block), ()):
+            if part in layers and not isinstance(layers[part], nn.Identity):
+                yield f"{name}.{part}"
 
 
-def backbone_table(backbone: Backbone, prefix: str = "") -> Table:
-    """The table of a backbone: `_feature_extractor` of the original.
+def _trunk_layers(trunk: nn.Module) -> list[str]:
+    stem = [name for name in ("conv", "norm") if name in dict(trunk.named_children())]
+    return [*stem, *_block_layers(trunk)]
 
-    `prefix` is put before our names.
 
-    Raises:
-        ValueError: the backbone is none of the original's.
-    """
-    if isinstance(backbone, HourglassBackbone):
-        return below("_network", hourglass_table(backbone.network, f"{prefix}network."))
-    if not isinstance(backbone, ResNetV1Backbone) or not isinstance(backbone.trunk, ResNetV1Trunk):
-        raise ValueError(
-            "there is no table for this backbone: only hourglass10 to 104 and resnet_v1_18_fpn to resnet_v1_101_fpn "
-            "are the original Deep-MAC's"
-        )
-    table: Table = {}
-    for number, name in enumerate(_trunk_layers(backbone.trunk)):
-        layer = backbone.trunk.get_submodule(name)
-        table |= layer_rows(layer, f"{prefix}trunk.{name}", f"_base_model/layer_with_weights-{number}")
-    for number, name in enumerate(_top_down_layers(backbone.top_down), start=1):  # number 0 is the whole trunk
-        layer = backbone.top_down.get_submodule(name)
-        path = f"_feature_extractor_model/layer_with_weights-{number}"
-        table |= layer_rows(layer, f"{prefix}top_down.{name}", path)
-    return table
+def _top_down_names(backbone: TopDownBackbone) -> Paths:
+    trunk = [f"trunk.{name}" for name in _trunk_layers(backbone.get_submodule("trunk"))]
+    steps = range(len(backbone.top_down.merge))
+    turns = ((f"lateral.{step}", f"merge.{step}.conv", f"merge.{step}.norm") for step in steps)
+    top_down = [f"top_down.{name}" for name in ("top", *(name for turn in turns for name in turn))]
+    return {
+        **numbered(trunk, "_base_model/layer_with_weights"),
+        **numbered(top_down, "_feature_extractor_model/layer_with_weights", start=1),  # number 0 is the whole trunk
+    }
+
+
+def _network_names(network: DeepMACNetwork) -> Paths:
+    stacks = range(len(network.detector or ()))
+    return {
+        "backbone": "_feature_extractor",
+        "mask_head": "_mask_net",
+        "pixel_embedding": f"{_HEADS}/PIXEL_EMBEDDING/{{key}}",
+        "instance_embedding": f"{_HEADS}/INSTANCE_EMBEDDING/{{key}}",
+        **{f"detector.{n}.{ours}": f"{_HEADS}/{theirs}/{n}" for ours, theirs in _DETECTOR.items() for n in stacks},
+    }
+
+
+DEEP_MAC: Names = {
+    **HOURGLASS,
+    DeepMACNetwork: _network_names,
+    HourglassBackbone: {"network": "_network"},
+    TopDownBackbone: _top_down_names,
+    nn.Sequential: {"0": "layer_with_weights-0", "2": "layer_with_weights-1"},  # a prediction head
+    HourglassHead: {"project_out": "project_out", "trunk": "_net"},
+    ResNetHead: {"project_out": "project_out", "trunk": "_net"},
+    PreActivationTrunk: lambda trunk: {
+        "input_layer": "input_layer",
+        **numbered(_block_layers(trunk), "model/layer_with_weights"),
+    },
+    FullyConnectedHead: {"input_layer": "_net/input_layer", "hidden.0": "_net/fc1", "output": "_net/fc2"},
+}
+"""The original Deep-MAC: `model` of its checkpoints. Of our backbones it has the hourglasses and `resnet_v1_*`."""
 
 
 def unused_variables(backbone: Backbone) -> set[str]:
@@ -74,75 +88,19 @@ def unused_variables(backbone: Backbone) -> set[str]:
 
     This is the norm behind the last pre-activation block: the pyramid is built on the block itself.
     """
-    if not isinstance(backbone, ResNetV1Backbone) or not isinstance(backbone.trunk, ResNetV1Trunk):
+    trunk = getattr(backbone, "trunk", None)
+    if not isinstance(trunk, ResNetV1Trunk) or trunk.norm is not None:
         return set()
-    if backbone.trunk.norm is not None:
-        return set()
-    number = len(_trunk_layers(backbone.trunk))
+    number = len(_trunk_layers(trunk))
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     return {f"_base_model/layer_with_weights-{number}/{name}" for name in names}
-
-
-def mask_head_table(head: nn.Module, prefix: str = "") -> Table:
-    """The table of a mask head of Deep-MAC: `_mask_net` of the original.
-
-    `prefix` is put before our names.
-
-    Raises:
-        ValueError: the head is none of the original's (`fcn`, or one with an enlargement).
-    """
-    if isinstance(head, FullyConnectedHead) and len(head.hidden) == 1:
-        layers = {"input_layer": head.input_layer, "fc1": head.hidden[0], "fc2": head.output}
-        names = {"input_layer": "input_layer", "fc1": "hidden.0", "fc2": "output"}
-        rows = (layer_rows(layer, prefix + names[key], f"_net/{key}") for key, layer in layers.items())
-        return {name: row for part in rows for name, row in part.items()}
-    if not isinstance(head, MaskHead) or head.enlarge is not None:
-        raise ValueError("this mask head is none of the original Deep-MAC's, so there is no table for its weights")
-    table = layer_rows(head.project_out, f"{prefix}project_out", "project_out")
-    if isinstance(head.trunk, Hourglass):
-        trunk = hourglass_table(head.trunk, f"{prefix}trunk.")
-    elif isinstance(head.trunk, ResNetTrunk):
-        trunk = _resnet_table(head.trunk, f"{prefix}trunk.")
-    else:
-        raise ValueError("this mask head is none of the original Deep-MAC's, so there is no table for its weights")
-    return table | below("_net", trunk)
-
-
-def embedding_head_table(head: nn.Sequential, prefix: str = "") -> Table:
-    """The table of one prediction head of one stack, `_prediction_head_dict/NAME/STACK` of the original.
-
-    `prefix` is put before our names. `head` is a sequence of convolutions and activations.
-    """
-    table: Table = {}
-    for number, (name, layer) in enumerate(weighted_layers(head)):
-        table |= layer_rows(layer, f"{prefix}{name}", f"layer_with_weights-{number}")
-    return table
-
-
-def network_table(network: DeepMACNetwork) -> Table:
-    """The table of a whole network: `model` of the original, with all stacks.
-
-    Raises:
-        ValueError: the backbone or the mask head is none of the original's.
-    """
-    parts = {
-        "_feature_extractor": backbone_table(network.backbone, "backbone."),
-        "_mask_net": mask_head_table(network.mask_head, "mask_head."),
-    }
-    heads = {name: module for name, module in network.named_modules() if isinstance(module, nn.Sequential)}
-    for theirs, ours in _PREDICTION_HEADS.items():
-        for stack in range(network.backbone.num_outputs):
-            name = ours.format(stack=stack)
-            if name in heads:
-                parts[f"{_HEADS}/{theirs}/{stack}"] = embedding_head_table(heads[name], f"{name}.")
-    return {name: row for path, table in parts.items() for name, row in below(path, table).items()}
 
 
 def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Conversion:
     """The model of an original checkpoint; every variable of its `model` is used (but `unused_variables`).
 
-    The kernel of the embedding heads (3 x 3 until April 2021, then 1 x 3) is what the checkpoint has, whatever
-    `values` say. A detector without `categories` has COCO's 90 classes.
+    The checkpoint decides the kernel of the embedding heads (3 x 3 until April 2021, then 1 x 3), whatever `values`
+    say. A detector without `categories` has COCO's 90 classes.
 
     Args:
         variables: by attribute path, such as `convert.checkpoint.Variables`.
@@ -159,39 +117,9 @@ def convert_deep_mac(variables: Mapping[str, np.ndarray], values: Mapping[str, A
     if chosen.get("detector") and not chosen.get("categories"):
         chosen["categories"] = coco_categories()
     model = DeepMAC(**chosen)
-    remarks = [f"embedding heads: {' x '.join(map(str, model.config['embedding_kernel']))}"]
-    unused = {f"model/_feature_extractor/{path}" for path in unused_variables(model.network.backbone)}
+    remarks = [f"embedding heads: {' x '.join(map(str, model.config.embedding_kernel))}"]
+    unused = [f"model/_feature_extractor/{path}" for path in unused_variables(model.network.backbone)]
     if unused:
-        variables = {path: variables[path] for path in variables if path not in unused}
         remarks.append(f"not taken, a norm of the backbone that the original does not use: {len(unused)} variables")
-    used = load_variables(model.network, network_table(model.network), variables, "model")
+    used = load_variables(model.network, module_table(model.network, DEEP_MAC), variables, "model", unused)
     return Conversion(model.eval(), used, remarks)
-
-
-def _resnet_table(trunk: ResNetTrunk, prefix: str) -> Table:
-    table = layer_rows(trunk.input_layer, f"{prefix}input_layer", "input_layer")
-    number = 0
-    for index, block in enumerate(trunk.blocks):
-        for name in _OTHER_BLOCK if block.skip is None else _FIRST_BLOCK:
-            layer = block.get_submodule(name)
-            table |= layer_rows(layer, f"{prefix}blocks.{index}.{name}", f"model/layer_with_weights-{number}")
-            number += 1
-    return table
-
-
-def _trunk_layers(trunk: ResNetV1Trunk) -> list[str]:
-    """Our names of the weighted layers in Keras' topological order."""
-    names = ["conv"] if trunk.norm is None else ["conv", "norm"]
-    for name, block in trunk.named_modules():
-        if isinstance(block, BottleneckBlock):
-            parts = _OTHER_BOTTLENECK if block.skip is None else _FIRST_BOTTLENECK
-            names += [f"{name}.{part}" for part in parts]
-        elif isinstance(block, PreActivationBlock):
-            names += [f"{name}.{part}" for part in (_OTHER_BLOCK if block.skip is None else _FIRST_BLOCK)]
-    return names
-
-
-def _top_down_layers(top_down: TopDownPath) -> list[str]:
-    steps = range(len(top_down.merge))
-    turns = ((f"lateral.{step}", f"merge.{step}.conv", f"merge.{step}.norm") for step in steps)
-    return ["top", *(name for turn in turns for name in turn)]

@@ -9,13 +9,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from maskwright.nn.spinenet import Resample, SpineNet
 
-# Keras layers that each of our modules without weights was in the original. Upsampling is written there as
-# shape, index, reshape, tile, reshape.
+# The number of Keras layers that each of our modules without weights is in the original. Upsampling is shape, index,
+# reshape, tile, reshape there.
 _KERAS_LAYERS = {nn.ReLU: 1, nn.MaxPool2d: 1, nn.Upsample: 5}
 
 
 class KerasGraph:
-    """The graph of a functional Keras model, as far as the order of its layers depends on it."""
+    """The graph of a functional Keras model, reduced to what decides the order of its layers."""
 
     def __init__(self) -> None:
         self._inputs: list[list[int]] = []
@@ -23,7 +23,7 @@ class KerasGraph:
         self._layers: list[int] = []
 
     def add(self, inputs: Sequence[int], name: str | None = None, layers: int = 1) -> int:
-        """Add a layer with weights by its `name`, or a chain of so many without; return its number."""
+        """Add a layer with weights by its `name`, or a chain of `layers` layers without; return its number."""
         self._inputs.append(list(inputs))
         self._names.append(name)
         self._layers.append(layers)
@@ -43,8 +43,8 @@ class KerasGraph:
     def order(self, outputs: Sequence[int]) -> list[str]:
         """The names of the layers with weights as Keras numbers them.
 
-        That is by falling depth, which is the longest way to an output; layers of one depth in the order in
-        which a walk from the outputs back to the input comes upon them first.
+        They are sorted by falling depth, the length of the longest path to an output. Layers of one depth are in the
+        order in which a walk from the outputs back to the input first meets them.
 
         Source: `_build_map` and `_map_graph_network` of Keras 2, engine/functional.py.
         """

@@ -1,4 +1,4 @@
-"""Protocol-buffer messages, snappy blocks and their checksum, as far as checkpoints use them."""
+"""The parts of protocol buffers, snappy and their checksums that checkpoints use."""
 
 from __future__ import annotations
 

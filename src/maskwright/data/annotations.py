@@ -1,60 +1,41 @@
 """A COCO annotation file as a compact index: flat arrays instead of a million dictionaries.
 
-This module alone decides what a broken annotation means: the data set builds on its index, and
+Only this module decides what a broken annotation leads to: the data set is built on its index, and
 `maskwright data check` prints its problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import is_text, read_json_object
+from maskwright.data.dataset import ListedImage
+from maskwright.data.json_file import is_text
+from maskwright.data.problems import Problem, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.structures import Category
 
-Effect = Literal["refused", "not for training", "dropped", "box only", "void", "kept"]
+COCO_KEYS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One broken entry of an annotation file.
+class CocoIndex:
+    """What the two COCO formats share. M annotations or segments, grouped by image, in file order; no broken ones.
 
-    subject: what `id` counts: `annotation`, `image` or `segment` (`file` where no entry is to blame).
-    id: the entry's own id, or its position in the list as `#3` where it has none.
-    kind: the reason in general words, the same for all entries of a kind; `reason` adds the values.
-    effect: `refused` (the file cannot be used), `not for training` (only for prediction and evaluation), `dropped`
-        (the entry is left out), `box only` (it is kept without its mask), `void` (its pixels count as unlabelled),
-        `kept` (it is used all the same).
-    """
-
-    subject: Literal["annotation", "image", "segment", "file"]
-    id: Any
-    kind: str
-    reason: str
-    effect: Effect
-
-    def __str__(self) -> str:
-        text = f"{self.subject} {self.id}: {self.reason}"
-        return text.encode(errors="backslashreplace").decode()  # the entry's own texts may be no texts (`is_text`)
-
-
-@dataclass(frozen=True)
-class AnnotationIndex:
-    """What a COCO file holds, without its broken annotations. Annotations are grouped by image, in file order.
-
+    source: the file.
     categories: in file order; category_rows: int64 [M], positions in it.
-    image_ids: [I] as in the file; image_sizes: int64 [I, 2] (height, width).
+    file_names: of the images; image_ids: [I] as in the file; image_sizes: int64 [I, 2] (height, width).
     sampling_weights: float64 [I] or None where no image has the key.
-    offsets: int64 [I + 1]; image i has the annotations offsets[i] .. offsets[i + 1] - 1.
-    boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
-    ids: int64 [M]; iscrowd: bool [M]; segmentations: of the M annotations.
+    offsets: int64 [I + 1]; image i has the rows offsets[i] .. offsets[i + 1] - 1.
+    ids: int64 [M]; iscrowd: bool [M].
     problems: of the whole file, in the order found; those that are `refused` make the index unusable.
     """
 
@@ -65,11 +46,9 @@ class AnnotationIndex:
     image_sizes: np.ndarray
     sampling_weights: np.ndarray | None
     offsets: np.ndarray
-    boxes: np.ndarray
     category_rows: np.ndarray
     ids: np.ndarray
     iscrowd: np.ndarray
-    segmentations: Segmentations
     problems: list[Problem]
 
     def refuse_unusable(self) -> None:
@@ -80,17 +59,39 @@ class AnnotationIndex:
         """
         refuse_problems(self.source, self.problems)
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many entries were dropped or are otherwise broken, by kind of reason."""
+        return dict(Counter(problem.kind for problem in self.problems))
 
-def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
-    """Raise the first of the problems that make the file `source` unusable, if there is one.
+    @property
+    def image_rows(self) -> np.ndarray:
+        """int64 [M], the image of each row."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
 
-    Raises:
-        UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
+    def image(self, row: int) -> ListedImage:
+        """The entry of image `row`."""
+        identity = self.image_ids[row]
+        height, width = self.image_sizes[row].tolist()
+        return ListedImage(
+            identity if isinstance(identity, str) else int(identity), self.file_names[row], (height, width)
+        )
+
+    def rows_of(self, row: int) -> slice:
+        """The rows of image `row`."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+
+@dataclass(frozen=True)
+class AnnotationIndex(CocoIndex):
+    """What a COCO instances file holds.
+
+    boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
+    segmentations: of the M annotations.
     """
-    refused = [problem for problem in problems if problem.effect == "refused"]
-    if refused:
-        others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
-        raise UserError(f"{source}: {refused[0]}{others}")
+
+    boxes: np.ndarray
+    segmentations: Segmentations
 
 
 class TextTable:
@@ -104,6 +105,9 @@ class TextTable:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int | np.integer) -> str:
         return self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()
 
@@ -114,17 +118,22 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     Raises:
         UserError: the file is not a COCO file at all (not JSON, a key missing, unusable categories).
     """
-    source = str(path)
-    content = read_json_object(path, ("images", "annotations", "categories"))
+    return index_annotations(read_json_object(path, COCO_KEYS), str(path))
+
+
+def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationIndex:
+    """Index the parsed content of a COCO instances file, which has the `COCO_KEYS`; `source` names it in messages.
+
+    Raises:
+        UserError: one of them is not of the right kind.
+    """
     categories = parse_categories(content["categories"], source)
-    for key in ("images", "annotations"):
-        if not isinstance(content[key], list):
-            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+    require_lists(content, source)
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
     entries, columns = _read_boxes(content["annotations"], images, categories, problems)
     packer = SegmentationPacker()
-    sizes = images["sizes"].tolist()
+    sizes = images.sizes.tolist()
     for entry, image_row in zip(entries, columns["image_rows"].tolist(), strict=True):
         height, width = sizes[image_row]
         reason = packer.add(entry.get("segmentation"), (height, width))
@@ -133,11 +142,11 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     return AnnotationIndex(
         source=source,
         categories=categories,
-        file_names=TextTable(images["file_names"]),
-        image_ids=images["ids"],
-        image_sizes=images["sizes"],
-        sampling_weights=images["weights"],
-        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images["ids"]) + 1)),
+        file_names=TextTable(images.file_names),
+        image_ids=images.ids,
+        image_sizes=images.sizes,
+        sampling_weights=images.weights,
+        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images.ids) + 1)),
         boxes=columns["boxes"],
         category_rows=columns["category_rows"],
         ids=columns["ids"],
@@ -147,13 +156,34 @@ def read_annotations(path: str | Path) -> AnnotationIndex:
     )
 
 
-def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
-    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and stays out.
+def require_lists(content: Mapping[str, Any], source: str) -> None:
+    """Check that the images and the annotations of a COCO file are lists.
 
-    Returns:
-        rows: the position of each image id; ids, file_names; sizes: int64 [I, 2] (height, width); weights: float64
-        [I], or None where no image has a `sampling_weight`.
+    Raises:
+        UserError: one of them is not.
     """
+    for key in ("images", "annotations"):
+        if not isinstance(content[key], list):
+            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+
+
+class ImageColumns(NamedTuple):
+    """The usable entries of `images`.
+
+    rows: the position of each image id; ids: [I]; file_names.
+    sizes: int64 [I, 2] (height, width).
+    weights: float64 [I], or None where no image has a `sampling_weight`.
+    """
+
+    rows: dict[Any, int]
+    ids: np.ndarray
+    file_names: list[str]
+    sizes: np.ndarray
+    weights: np.ndarray | None
+
+
+def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
+    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and left out."""
     rows: dict[Any, int] = {}
     names: dict[str, None] = {}  # in order, and quick to look up
     sizes: list[tuple[int, int]] = []
@@ -174,14 +204,14 @@ def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
     weighted = any(weight is not None for weight in weights)
     if weighted and names and not sum(weight or 0 for weight in weights) > 0:
         problems.append(Problem("file", "as a whole", "no weight", "every 'sampling_weight' is 0", "refused"))
-    return {
-        "rows": rows,
-        "ids": np.array(list(rows), dtype=np.int64 if whole else object),
-        "file_names": list(names),
-        "sizes": np.array(sizes, dtype=np.int64).reshape(-1, 2),
+    return ImageColumns(
+        rows=rows,
+        ids=np.array(list(rows), dtype=np.int64 if whole else object),
+        file_names=list(names),
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         # An image without the key, in a file that has it elsewhere, has weight 1.
-        "weights": np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
-    }
+        weights=np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
+    )
 
 
 def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> str | None:
@@ -206,11 +236,11 @@ def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> s
 
 
 def _read_boxes(
-    entries: list[Any], images: dict[str, Any], categories: list[Category], problems: list[Problem]
+    entries: list[Any], images: ImageColumns, categories: list[Category], problems: list[Problem]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The usable annotations sorted by image, and their columns (all but the segmentations)."""
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
-    image_rows = images["rows"]
+    image_rows = images.rows
     seen: set[int] = set()
     kept: list[dict[str, Any]] = []
     rows: list[tuple[int, int]] = []
@@ -225,7 +255,7 @@ def _read_boxes(
         rows.append((image_rows[entry["image_id"]], category_rows[entry["category_id"]]))
         values.append(entry["bbox"])
     row_columns = np.array(rows, dtype=np.int64).reshape(-1, 2)
-    boxes, usable = _clip(np.array(values, dtype=np.float64).reshape(-1, 4), images["sizes"][row_columns[:, 0]])
+    boxes, usable = _clip(np.array(values, dtype=np.float64).reshape(-1, 4), images.sizes[row_columns[:, 0]])
     for index in np.flatnonzero(~usable).tolist():
         reason = f"bbox has no extent inside the image: {values[index]}"
         problems.append(Problem("annotation", kept[index]["id"], "bbox without extent in the image", reason, "dropped"))
@@ -278,7 +308,5 @@ def _clip(boxes: np.ndarray, image_sizes: np.ndarray) -> tuple[np.ndarray, np.nd
     corners = boxes.copy()
     corners[:, 2:] += boxes[:, :2]
     clipped = np.clip(corners, 0, limits).astype(np.float32)
-    usable = (clipped[:, 2] > clipped[:, 0]) & (
-        clipped[:, 3] > clipped[:, 1]
-    )  # a negative width stays one when clipped
+    usable = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)  # a negative width stays one when clipped
     return clipped, usable

@@ -1,4 +1,4 @@
-"""The annotations of a COCO file as its own entries, for evaluation that must give COCO's numbers."""
+"""The annotation entries of a COCO file as they are, for metrics whose numbers must equal COCO's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import faster_coco_eval.core.mask as coco_mask
 
-from maskwright.data.annotations import read_annotations
-from maskwright.data.json_file import read_json_object
+from maskwright.data.annotations import COCO_KEYS, index_annotations
 from maskwright.data.segmentations import SegmentationPacker
+from maskwright.files import read_json_object
 
 
 def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
-    """The file's annotation entries, all that COCO's tools can take, in file order and as they stand.
+    """The file's annotation entries, all that COCO's tools can take, in file order and unchanged.
 
     An entry whose `segmentation` is missing, empty or malformed comes without that key. Left out are entries
     of an image or category that the file does not list, and those without a `bbox` of four numbers. Unlike
@@ -24,7 +24,8 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is unusable.
     """
-    index = read_annotations(path)
+    content = read_json_object(path, COCO_KEYS)
+    index = index_annotations(content, str(path))
     index.refuse_unusable()
     dropped = {
         problem.id
@@ -33,7 +34,7 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     }
     sizes = dict(zip(index.image_ids.tolist(), index.image_sizes.tolist(), strict=True))
     entries = []
-    for entry in read_json_object(path, ("annotations",))["annotations"]:
+    for entry in content["annotations"]:
         if entry["id"] in dropped:
             continue
         has_mask = _has_mask(entry.get("segmentation"), sizes[entry["image_id"]])

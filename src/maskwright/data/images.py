@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from maskwright.errors import UserError
@@ -62,6 +62,42 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
     if isinstance(source, np.ndarray):
         return _from_array(source)
     raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
+
+
+def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+    """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
+
+    COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
+
+    Raises:
+        UserError: the file is missing, cannot be read as an image, or has another size.
+    """
+    require_file(path, source)
+    try:
+        register_heif()
+        with Image.open(path) as stored:
+            if (stored.height, stored.width) == size:
+                stored.getexif().pop(ExifTags.Base.Orientation, None)
+            image = read_image(stored)
+    except Exception as error:  # decoders report broken data in any way there is
+        raise UserError(f"cannot read the image {path}: {error}") from error
+    found = tuple(image.shape[1:])
+    if found != size:
+        raise UserError(
+            f"the image {path} has {found[0]} x {found[1]} pixels (height x width), "
+            f"but {source} says {size[0]} x {size[1]}"
+        )
+    return image
+
+
+def require_file(path: Path, source: str) -> None:
+    """Refuse a file of the annotation file `source` that is not there.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    if not path.is_file():
+        raise UserError(f"the image {path}, listed in {source}, does not exist")
 
 
 def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:

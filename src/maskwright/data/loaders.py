@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from maskwright.data.coco import CocoInstances
-from maskwright.data.panoptic import CocoPanoptic
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.signals import end_late, signals_blocked
 from maskwright.structures import PanopticTarget, Target
@@ -22,15 +21,13 @@ from maskwright.structures import PanopticTarget, Target
 Batch = tuple[list[Tensor], list[Any]]
 """Images and their `Target`s, or their `PanopticTarget`s."""
 
-DataSet = CocoInstances | CocoPanoptic
-
 
 class EndlessSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, sample seed) for one rank, without end, from step `start_step` on.
 
     All ranks together walk along one sequence of draws: step s of rank r has the draws
-    (s * world_size + r) * batch_size and following. Without weights the sequence is one seeded permutation of the
-    data set after the other, so that every image comes once per epoch; with weights each draw is independent, with
+    (s * world_size + r) * batch_size and the following ones. Without weights the sequence is one seeded permutation of
+    the data set after another, so that every image comes once per epoch; with weights each draw is independent, with
     replacement. A draw's index and sample seed depend on `seed` and its place in the sequence alone.
     """
 
@@ -111,7 +108,7 @@ def collate(samples: Sequence[tuple[Tensor, Target | PanopticTarget]]) -> Batch:
 
 
 class BatchLoader(DataLoader[Any]):
-    """A `DataLoader` that hands on a worker's `UserError` as it was, without the worker's traceback in its text."""
+    """A `DataLoader` that raises a worker's `UserError` again without the worker's traceback in its text."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -123,7 +120,7 @@ class BatchLoader(DataLoader[Any]):
 
 
 def training_loader(
-    dataset: DataSet,
+    dataset: SegmentationDataset,
     *,
     batch_size: int,
     seed: int,
@@ -150,21 +147,21 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: DataSet, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    dataset: SegmentationDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> BatchLoader:
     """The images rank, rank + world_size, ... once each, in order; over all ranks every image comes exactly once.
 
     Nothing is padded: ranks may differ by one image, and one may have none.
     """
     indices = range(rank, len(dataset), world_size)
-    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return _loader(dataset, batches, num_workers)
+    index_lists = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+    return _loader(dataset, index_lists, num_workers)
 
 
-def _loader(dataset: DataSet, batches: Any, num_workers: int) -> BatchLoader:
+def _loader(dataset: SegmentationDataset, batch_sampler: Any, num_workers: int) -> BatchLoader:
     return BatchLoader(
         dataset,  # pyright: ignore[reportArgumentType]
-        batch_sampler=batches,
+        batch_sampler=batch_sampler,
         collate_fn=collate,
         num_workers=num_workers,
         worker_init_fn=end_late,

@@ -1,12 +1,11 @@
 """A COCO panoptic annotation file as a compact index of flat arrays.
 
-This module alone decides what a broken entry means: the data set builds on its index, and `maskwright data check`
+Only this module decides what a broken entry leads to: the data set is built on its index, and `maskwright data check`
 prints its problems.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,64 +13,36 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations import Problem, TextTable, read_images, refuse_problems
+from maskwright.data.annotations import COCO_KEYS, CocoIndex, ImageColumns, TextTable, read_images, require_lists
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import is_text, list_elements, read_json_object
+from maskwright.data.json_file import is_text, list_elements
+from maskwright.data.problems import Problem
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.ops.panoptic_map import LARGEST_ID
-from maskwright.structures import Category
 
 NO_AREA = -1
 """The area of a segment whose entry has none."""
 
 
 @dataclass(frozen=True)
-class PanopticIndex:
-    """What a COCO panoptic file holds, without its broken entries. Images and segments are in file order.
+class PanopticIndex(CocoIndex):
+    """What a COCO panoptic file holds: the images that have an annotation, and their segments.
 
-    categories: in file order; category_rows: int64 [M], positions in it.
-    file_names, image_ids [I], image_sizes int64 [I, 2] (height, width): of the images that have an annotation.
     map_names: the PNG of each image.
-    sampling_weights: float64 [I] or None where no image has the key.
-    offsets: int64 [I + 1]; image i has the segments offsets[i] .. offsets[i + 1] - 1.
-    ids: int64 [M], each unique within its image, in 1..2^24 - 1; iscrowd: bool [M].
     areas: int64 [M], as the file says; `NO_AREA` where it does not.
-    problems: of the whole file, in the order found; those that are `refused` make the index unusable.
+    Each of the `ids` is unique within its image and in 1..2^24 - 1.
     """
 
-    source: str
-    categories: list[Category]
-    file_names: TextTable
     map_names: TextTable
-    image_ids: np.ndarray
-    image_sizes: np.ndarray
-    sampling_weights: np.ndarray | None
-    offsets: np.ndarray
-    ids: np.ndarray
-    category_rows: np.ndarray
-    iscrowd: np.ndarray
     areas: np.ndarray
-    problems: list[Problem]
-
-    def refuse_unusable(self) -> None:
-        """Raise the first problem that makes the file unusable, if there is one.
-
-        Raises:
-            UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
-        """
-        refuse_problems(self.source, self.problems)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many entries were dropped or are otherwise broken, by kind of reason."""
-        return dict(Counter(problem.kind for problem in self.problems))
 
 
 def is_panoptic(path: str | Path) -> bool:
     """Whether the annotation file at `path` is of COCO's panoptic format: one of its annotations has `segments_info`.
 
-    No more of the file is parsed than it takes, so that a large one is not read twice. Of a file that is not JSON
-    nothing is known; who reads it whole will say what is wrong.
+    Only as much of the file is parsed as is needed. A file that is not JSON counts as not panoptic; its reader says
+    what is wrong with it.
 
     Raises:
         UserError: the file cannot be read.
@@ -86,9 +57,9 @@ def is_panoptic(path: str | Path) -> bool:
 
 
 def map_folder(annotations: str | Path, segmentations: str | Path | None, option: str = "segmentations") -> Path:
-    """The folder of an annotation file's PNGs: `segmentations`, or the one named like the file that lies beside it.
+    """The folder of an annotation file's PNGs: `segmentations`, or the one beside the file that is named like it.
 
-    option: what the error tells the user to name it as.
+    option: the option that the error names.
 
     Raises:
         UserError: there is no such folder.
@@ -108,11 +79,11 @@ def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
     Raises:
         UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
     """
-    return index_panoptic_annotations(read_json_object(path, ("images", "annotations", "categories")), str(path))
+    return index_panoptic_annotations(read_json_object(path, COCO_KEYS), str(path))
 
 
 def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> PanopticIndex:
-    """The same of the content of a file, which has `images`, `annotations` and `categories`; `source` names it.
+    """Index the parsed content of a COCO panoptic file, which has the `COCO_KEYS`; `source` names it in messages.
 
     Raises:
         UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
@@ -124,12 +95,10 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
                 f"{source}: category {category['id']} ({category['name']}) has no 'isthing', which a panoptic file "
                 "must say of every category: give it 1 (thing) or 0 (stuff)"
             )
-    for key in ("images", "annotations"):
-        if not isinstance(content[key], list):
-            raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
+    require_lists(content, source)
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
-    annotations = _by_image(content["annotations"], images["rows"], problems)
+    annotations = _by_image(content["annotations"], images.rows, problems)
     image_rows = _annotated_images(images, annotations, problems)
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
     segments = [_read_segments(annotations[row], category_rows, problems) for row in image_rows]
@@ -139,11 +108,11 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
     return PanopticIndex(
         source=source,
         categories=categories,
-        file_names=TextTable([images["file_names"][row] for row in image_rows]),
+        file_names=TextTable([images.file_names[row] for row in image_rows]),
         map_names=TextTable([annotations[row]["file_name"] for row in image_rows]),
-        image_ids=images["ids"][image_rows],
-        image_sizes=images["sizes"][image_rows],
-        sampling_weights=None if images["weights"] is None else images["weights"][image_rows],
+        image_ids=images.ids[image_rows],
+        image_sizes=images.sizes[image_rows],
+        sampling_weights=None if images.weights is None else images.weights[image_rows],
         offsets=np.cumsum([0, *map(len, segments)]),
         ids=columns[:, 0],
         category_rows=columns[:, 1],
@@ -169,7 +138,7 @@ def _by_image(entries: list[Any], image_rows: dict[Any, int], problems: list[Pro
 
 
 def _shared_maps(annotations: dict[int, dict[str, Any]]) -> list[Problem]:
-    """Annotations whose PNG is an earlier one's: of one of the two it cannot be the map."""
+    """Annotations with the PNG of an earlier one: it can be the map of only one image."""
     problems, owners = [], {}
     for entry in annotations.values():
         owner = owners.setdefault(entry["file_name"], entry["image_id"])
@@ -197,14 +166,14 @@ def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, d
 
 
 def _annotated_images(
-    images: dict[str, Any], annotations: dict[int, dict[str, Any]], problems: list[Problem]
+    images: ImageColumns, annotations: dict[int, dict[str, Any]], problems: list[Problem]
 ) -> list[int]:
-    for row, identity in enumerate(images["ids"].tolist()):
+    for row, identity in enumerate(images.ids.tolist()):
         if row not in annotations:
             reason = "the image has no usable annotation and is left out"
             problems.append(Problem("image", identity, "image without annotation", reason, "dropped"))
-    if len(images["ids"]) and not annotations:
-        reason = f"none of its images ({len(images['ids'])}) has a usable annotation"
+    if len(images.ids) and not annotations:
+        reason = f"none of its images ({len(images.ids)}) has a usable annotation"
         problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
     return sorted(annotations)
 

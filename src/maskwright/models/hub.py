@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 
 from maskwright.errors import UserError
-from maskwright.structures import SegmentationModel
+from maskwright.models.family import Family
 
 BUNDLED = Path(__file__).parents[1] / "weights"
 FAMILIES = {
@@ -26,7 +25,7 @@ FAMILIES = {
 _TENSORS_AT_ONCE = 64
 
 
-def family_class(family: str) -> type[nn.Module]:
+def family_class(family: str) -> type[Family[Any]]:
     """The model class of a family's name.
 
     Raises:
@@ -44,7 +43,7 @@ def bundled_names() -> list[str]:
 
 
 def save_pretrained(
-    model: SegmentationModel,
+    model: Family[Any],
     folder: str | Path,
     *,
     state: dict[str, torch.Tensor] | None = None,
@@ -71,9 +70,9 @@ def save_pretrained(
     ):
         raise UserError(f"{folder} is not a weights folder and would be replaced; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tensors = model.state_dict() if state is None else state  # pyright: ignore[reportAttributeAccessIssue]
+    tensors = model.state_dict() if state is None else state
     stored = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in tensors.items()}
-    config = {"family": model.family, "model": _plain(model)}
+    config = {"family": model.family, "model": model.stored_values()}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         whole = Path(scratch) / "new"
         whole.mkdir()
@@ -87,15 +86,7 @@ def save_pretrained(
         whole.rename(folder)
 
 
-def _plain(model: SegmentationModel) -> dict[str, Any]:
-    values = dict(model.config)
-    values.update(categories=model.categories, mask_classes=model.mask_classes)
-    if "pretrained_backbone" in values:
-        values["pretrained_backbone"] = False  # the stored tensors hold the backbone
-    return values
-
-
-def from_pretrained(name_or_path: str | Path) -> nn.Module:
+def from_pretrained(name_or_path: str | Path) -> Family[Any]:
     """The model of a bundled name, a weights folder, or a Hub repository (`owner/name`), in eval mode.
 
     Raises:
@@ -118,7 +109,7 @@ def from_pretrained(name_or_path: str | Path) -> nn.Module:
     return model.eval()
 
 
-def _load_state(model: nn.Module, path: Path) -> None:
+def _load_state(model: Family[Any], path: Path) -> None:
     """Copy the tensors of a file into `model`; every name and shape must fit, and the model's dtypes stay.
 
     What has been read of a file counts as memory until the file is closed, so it is opened for some tensors at a time.

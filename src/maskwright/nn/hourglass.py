@@ -1,44 +1,36 @@
-"""The stacked hourglass network: the mask heads' trunk and CenterNet's backbone are one class."""
+"""The stacked hourglass network: one class for the trunk of mask heads and for CenterNet's backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskwright.nn.layers import ConvBlock, ResidualBlock, initialize_glorot
-
-
-@dataclass(frozen=True)
-class HourglassSize:
-    """Depth and widths of a named hourglass.
-
-    channels: per level, from the input resolution down, in multiples of the stem's channels.
-    blocks: residual blocks per level.
-    """
-
-    channels: tuple[int, ...]
-    blocks: tuple[int, ...]
-
+from maskwright.nn.layers import ConvBlock, PostActivationBlock, check_divisible, initialize_glorot
 
 HOURGLASS_SIZES = {
-    "hourglass10": HourglassSize((2, 2), (1, 1)),
-    "hourglass20": HourglassSize((2, 2, 3), (1, 2, 2)),
-    "hourglass32": HourglassSize((2, 2, 3, 3), (2, 2, 2, 2)),
-    "hourglass52": HourglassSize((2, 2, 3, 3, 3, 4), (2, 2, 2, 2, 2, 4)),
-    "hourglass100": HourglassSize((2, 2, 3, 3, 3, 4), (4, 4, 4, 4, 4, 8)),
+    "hourglass10": ((2, 1), (2, 1)),
+    "hourglass20": ((2, 1), (2, 2), (3, 2)),
+    "hourglass32": ((2, 2), (2, 2), (3, 2), (3, 2)),
+    "hourglass52": ((2, 2), (2, 2), (3, 2), (3, 2), (3, 2), (4, 4)),
+    "hourglass100": ((2, 4), (2, 4), (3, 4), (3, 4), (3, 4), (4, 8)),
 }
+"""Per level, from the input's resolution down: channels, in multiples of the stem's, and residual blocks."""
+
+
+def hourglass_levels(size: str, stem_channels: int) -> list[tuple[int, int]]:
+    """The `levels` of a `Hourglass` of the named `size`: (channels, residual blocks) of each."""
+    return [(multiple * stem_channels, blocks) for multiple, blocks in HOURGLASS_SIZES[size]]
 
 
 def _residual_stage(channels: Sequence[int], stride: int, norm_momentum: float) -> nn.Sequential:
     """Residual blocks through the given channel counts; the first block has the stride."""
     return nn.Sequential(
         *(
-            ResidualBlock(before, after, stride=stride if index == 0 else 1, norm_momentum=norm_momentum)
+            PostActivationBlock(before, after, stride=stride if index == 0 else 1, norm_momentum=norm_momentum)
             for index, (before, after) in enumerate(pairwise(channels))
         )
     )
@@ -47,25 +39,27 @@ def _residual_stage(channels: Sequence[int], stride: int, norm_momentum: float) 
 class EncoderDecoder(nn.Module):
     """One level of an hourglass with all levels below it: `[n, c, h, w]` to the same shape.
 
-    The way down starts from the block's own input, and the decoder works at the low resolution, before
-    the nearest-neighbour enlargement; nothing follows the sum with the long-range skip.
+    The way down reads the block's own input. The decoder works at the low resolution, before the nearest-neighbour
+    enlargement. Nothing follows the sum with the long-range skip.
+
+    Args:
+        levels: (channels, residual blocks) of this level and of those below it, see `Hourglass`.
+        pool: see `Hourglass`.
+        shortcut: see `Hourglass`.
+        norm_momentum: see `Hourglass`.
     """
 
-    def __init__(
-        self, channels: Sequence[int], blocks: Sequence[int], *, pool: int, shortcut: bool, norm_momentum: float
-    ) -> None:
+    def __init__(self, levels: Sequence[tuple[int, int]], *, pool: int, shortcut: bool, norm_momentum: float) -> None:
         super().__init__()
-        outer, below, count = channels[0], channels[1], blocks[0]
+        (outer, count), (below, count_below), *deeper = levels
         self.pool = pool
         self.encoder_skip = _residual_stage([outer] * (count + 1), 1, norm_momentum) if shortcut else None
         self.encoder_down = _residual_stage([outer] + [below] * count, pool, norm_momentum)
         self.inner: nn.Module
-        if len(channels) > 2:
-            self.inner = EncoderDecoder(
-                channels[1:], blocks[1:], pool=pool, shortcut=shortcut, norm_momentum=norm_momentum
-            )
+        if deeper:
+            self.inner = EncoderDecoder(levels[1:], pool=pool, shortcut=shortcut, norm_momentum=norm_momentum)
         else:
-            self.inner = _residual_stage([below] * (blocks[1] + 1), 1, norm_momentum)
+            self.inner = _residual_stage([below] * (count_below + 1), 1, norm_momentum)
         self.decoder = _residual_stage([below] * count + [outer], 1, norm_momentum)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -77,32 +71,34 @@ class EncoderDecoder(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """Stacked hourglasses: `[n, in_channels, h, w]` to one `[n, channels[0], h/s, w/s]` per stack.
+    """Stacked hourglasses: `[n, in_channels, h, w]` to one `[n, out_channels, h / s, w / s]` per stack.
+
+    out_channels: of each output, those of the first level.
+    size_divisor: h and w must be multiples of it.
 
     Args:
         in_channels: channels of the input.
         stem_channels: channels of the first convolution.
-        channels: channels per level, from the stem's resolution down.
-        blocks: residual blocks per level, as many as `channels`.
+        levels: (channels, residual blocks) per level, from the stem's resolution down; two levels or more.
         stacks: number of hourglasses; each passes its input and output on to the next.
         stem_stride: s, 4 (7 x 7 stem, backbones) or 1 (3 x 3 stem, mask heads).
         pool: factor between levels; 1 keeps the size (the paper's ablation without encoder-decoder).
         shortcut: whether each level has its long-range skip (the paper's ablation is without).
         norm_momentum: of the batch norms, in torch's sense; the originals' value is 0.9.
 
-    h and w must be multiples of `size_divisor`.
+    Raises:
+        ValueError: fewer than two levels, or another `stem_stride`.
 
-    Source: object_detection/models/keras_models/hourglass_network.py, `HourglassNetwork`. Departure: a block
-    has a convolution in its skip wherever channels or stride change; the original fails to build where a
-    stage of one block changes the channels without a stride, and is the same elsewhere.
+    Source: object_detection/models/keras_models/hourglass_network.py, `HourglassNetwork`. Departure: a block has a
+    convolution in its skip wherever channels or stride change. The original cannot build a stage of one block that
+    changes the channels and has no stride; elsewhere it is the same.
     """
 
     def __init__(
         self,
         in_channels: int,
         stem_channels: int,
-        channels: Sequence[int],
-        blocks: Sequence[int],
+        levels: Sequence[tuple[int, int]],
         *,
         stacks: int = 1,
         stem_stride: int = 1,
@@ -111,23 +107,20 @@ class Hourglass(nn.Module):
         norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        if len(channels) != len(blocks) or len(channels) < 2:
-            raise ValueError(
-                f"channels and blocks must have the same length, 2 or more, but got {list(channels)}, {list(blocks)}"
-            )
+        if len(levels) < 2:
+            raise ValueError(f"an hourglass must have two levels or more, but got {list(levels)}")
         if stem_stride not in (1, 4):
             raise ValueError(f"stem_stride must be 1 or 4, but got {stem_stride}")
-        width = channels[0]
+        width, _ = levels[0]
         self.out_channels = width
-        self.size_divisor = stem_stride * pool ** (len(channels) - 1)
+        self.size_divisor = stem_stride * pool ** (len(levels) - 1)
         kernel, stride = (7, 2) if stem_stride == 4 else (3, 1)
         self.stem = ConvBlock(in_channels, stem_channels, kernel, stride=stride, norm_momentum=norm_momentum)
-        self.stem_residual = ResidualBlock(
+        self.stem_residual = PostActivationBlock(
             stem_channels, width, stride=stride, skip_conv=True, norm_momentum=norm_momentum
         )
         self.stacks = nn.ModuleList(
-            EncoderDecoder(channels, blocks, pool=pool, shortcut=shortcut, norm_momentum=norm_momentum)
-            for _ in range(stacks)
+            EncoderDecoder(levels, pool=pool, shortcut=shortcut, norm_momentum=norm_momentum) for _ in range(stacks)
         )
         self.outputs = nn.ModuleList(ConvBlock(width, width, 3, norm_momentum=norm_momentum) for _ in range(stacks))
         between = range(stacks - 1)
@@ -137,7 +130,9 @@ class Hourglass(nn.Module):
         self.merge_output = nn.ModuleList(
             ConvBlock(width, width, 1, relu=False, norm_momentum=norm_momentum) for _ in between
         )
-        self.merge_residual = nn.ModuleList(ResidualBlock(width, width, norm_momentum=norm_momentum) for _ in between)
+        self.merge_residual = nn.ModuleList(
+            PostActivationBlock(width, width, norm_momentum=norm_momentum) for _ in between
+        )
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n d i j"]]:
@@ -155,14 +150,3 @@ class Hourglass(nn.Module):
                 x = F.relu(self.merge_input[index](x) + self.merge_output[index](outputs[-1]))
                 x = self.merge_residual[index](x)
         return outputs
-
-
-def check_divisible(x: Tensor, divisor: int) -> None:
-    """Refuse maps whose height or width is not a multiple of `divisor`.
-
-    Raises:
-        ValueError: naming the size and the divisor.
-    """
-    height, width = x.shape[-2:]
-    if height % divisor or width % divisor:
-        raise ValueError(f"height and width must be multiples of {divisor}, but got {height} x {width}")

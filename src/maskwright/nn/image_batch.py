@@ -1,4 +1,4 @@
-"""Images of any size -> one normalised batch of the network's input size, and the way back for boxes."""
+"""Images of any size to one normalised batch of the network's input size, and boxes between both frames."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ SizeRule = Literal["round", "floor_twice"]
 class ImageBatch(nn.Module):
     """Resizes, pads and normalises images into one square batch.
 
-    The long side is fitted to `image_size` (small images are enlarged), the rest is padded with one colour
-    at the right and at the bottom, and all of it is normalised.
+    The long side becomes `image_size` (small images are enlarged), the rest is padded with one colour at the right and
+    at the bottom, and the whole is normalised.
 
     Args:
         image_size: side of the square network input, in pixels.
-        resize: how pixels are interpolated. `antialias` and `half_pixel` are torch's bilinear with and
-            without low-pass filter; `align_corners` puts the corner pixels on each other; `tf1` samples at
+        resize: how pixels are interpolated. `antialias` and `half_pixel` are torch's bilinear resizing with and
+            without a low-pass filter; `align_corners` aligns the centres of the corner pixels; `tf1` samples at
             `i * in / out` without a half-pixel shift, the Deep-MAC original's convention.
         mean: per channel, in 0..1, in RGB order.
         std: per channel, in 0..1, in RGB order.
         channel_order: the order in which the network takes the channels.
-        size_rule: how the sides are rounded to pixels: once to the nearest, or `ops.resize.fitted_size`.
-        padding: the colour where there is no image, in 0..1, RGB, or one value for all three channels. Deep-MAC pads
-            with black; where the original pads with 0 *after* the normalisation, it is the `mean`.
+        size_rule: how the sides are rounded to pixels: once to the nearest, or as in `ops.resize.fitted_size`.
+        padding: the colour beside the image, in 0..1, RGB, or one value for all three channels. Deep-MAC pads with
+            black. An original that pads with 0 *after* the normalisation pads with the `mean`.
 
     Raises:
         ValueError: an unknown `resize`, `channel_order` or `size_rule`, not three means and stds, a std that is not
@@ -86,21 +86,21 @@ class ImageBatch(nn.Module):
     def forward(
         self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]]
     ) -> tuple[Float[Tensor, "b 3 s s"], tuple[ImageGeometry, ...]]:
-        """RGB images (uint8, or float in 0..1) -> network input, and how each image lies in it."""
+        """RGB images (uint8, or float in 0..1) to the network input, and the place of each image in it."""
         geometry = tuple(self.geometry(image) for image in images)
         size = self.image_size
         batch = self.padding.repeat(len(images), 1, size, size)
-        for row, image, lies in zip(batch, images, geometry, strict=True):
-            height, width = lies.resized_size
-            row[:, :height, :width] = resize_image(self._as_float(image), lies.resized_size, self.resize)
+        for row, image, placement in zip(batch, images, geometry, strict=True):
+            height, width = placement.resized_size
+            row[:, :height, :width] = resize_image(self._as_float(image), placement.resized_size, self.resize)
         return self._normalize(batch), geometry
 
     def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
-        """Training crops of one size, only normalised: boxes and masks stay where they are."""
+        """Training crops of one size to a batch: only normalised, so that boxes and masks still fit them."""
         return self._normalize(torch.stack([self._as_float(image) for image in images]))
 
     def geometry(self, image: Tensor) -> ImageGeometry:
-        """Sizes of one image [3, H, W] before and after resizing; rounding once takes halves to even, as in numpy."""
+        """Sizes of one image [3, H, W] before and after resizing; `round` rounds halves to even, as numpy does."""
         height, width = image.shape[-2:]
         input_size = (self.image_size, self.image_size)
         if self.size_rule == "floor_twice":
@@ -147,12 +147,12 @@ def _lerp_tf1(image: Tensor, new_size: int, dim: int) -> Tensor:
 
 
 def boxes_to_input(boxes: Float[Tensor, "n 4"], geometry: ImageGeometry) -> Float[Tensor, "n 4"]:
-    """xyxy boxes, original image pixels -> input pixels (padding lies right and below, so only a scaling)."""
+    """xyxy boxes, original image pixels to input pixels: a scaling, as padding is at the right and bottom only."""
     x, y = geometry.scale
     return boxes * boxes.new_tensor([x, y, x, y])
 
 
 def boxes_to_original(boxes: Float[Tensor, "n 4"], geometry: ImageGeometry) -> Float[Tensor, "n 4"]:
-    """xyxy boxes, input pixels -> original image pixels; the inverse of `boxes_to_input`."""
+    """xyxy boxes, input pixels to original image pixels; the inverse of `boxes_to_input`."""
     x, y = geometry.scale
     return boxes / boxes.new_tensor([x, y, x, y])

@@ -1,4 +1,4 @@
-"""Networks as inference runs them: batch norms folded into convolutions, weights in the precision of the arithmetic."""
+"""Networks for inference: batch norms folded into convolutions, weights stored in the precision of the arithmetic."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fold_batch_norms(module: AnyModule, *, in_place: bool = False) -> AnyModule:
-    """A frozen copy of `module` in eval mode whose convolutions do the work of the batch norms behind them.
+    """A frozen copy of `module` in eval mode, its batch norms folded into the convolutions before them.
 
-    With `in_place` it is the module itself, which spares the memory of the copy.
+    With `in_place` it is the module itself, which saves the memory of the copy.
 
     A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution or
-    linear layer of as many channels, or after an `nn.Sequential` that ends in one: in this package that says that the
-    norm alone reads the layer's output, and a test holds every backbone and mask head to it. Other norms stay, such
-    as those of sums.
+    linear layer of as many channels, or after an `nn.Sequential` that ends in one. In this package only the norm reads
+    the layer's output then; a test checks this for every backbone and mask head. Other norms stay, such as those of
+    sums.
 
-    The copy gives what the module gave in eval mode, but for rounding. It cannot be trained or saved: its state
-    dict would fit no model.
+    The copy computes what the module does in eval mode, but for rounding. It cannot be trained or saved: its state dict
+    fits no model.
     """
     folded = (module if in_place else copy.deepcopy(module)).eval().requires_grad_(False)
-    # Without the layers themselves, for a list of them would keep all that are replaced in memory.
+    # Not a list of the layers themselves: it would keep the replaced ones in memory.
     for parent in [parent for parent in folded.modules() if len(list(parent.children())) > 1]:
         for (before, _), (name, norm) in pairwise(list(parent.named_children())):
             path, layer = _last_layer(parent, before)
@@ -44,7 +44,7 @@ def fold_batch_norms(module: AnyModule, *, in_place: bool = False) -> AnyModule:
 
 
 def _last_layer(parent: nn.Module, path: str) -> tuple[str, nn.Module]:
-    """What gives the output of a child: itself, or the last layer of a sequence; with its path from `parent`."""
+    """The layer that gives the output of a child (itself, or the last of a sequence), and its path from `parent`."""
     layer = parent.get_submodule(path)
     while isinstance(layer, nn.Sequential) and len(layer):
         path, layer = f"{path}.{len(layer) - 1}", layer[-1]
@@ -73,10 +73,10 @@ def _refuse_saving(module: nn.Module, *_: Any) -> None:
 
 
 def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of `module` that autocast would bring to `dtype` in each call in that type, in place.
+    """Store in `dtype`, in place, the weights of `module` that autocast would convert to it in each call.
 
-    These are the convolutions' and the linear layers'; from now on the module runs under autocast to `dtype` only.
-    Parts with a true attribute `full_precision` say that they run `without_autocast`, and keep theirs.
+    These are the weights of convolutions and linear layers. From now on the module runs under autocast to `dtype` only.
+    Parts with a true attribute `full_precision` run `without_autocast`; their weights do not change.
     """
     if getattr(module, "full_precision", False):
         return
@@ -87,8 +87,8 @@ def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors on `device` keep their number formats.
+    """A context that switches autocast on `device` off.
 
-    Where autocast is off it is none at all, so that exported graphs do not hold it.
+    Where autocast is off already, the context does nothing, so that exported graphs do not contain it.
     """
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

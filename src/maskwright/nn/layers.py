@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,13 @@ def normalize(
 
     `nn.Identity` is what `inference.fold_batch_norms` leaves in a norm's place.
 
-    A mask head gets as many rows as there are boxes with masks, and a deep one shrinks a row to 1 x 1:
-    with no or one value there is no variance, and torch refuses. Padding the rows with copies or zeros would
-    run, but would write a variance of about zero into the running statistics (nine tenths of it at the
-    originals' momentum) and so spoil inference. The running statistics are what the layer uses at
-    inference; they stay as they are, and the scale and the offset still get gradients (zeros for zero rows).
+    A mask head gets one row per box with a mask, and a deep one shrinks a row to 1 x 1: one value per channel, or
+    none, has no variance, and torch refuses. To pad the rows with copies or zeros would run, but would write a variance
+    of about zero into the running statistics (nine tenths of it at the originals' momentum) and so spoil inference.
+    The running statistics are what the layer uses at inference. They do not change here, and the scale and the offset
+    still get gradients (zeros for zero rows).
 
-    Under a synchronised norm the values of all processes count, so that all of them take the same path.
+    Under a synchronised norm the values of all processes count, so that all processes take the same path.
     """
     if norm.training and not isinstance(norm, nn.Identity) and _values_per_channel(norm, x) < 2:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
@@ -44,7 +45,10 @@ def _values_per_channel(norm: nn.Module, x: Tensor) -> int:
 
 
 class ConvBlock(nn.Module):
-    """Convolution (padded so that stride 1 keeps the size), batch norm, ReLU unless `relu` is false."""
+    """Convolution (padded so that stride 1 keeps the size), batch norm, ReLU unless `relu` is false.
+
+    `convolution`: further arguments of `nn.Conv2d`: `stride`, `dilation`, `groups`.
+    """
 
     def __init__(
         self,
@@ -52,17 +56,15 @@ class ConvBlock(nn.Module):
         out_channels: int,
         kernel: int,
         *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
         relu: bool = True,
         bias: bool = False,
         norm_momentum: float = 0.1,
         norm_epsilon: float = HOURGLASS_NORM_EPSILON,
+        **convolution: Any,
     ) -> None:
         super().__init__()
-        padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias)
+        padding = convolution.get("dilation", 1) * (kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias, **convolution)
         self.norm = nn.BatchNorm2d(out_channels, eps=norm_epsilon, momentum=norm_momentum)
         self.relu = relu
 
@@ -72,11 +74,11 @@ class ConvBlock(nn.Module):
         return F.relu(x, inplace=True) if self.relu else x
 
 
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a sum, ReLU last (post-activation).
+class PostActivationBlock(nn.Module):
+    """The hourglass's residual block: two 3 x 3 convolutions and the sum with the skip, ReLU last.
 
-    The way past them is the identity, or a 1 x 1 convolution with batch norm where the channels or the
-    stride change; `skip_conv` forces the convolution.
+    The skip is the identity, or a 1 x 1 convolution with batch norm where the channels or the stride change;
+    `skip_conv` forces the convolution.
     """
 
     def __init__(
@@ -103,9 +105,9 @@ class ResidualBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """The originals' basic block of their small ResNets: norm and ReLU come first, and the sum is linear.
+    """The originals' basic block of their small ResNets: norm and ReLU come first, no ReLU follows the sum.
 
-    norm, ReLU, 3 x 3, norm, ReLU, 3 x 3 with the stride, norm, ReLU, sum. With `skip_conv` the way past is a 1 x 1
+    norm, ReLU, 3 x 3, norm, ReLU, 3 x 3 with the stride, norm, ReLU, sum. With `skip_conv` the skip is a 1 x 1
     convolution with bias of the pre-activated input, else every `stride`-th pixel of the plain input.
 
     Source: object_detection/models/keras_models/resnet_v1.py, `block_basic`.
@@ -143,7 +145,7 @@ class PreActivationBlock(nn.Module):
 
 
 class FullPrecisionConv2d(nn.Conv2d):
-    """A convolution in float32 under autocast, too, for outputs that bfloat16's 8 bits are too coarse for."""
+    """A convolution that stays in float32 under autocast, for outputs that need more than bfloat16's 8 bits."""
 
     full_precision = True
 
@@ -182,3 +184,14 @@ def initialize_glorot(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def check_divisible(x: Tensor, divisor: int) -> None:
+    """Refuse maps whose height or width is not a multiple of `divisor`.
+
+    Raises:
+        ValueError: naming the size and the divisor.
+    """
+    height, width = x.shape[-2:]
+    if height % divisor or width % divisor:
+        raise ValueError(f"height and width must be multiples of {divisor}, but got {height} x {width}")

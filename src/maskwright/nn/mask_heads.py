@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskwright.nn.hourglass import HOURGLASS_SIZES, Hourglass, check_divisible
-from maskwright.nn.layers import ConvBlock, PreActivationBlock, initialize_glorot, normalize
+from maskwright.nn.hourglass import Hourglass, hourglass_levels
+from maskwright.nn.layers import ConvBlock, PreActivationBlock, check_divisible, initialize_glorot, normalize
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,28 @@ class MaskHeadSettings:
 
 
 class MaskHead(nn.Module):
+    """What every mask head is: box crops `[N, C, S, S]` to mask logits `[N, K, uS, uS]`.
+
+    N may be 0 or 1, also in training (see `layers.normalize`).
+
+    size_divisor: S must be a multiple of it.
+    """
+
+    size_divisor = 1
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
+        """Map crops to logits.
+
+        Raises:
+            ValueError: the head does not take crops of this size.
+        """
+        raise NotImplementedError
+
+
+class ConvolutionalHead(MaskHead):
     """A trunk that keeps the resolution, an optional enlargement, and a 1 x 1 convolution to the logits.
 
-    size_divisor: the crop size S must be a multiple of it.
+    It takes crops of any height and width that `size_divisor` divides.
 
     Source: `project_out` of Deep-MAC's mask head without enlargement; with it, Deep-MARC's `DeepMaskHead`
     (transposed convolution with kernel and stride `upsample` to `width` channels, batch norm, ReLU, logits).
@@ -46,11 +65,9 @@ class MaskHead(nn.Module):
         trunk_channels: int,
         settings: MaskHeadSettings,
         *,
-        size_divisor: int = 1,
         enlarge: bool | None = None,
     ) -> None:
         super().__init__()
-        self.size_divisor = size_divisor
         self.trunk = trunk
         self.enlarge: nn.ConvTranspose2d | None = None
         channels = trunk_channels
@@ -63,33 +80,36 @@ class MaskHead(nn.Module):
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
-        """Map crops `[N, C, S, S]`, of any height and width, to logits `[N, K, uS, uS]`; N may be 0, also in training.
-
-        Raises:
-            ValueError: S is not a multiple of `size_divisor`.
-        """
+        """See `MaskHead.forward`."""
         check_divisible(x, self.size_divisor)
-        x = self.trunk(x)[-1] if isinstance(self.trunk, Hourglass) else self.trunk(x)
+        x = self.features(x)
         if self.enlarge is not None:
             x = F.relu(normalize(self.enlarge_norm, self.enlarge(x)))
         return self.project_out(x)
 
-
-def _hourglass_head(settings: MaskHeadSettings, size: str, *, pool: int = 2, shortcut: bool = True) -> MaskHead:
-    named = HOURGLASS_SIZES[size]
-    trunk = Hourglass(
-        settings.in_channels,
-        settings.width,
-        [multiple * settings.width for multiple in named.channels],
-        named.blocks,
-        pool=pool,
-        shortcut=shortcut,
-        norm_momentum=settings.norm_momentum,
-    )
-    return MaskHead(trunk, trunk.out_channels, settings, size_divisor=trunk.size_divisor)
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        """The trunk's map, which the enlargement and the logits are made from."""
+        return self.trunk(x)
 
 
-class ResNetTrunk(nn.Module):
+class HourglassHead(ConvolutionalHead):
+    """One hourglass of `HOURGLASS_SIZES`; `pool` and `shortcut` as of `Hourglass`."""
+
+    def __init__(self, settings: MaskHeadSettings, size: str, *, pool: int = 2, shortcut: bool = True) -> None:
+        width = settings.width
+        levels = hourglass_levels(size, width)
+        momentum = settings.norm_momentum
+        trunk = Hourglass(settings.in_channels, width, levels, pool=pool, shortcut=shortcut, norm_momentum=momentum)
+        super().__init__(trunk, trunk.out_channels, settings)
+        self.size_divisor = trunk.size_divisor
+
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        """See `ConvolutionalHead.features`."""
+        (last,) = self.trunk(x)
+        return last
+
+
+class PreActivationTrunk(nn.Module):
     """A 1 x 1 convolution and stacks of pre-activation blocks, all at the crop's resolution.
 
     Args:
@@ -99,9 +119,8 @@ class ResNetTrunk(nn.Module):
         dilated: how many of the 3 x 3 convolutions, counted from the output, have dilation 2.
         norm_momentum: of the batch norms, in torch's sense.
 
-    Source: object_detection/models/keras_models/resnet_v1.py, `resnet_v1_18` and neighbours as used by
-    `ResNetMaskNetwork`. The paper's table 6 does not say which convolutions are dilated when 10 of 20
-    are: here the last ones.
+    Source: object_detection/models/keras_models/resnet_v1.py, `resnet_v1_18` and its like as used by
+    `ResNetMaskNetwork`. The paper's table 6 does not say which 10 of the 20 convolutions are dilated: here the last.
     """
 
     def __init__(
@@ -132,30 +151,34 @@ class ResNetTrunk(nn.Module):
         return self.blocks(self.input_layer(x))
 
 
-def _resnet_head(settings: MaskHeadSettings, blocks: tuple[int, int], dilated: int = 0) -> MaskHead:
-    trunk = ResNetTrunk(settings.in_channels, settings.width, blocks, dilated, settings.norm_momentum)
-    return MaskHead(trunk, trunk.out_channels, settings)
+class ResNetHead(ConvolutionalHead):
+    """A `PreActivationTrunk`."""
+
+    def __init__(self, settings: MaskHeadSettings, blocks: tuple[int, int], dilated: int = 0) -> None:
+        trunk = PreActivationTrunk(settings.in_channels, settings.width, blocks, dilated, settings.norm_momentum)
+        super().__init__(trunk, trunk.out_channels, settings)
 
 
-def fcn_head(settings: MaskHeadSettings, convolutions: int = 4, separable: bool = False) -> MaskHead:
+class FCNHead(ConvolutionalHead):
     """Mask R-CNN's default head as Model Garden has it: 3 x 3 convolutions with bias and batch norm.
 
-    The transposed convolution is there for every `upsample`, also for 1. With `separable` each convolution, the
-    logits' included, is a depthwise and a pointwise one.
+    The transposed convolution is there for every `upsample`, also for 1. With `separable` every convolution,
+    also that of the logits, is a depthwise and a pointwise one.
 
     Source: official/projects/deepmac_maskrcnn/modeling/heads/instance_heads.py, `DeepMaskHead`, variant `default`.
     """
-    momentum, epsilon = settings.norm_momentum, settings.norm_epsilon
-    block = partial(ConvBlock, kernel=3, bias=True, norm_momentum=momentum, norm_epsilon=epsilon)
-    widths = [settings.in_channels, *([settings.width] * convolutions)]
-    blocks = [block(before, after) for before, after in pairwise(widths)]
-    head = MaskHead(nn.Sequential(*blocks), settings.width, settings, enlarge=True)
-    if separable:
-        for name, layer in list(head.named_modules()):
-            if isinstance(layer, nn.Conv2d):
-                head.set_submodule(name, _separable(layer))
-        initialize_glorot(head)
-    return head
+
+    def __init__(self, settings: MaskHeadSettings, convolutions: int = 4, separable: bool = False) -> None:
+        momentum, epsilon = settings.norm_momentum, settings.norm_epsilon
+        block = partial(ConvBlock, kernel=3, bias=True, norm_momentum=momentum, norm_epsilon=epsilon)
+        widths = [settings.in_channels, *([settings.width] * convolutions)]
+        blocks = [block(before, after) for before, after in pairwise(widths)]
+        super().__init__(nn.Sequential(*blocks), settings.width, settings, enlarge=True)
+        if separable:
+            for name, layer in list(self.named_modules()):
+                if isinstance(layer, nn.Conv2d):
+                    self.set_submodule(name, _separable(layer))
+            initialize_glorot(self)
 
 
 def _separable(layer: nn.Conv2d) -> nn.Sequential:
@@ -165,16 +188,15 @@ def _separable(layer: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(depthwise, nn.Conv2d(channels, layer.out_channels, 1))
 
 
-class FullyConnectedHead(nn.Module):
+class FullyConnectedHead(MaskHead):
     """A 1 x 1 convolution to `width` channels and linear layers over the whole crop (1024, ReLU between).
 
     Source: object_detection/meta_architectures/deepmac_meta_arch.py, `FullyConnectedMaskHead` (2 layers);
-    4 layers are in the paper's table 11 only. Departure: K masks, and a last layer that draws the masks at
-    `upsample` times the crop's size directly.
+    4 layers are in the paper's table 11 only. Departure: K masks, and a last layer that gives the masks directly at
+    `upsample` times the crop's size.
     """
 
     HIDDEN = 1024
-    size_divisor = 1
 
     def __init__(self, settings: MaskHeadSettings, layers: int) -> None:
         super().__init__()
@@ -189,11 +211,7 @@ class FullyConnectedHead(nn.Module):
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n k t t"]:
-        """Map crops `[N, C, S, S]` to logits `[N, K, uS, uS]`; N may be 0.
-
-        Raises:
-            ValueError: S is not the head's `mask_size`.
-        """
+        """See `MaskHead.forward`; S is the head's `mask_size`."""
         if x.shape[-1] != self.mask_size or x.shape[-2] != self.mask_size:
             raise ValueError(
                 f"this head was built for crops of {self.mask_size} x {self.mask_size}, but got {tuple(x.shape)}"
@@ -204,25 +222,25 @@ class FullyConnectedHead(nn.Module):
         return self.output(x).unflatten(1, self.output_shape)
 
 
-MASK_HEADS: dict[str, Callable[[MaskHeadSettings], MaskHead | FullyConnectedHead]] = {
-    "hourglass10": partial(_hourglass_head, size="hourglass10"),
-    "hourglass20": partial(_hourglass_head, size="hourglass20"),
-    "hourglass32": partial(_hourglass_head, size="hourglass32"),
-    "hourglass52": partial(_hourglass_head, size="hourglass52"),
-    "hourglass100": partial(_hourglass_head, size="hourglass100"),
-    "hourglass20_uniform_size": partial(_hourglass_head, size="hourglass20", pool=1),
-    "hourglass20_no_shortcut": partial(_hourglass_head, size="hourglass20", shortcut=False),
-    "resnet4": partial(_resnet_head, blocks=(2, 0)),
-    "resnet8": partial(_resnet_head, blocks=(4, 0)),
-    "resnet12": partial(_resnet_head, blocks=(6, 0)),
-    "resnet16": partial(_resnet_head, blocks=(8, 0)),
-    "resnet20": partial(_resnet_head, blocks=(8, 2)),
-    "resnet20_dilated10": partial(_resnet_head, blocks=(8, 2), dilated=10),
-    "resnet20_dilated20": partial(_resnet_head, blocks=(8, 2), dilated=20),
+MASK_HEADS: dict[str, Callable[[MaskHeadSettings], MaskHead]] = {
+    "hourglass10": partial(HourglassHead, size="hourglass10"),
+    "hourglass20": partial(HourglassHead, size="hourglass20"),
+    "hourglass32": partial(HourglassHead, size="hourglass32"),
+    "hourglass52": partial(HourglassHead, size="hourglass52"),
+    "hourglass100": partial(HourglassHead, size="hourglass100"),
+    "hourglass20_uniform_size": partial(HourglassHead, size="hourglass20", pool=1),
+    "hourglass20_no_shortcut": partial(HourglassHead, size="hourglass20", shortcut=False),
+    "resnet4": partial(ResNetHead, blocks=(2, 0)),
+    "resnet8": partial(ResNetHead, blocks=(4, 0)),
+    "resnet12": partial(ResNetHead, blocks=(6, 0)),
+    "resnet16": partial(ResNetHead, blocks=(8, 0)),
+    "resnet20": partial(ResNetHead, blocks=(8, 2)),
+    "resnet20_dilated10": partial(ResNetHead, blocks=(8, 2), dilated=10),
+    "resnet20_dilated20": partial(ResNetHead, blocks=(8, 2), dilated=20),
     "fully_connected": partial(FullyConnectedHead, layers=2),
     "fully_connected4": partial(FullyConnectedHead, layers=4),
-    "fcn": fcn_head,
-    "fcn_separable": partial(fcn_head, separable=True),
+    "fcn": FCNHead,
+    "fcn_separable": partial(FCNHead, separable=True),
 }
 
 
@@ -235,7 +253,7 @@ def create_mask_head(
     mask_size: int | None = None,
     norm_momentum: float = 0.1,
     norm_epsilon: float = 1e-4,
-) -> MaskHead | FullyConnectedHead:
+) -> MaskHead:
     """Build the mask head `name`, a module from crops `[N, C, S, S]` to logits `[N, K, uS, uS]`.
 
     Args:
@@ -245,12 +263,9 @@ def create_mask_head(
             for the hourglass and ResNet heads, 256 for `fcn`); the other widths are multiples of it.
         num_masks: K, 1 for class-agnostic masks.
         upsample: u, the enlargement at the end (1 for Deep-MAC, 2 for Deep-MARC).
-        mask_size: S; needed by the fully connected heads only, which are built for one size.
+        mask_size: S; only the fully connected heads need it, which are built for one size.
         norm_momentum: of the batch norms, in torch's sense (0.9 in the originals' hourglasses).
         norm_epsilon: of the batch norms of the `fcn` heads and of the enlargement.
-
-    The module's `size_divisor` is what S must be a multiple of. N may be 0 or 1 in training, too (see
-    `layers.normalize`).
 
     Raises:
         ValueError: the name is unknown, a number is not positive, or `mask_size` is missing.

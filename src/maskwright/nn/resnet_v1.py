@@ -1,25 +1,24 @@
-"""The Object Detection API's ResNet-v1-FPN, layer by layer: its two kinds of ResNet and its way down the pyramid."""
+"""The Object Detection API's two kinds of ResNet-v1, as trunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskwright.nn.layers import ConvBlock, PreActivationBlock, initialize_glorot, normalize
+from maskwright.nn.layers import PreActivationBlock, initialize_glorot, normalize
 
 NORM_EPSILON = 1.001e-5
 _STAGE_CHANNELS = (64, 128, 256, 512)
 
 
-class BottleneckBlock(nn.Module):
+class ResNetV1Bottleneck(nn.Module):
     """Keras' ResNet-v1 block: 1 x 1, 3 x 3 and 1 x 1 convolutions with biases and norms, a sum, ReLU.
 
-    The stride lies in the first 1 x 1 convolution (torchvision's, v1.5, lies in the 3 x 3). With `skip_conv` the way
-    past is a 1 x 1 convolution with bias and norm, else the identity.
+    The first 1 x 1 convolution has the stride (in torchvision's v1.5 the 3 x 3 has it). With `skip_conv` the skip is a
+    1 x 1 convolution with bias and norm, else the identity.
 
     Source: tf.keras.applications.resnet, `residual_block_v1`.
     """
@@ -48,17 +47,15 @@ class BottleneckBlock(nn.Module):
 
 
 class ResNetV1Trunk(nn.Module):
-    """ResNet-v1 without its classifier: `[B, 3, H, W]` to its stages' maps at strides 4, 8, 16 and 32.
+    """ResNet-v1 without its classifier: a `Trunk`.
 
     Args:
         blocks: per stage.
-        bottleneck: Keras' blocks with the stride in the first block of a stage (50 and 101 layers); else the API's
-            own pre-activation blocks with the stride in the last (18 and 34 layers), whose stem has neither norm nor
-            ReLU, so that the zeros around the map take part in its max-pooling.
+        bottleneck: Keras' blocks (50 and 101 layers), whose stride is in the first block of a stage; else the API's own
+            pre-activation blocks (18 and 34 layers), whose stride is in the last. The stem of these has neither norm
+            nor ReLU, so that its max-pooling sees the zeros around the map.
         width: factor on all channel counts.
         norm_momentum: of the batch norms, in torch's sense (the original: 0.01).
-
-    channels: of the four maps.
 
     Source: tf.keras.applications.resnet (`ResNet50`, `ResNet101`); object_detection/models/keras_models/resnet_v1.py
     (`resnet_v1_18`, `resnet_v1_34`).
@@ -75,12 +72,12 @@ class ResNetV1Trunk(nn.Module):
             inner, stride = max(1, round(channels * width)), 2 if index else 1
             make_stage = _bottleneck_stage if bottleneck else _basic_stage
             self.stages.append(make_stage(before, inner, count, stride, norm_momentum))
-            before = inner * (BottleneckBlock.EXPANSION if bottleneck else 1)
+            before = inner * (ResNetV1Bottleneck.EXPANSION if bottleneck else 1)
             self.channels.append(before)
         initialize_glorot(self)
 
     def levels(self) -> list[list[nn.Module]]:
-        """See `PyramidTrunk.levels`."""
+        """See `Trunk.levels`."""
         stem = [self.conv] if self.norm is None else [self.conv, self.norm]
         first, *rest = self.stages
         return [[*stem, first], *([stage] for stage in rest)]
@@ -99,9 +96,11 @@ class ResNetV1Trunk(nn.Module):
 
 
 def _bottleneck_stage(before: int, channels: int, count: int, stride: int, norm_momentum: float) -> nn.Sequential:
-    first = BottleneckBlock(before, channels, stride, skip_conv=True, norm_momentum=norm_momentum)
-    after = BottleneckBlock.EXPANSION * channels
-    rest = (BottleneckBlock(after, channels, 1, skip_conv=False, norm_momentum=norm_momentum) for _ in range(count - 1))
+    first = ResNetV1Bottleneck(before, channels, stride, skip_conv=True, norm_momentum=norm_momentum)
+    after = ResNetV1Bottleneck.EXPANSION * channels
+    rest = (
+        ResNetV1Bottleneck(after, channels, 1, skip_conv=False, norm_momentum=norm_momentum) for _ in range(count - 1)
+    )
     return nn.Sequential(first, *rest)
 
 
@@ -118,41 +117,3 @@ def _basic_stage(before: int, channels: int, count: int, stride: int, norm_momen
             for index in range(count)
         )
     )
-
-
-class TopDownPath(nn.Module):
-    """From the coarsest of four maps down to one map of the finest's size: enlarge, add a finer map, convolve.
-
-    channels: of the result.
-
-    Three times: nearest-neighbour enlargement by 2, the sum with a 1 x 1 convolution of the finer map, 3 x 3
-    convolution, batch norm, ReLU; channels fall from 256 over 128 to 64. All convolutions have biases.
-
-    Source: CenterNetResnetV1FpnFeatureExtractor of the originals.
-    """
-
-    CHANNELS = (256, 128, 64, 64)
-    NORM_EPSILON = 1e-3
-
-    def __init__(self, in_channels: Sequence[int], width: float, norm_momentum: float) -> None:
-        super().__init__()
-        widths = [max(1, round(channels * width)) for channels in self.CHANNELS]
-        *finer, coarsest = in_channels
-        self.channels = widths[-1]
-        self.top = nn.Conv2d(coarsest, widths[0], 1)
-        self.lateral = nn.ModuleList(
-            nn.Conv2d(before, after, 1) for before, after in zip(reversed(finer), widths, strict=False)
-        )
-        self.merge = nn.ModuleList(
-            ConvBlock(before, after, 3, bias=True, norm_momentum=norm_momentum, norm_epsilon=self.NORM_EPSILON)
-            for before, after in pairwise(widths)
-        )
-        initialize_glorot(self)
-
-    def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
-        """Map the four maps, finest first, to one of the finest's size."""
-        *finer, coarsest = maps
-        x = self.top(coarsest)
-        for level, lateral, merge in zip(reversed(finer), self.lateral, self.merge, strict=True):
-            x = merge(F.interpolate(x, scale_factor=2, mode="nearest") + lateral(level))
-        return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -15,14 +14,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
-from maskwright.nn.hourglass import check_divisible
+from maskwright.nn.feature_maps import Backbone, BackboneOptions
+from maskwright.nn.layers import check_divisible
 
 Norm = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
 class SpineNetSize:
-    """What the members of the family differ in.
+    """What the SpineNets differ in.
 
     endpoint_channels: of each of the five maps.
     filter_scale: factor on the channels of all blocks.
@@ -36,15 +36,6 @@ class SpineNetSize:
     repeats: int
 
 
-SPINENET_SIZES = {
-    "spinenet49s": SpineNetSize(128, 0.65, 0.5, 1),
-    "spinenet49": SpineNetSize(256, 1.0, 0.5, 1),
-    "spinenet96": SpineNetSize(256, 1.0, 0.5, 2),
-    "spinenet143": SpineNetSize(256, 1.0, 1.0, 3),
-    "spinenet143l": SpineNetSize(256, 1.3, 1.0, 3),
-    "spinenet190": SpineNetSize(512, 1.3, 1.0, 4),
-}
-
 _SEARCHED_NODES = 16
 _STEM_CHANNELS = 64
 _STEM_LEVEL = 2
@@ -52,7 +43,7 @@ _CHANNELS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}  # of a block's 3 x 
 
 
 class DropPathBasicBlock(BasicBlock):
-    """torchvision's residual block; in training some images pass it by its shortcut alone."""
+    """torchvision's residual block; in training some images take the shortcut alone."""
 
     def __init__(self, *args: Any, drop_probability: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -65,7 +56,7 @@ class DropPathBasicBlock(BasicBlock):
 
 
 class DropPathBottleneck(Bottleneck):
-    """torchvision's bottleneck; in training some images pass it by its shortcut alone."""
+    """torchvision's bottleneck; in training some images take the shortcut alone."""
 
     def __init__(self, *args: Any, drop_probability: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -107,8 +98,8 @@ class Node:
     kind: of its residual blocks.
     width: channels of their 3 x 3 convolutions.
     parents: the two nodes that are resampled to this one's scale and channels.
-    merged: further nodes of this scale and these channels, which are added as they are.
-    is_output: whether a map of the backbone is made of it.
+    merged: further nodes of this scale and these channels, which are added unchanged.
+    is_output: whether a map of the backbone is made from it.
     """
 
     level: int
@@ -127,8 +118,8 @@ class Node:
 def plan_nodes(filter_scale: float) -> list[Node]:
     """The nodes in the order of computation, the two of the stem first.
 
-    An output merges every earlier node of its own scale and channels that no node has used so far: the
-    original's rule for a fixed input width, which is how its models are trained and served.
+    An output merges every earlier node of its own scale and channels that no node has used so far. This is the
+    original's rule for a fixed input width, with which its models are trained and served.
     """
     stem = Node(_STEM_LEVEL, DropPathBottleneck, int(_CHANNELS[_STEM_LEVEL] * filter_scale))
     nodes, used = [stem, stem], set()
@@ -143,35 +134,25 @@ def plan_nodes(filter_scale: float) -> list[Node]:
     return nodes
 
 
-class SpineNet(nn.Module):
-    """SpineNet as a detection backbone: `[B, 3, H, W]` to the maps of levels 3 to 7 (level l has stride `2 ** l`).
-
-    levels: 3 to 7.
-    out_channels: of each map.
-    size_divisor: H and W must be multiples of it.
+class SpineNet(Backbone):
+    """SpineNet: a backbone of the levels 3 to 7 (level l has stride `2 ** l`).
 
     Args:
-        size: a row of `SPINENET_SIZES`, or other numbers.
-        norm_momentum: of the batch norms, in torch's sense (0.01 in the original).
-        norm_epsilon: of the batch norms.
-        drop_path_rate: in training, the probability with which a residual block of the last of the 16 nodes is left
-            out for an image; it rises linearly from node to node (the stem keeps its blocks).
+        size: which of the family.
+        options: `width` scales all channels but the stem's 64. `norm_momentum` is 0.01 and `norm_epsilon` 1e-3 in the
+            original. `drop_path_rate`: in training, the probability that an image skips a residual block of the last of
+            the 16 nodes; it rises linearly from node to node (the stem keeps its blocks).
 
     Source: arXiv 1912.05027; official/vision/modeling/backbones/spinenet.py, `SpineNet` with min_level 3 and a
     fixed input width. Strided layers pad as TensorFlow's SAME does: on the right and at the bottom only.
     Departures: ReLU only; initial weights are normal with variance 1 / fan-in, but not truncated.
     """
 
-    levels = (3, 4, 5, 6, 7)
-    size_divisor = 128
-
-    def __init__(
-        self, size: SpineNetSize, norm_momentum: float = 0.01, norm_epsilon: float = 1e-3, drop_path_rate: float = 0.0
-    ) -> None:
-        super().__init__()
-        norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
-        self.plan = plan_nodes(size.filter_scale)
-        self.out_channels = size.endpoint_channels
+    def __init__(self, size: SpineNetSize, options: BackboneOptions) -> None:
+        channels = options.scaled(size.endpoint_channels)
+        super().__init__(channels, [2**level for level in range(3, 8)], size_divisor=128)
+        norm = partial(nn.BatchNorm2d, eps=options.norm_epsilon, momentum=options.norm_momentum)
+        self.plan = plan_nodes(size.filter_scale * options.width)
         stem, *_ = self.plan
         self.stem = nn.Sequential(nn.ZeroPad2d((2, 3, 2, 3)), *_convolution(3, _STEM_CHANNELS, 7, 2, norm), _halving())
         self.stem_groups = nn.ModuleList(
@@ -182,20 +163,20 @@ class SpineNet(nn.Module):
         for node in self.plan:
             if node.parents:
                 parents = [self.plan[index] for index in node.parents]
-                probability = drop_path_rate * (len(self.nodes) + 1) / _SEARCHED_NODES
+                probability = options.drop_path_rate * (len(self.nodes) + 1) / _SEARCHED_NODES
                 self.nodes.append(ScalePermutedNode(parents, node, size, norm, probability))
             if node.is_output:
-                self.endpoints[str(node.level)] = _convolution(node.channels, size.endpoint_channels, 1, 1, norm)
+                self.endpoints[str(node.level)] = _convolution(node.channels, channels, 1, 1, norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> OrderedDict[str, Tensor]:
-        """Return the maps `[B, out_channels, H / 2 ** l, W / 2 ** l]` by level, "3" to "7", finest first.
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """See `Backbone.forward`.
 
         Raises:
-            ValueError: H or W is not a multiple of `size_divisor`; in training, a single image of one value per
-                channel at level 7, of which batch norms cannot learn.
+            ValueError: H or W is not a multiple of `size_divisor`; or, in training, a single image whose map of level 7
+                has one value per channel, from which batch norms cannot learn.
         """
         check_divisible(images, self.size_divisor)
         self._check_norms(images)
@@ -210,7 +191,7 @@ class SpineNet(nn.Module):
             features.append(module(parents, [features[index] for index in node.merged]))
             if node.is_output:
                 outputs[node.level] = self.endpoints[str(node.level)](features[-1])
-        return OrderedDict((str(level), outputs[level]) for level in self.levels)
+        return [outputs[level] for level in self.levels]
 
     def _check_norms(self, images: Tensor) -> None:
         synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in self.endpoints.modules())
@@ -233,7 +214,7 @@ class ScalePermutedNode(nn.Module):
         self.blocks = _residual_blocks(node.channels, node, size.repeats, norm, drop_probability)
 
     def forward(self, parents: list[Tensor], merged: list[Tensor]) -> Tensor:
-        """Return the node's map from its parents' and from those that are added as they are."""
+        """Return the node's map from its parents' and from those that are merged."""
         resampled = [resample(parent) for resample, parent in zip(self.resample, parents, strict=True)]
         return self.blocks(F.relu(reduce(torch.add, [*resampled, *merged])))
 
@@ -261,35 +242,6 @@ class Resample(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Map `[B, source channels, h, w]` to `[B, target channels, i, j]`."""
         return self.expand(self.scale(self.reduce(x)))
-
-
-def create_spinenet(
-    name: str,
-    width: float = 1.0,
-    norm_momentum: float = 0.01,
-    norm_epsilon: float = 1e-3,
-    drop_path_rate: float = 0.0,
-) -> SpineNet:
-    """Build the backbone `name`.
-
-    Args:
-        name: a key of `SPINENET_SIZES`.
-        width: factor on all channels but the stem's 64 (small networks for tests); 1 is the published size.
-        norm_momentum: of the batch norms, in torch's sense.
-        norm_epsilon: of the batch norms.
-        drop_path_rate: see `SpineNet`.
-
-    Raises:
-        ValueError: the name is unknown, or the width is not positive.
-    """
-    if name not in SPINENET_SIZES:
-        raise ValueError(f"unknown backbone {name!r}; known are {', '.join(SPINENET_SIZES)}")
-    if width <= 0:
-        raise ValueError(f"width of a backbone must be positive, but got {width}")
-    size = SPINENET_SIZES[name]
-    channels = max(1, round(size.endpoint_channels * width))
-    scaled = replace(size, endpoint_channels=channels, filter_scale=size.filter_scale * width)
-    return SpineNet(scaled, norm_momentum, norm_epsilon, drop_path_rate)
 
 
 def _residual_blocks(before: int, node: Node, repeats: int, norm: Norm, drop_probability: float = 0.0) -> nn.Sequential:

@@ -21,7 +21,7 @@ _SMALLEST_EXTENT = 1e-6  # of the image
 
 
 def clip_boxes(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
-    """The boxes cut off at the borders of an image of `image_size` = (height, width) pixels."""
+    """The boxes, clipped to an image of `image_size` = (height, width) pixels."""
     height, width = image_size
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
 
@@ -42,11 +42,11 @@ def jitter_boxes(
     """The boxes with randomly moved edges, at least 1e-6 of the image wide and high, clipped to the image.
 
     boxes: xyxy, pixels of an image of `image_size` = (height, width).
-    mode: each half extent of a box, from its centre, is multiplied by 1 + U, where U is uniform in
-        [-ratio, ratio] (`default`), [0, ratio] (`expand*`) or [-ratio, 0] (`shrink*`); one factor per edge,
-        or per axis (`*_symmetric`), or per box (`*_symmetric_xy`). The symmetric modes limit the factor so
-        that the box stays inside the image with its centre unmoved.
-    ratio: at least 0; with 0, only the smallest extent and the clipping are left.
+    mode: the distance of each edge from the box's centre is multiplied by 1 + U, where U is uniform in
+        [-ratio, ratio] (`default`), [0, ratio] (`expand*`) or [-ratio, 0] (`shrink*`). There is one factor per edge,
+        per axis (`*_symmetric`), or per box (`*_symmetric_xy`). The symmetric modes limit the factor so that the box
+        stays inside the image and keeps its centre.
+    ratio: at least 0; with 0, boxes only get the smallest extent and are clipped.
 
     Raises:
         ValueError: an unknown `mode`, or a negative `ratio`.
@@ -55,7 +55,7 @@ def jitter_boxes(
     """
     if mode not in get_args(JitterMode):
         raise ValueError(f"jitter mode must be one of {', '.join(get_args(JitterMode))}, but got {mode!r}")
-    if not ratio >= 0:  # NaN is refused, too
+    if not ratio >= 0:  # also refuses NaN
         raise ValueError(f"jitter ratio must be at least 0, but got {ratio}")
     height, width = image_size
     image_extent = boxes.new_tensor([width, height])

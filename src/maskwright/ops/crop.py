@@ -23,12 +23,12 @@ def crop_and_resize(
     """The feature maps inside each box, resampled to `output_size` x `output_size`.
 
     maps: features that cover the whole of the boxes' frame (at any stride, also unequal in x and y).
-    boxes: xyxy, pixels of a frame of `frame_size` = (height, width); they may lie outside of it, have no
-        extent, or be flipped (the crop is then flipped). N may be 0.
+    boxes: xyxy, pixels of a frame of `frame_size` = (height, width); they may be outside of it, have no
+        extent, or be flipped (then the crop is flipped). N may be 0.
     image_index: the row of `maps` that each box belongs to.
 
-    `corner` takes one bilinear sample per cell, and each neighbour outside of the map counts as 0 on its
-    own: values fade out over one cell beyond the border. `pixel` is RoIAlign, the mean of 2 x 2 samples
+    `corner` takes one bilinear sample per cell. Each of its four neighbours counts as 0 where it is outside of the
+    map, so that values fade to 0 over one cell beyond the border. `pixel` is RoIAlign, the mean of 2 x 2 samples
     per cell. Differentiable with respect to the maps; the result has their dtype.
 
     Raises:
@@ -43,16 +43,16 @@ def crop_and_resize(
     left, right = _map_extent(low_x, high_x, frame_size[1], maps.shape[3], output_size, frame)
     regions = readable_regions(torch.stack([image_index.to(source.dtype), left, top, right, bottom], dim=1))
     if frame == "corner":
-        # RoIAlign repeats the border; a border of zeros makes what lies beyond it 0, neighbour by neighbour.
+        # RoIAlign repeats the border. With a border of zeros, each neighbour outside of the map counts as 0.
         source = torch.nn.functional.pad(source, (1, 1, 1, 1))
     samples = 1 if frame == "corner" else 2
     return roi_align(source, regions, output_size, sampling_ratio=samples, aligned=True).to(maps.dtype)
 
 
 def readable_regions(regions: Float[Tensor, "n 5"]) -> Float[Tensor, "n 5"]:
-    """Regions (image, x1, y1, x2, y2 in cells) as RoIAlign can read them: NaN is 0, and the rest ends far outside.
+    """Regions (image, x1, y1, x2, y2 in cells) that RoIAlign can read: NaN becomes 0, huge numbers are clamped.
 
-    torchvision reads memory that is not the map's, and ends the process, where a sample's position is NaN.
+    Where a sample's position is NaN, torchvision reads memory outside of the map and the process ends.
     """
     return regions.nan_to_num(0).clamp(-_FAR_OUTSIDE, _FAR_OUTSIDE)
 
@@ -83,8 +83,8 @@ def crop_masks(
     """A mask inside each box, as soft float32 targets in [0, 1] on the box's grid.
 
     masks: the planes are read at four neighbours per sample and never copied.
-    boxes: xyxy, pixels of the masks' frame; outside of it a mask is 0 (each neighbour on its own).
-    rows: the mask of each box; left out, row n belongs to box n.
+    boxes: xyxy, pixels of the masks' frame; a neighbour outside of it counts as 0.
+    rows: the mask of each box; None: mask n is that of box n.
 
     One bilinear sample per cell in either frame: `corner` at the originals' positions, `pixel` between
     pixel centres. No gradient.
@@ -129,8 +129,8 @@ def gather_at_centers(
     boxes: xyxy, pixels of a frame of `frame_size` = (height, width).
     image_index: the row of `maps` that each box belongs to.
 
-    The cell is the centre times the size of the map (not the size less one, as in the crop), truncated; a
-    centre outside of the map takes the nearest cell, one that is no number the first. Differentiable with
+    The cell is the centre times the size of the map (not times the size less one, as in the crop), truncated. A
+    centre outside of the map takes the nearest cell, NaN the first. Differentiable with
     respect to the maps.
 
     Source: _get_instance_embeddings of the originals' deepmac_meta_arch.py. Departure: there a cell
@@ -144,7 +144,8 @@ def gather_at_centers(
 
 
 def _cell_index(position: Float[Tensor, "*shape"], length: int) -> Int64[Tensor, "*shape"]:
-    return position.nan_to_num(0).clamp(0, length - 1).long()  # the integer of NaN is an index far out of memory
+    # NaN as an integer would be an index far outside of the map.
+    return position.nan_to_num(0).clamp(0, length - 1).long()
 
 
 def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "2 {size} {size}"]:
@@ -159,10 +160,10 @@ def coordinate_grid(size: int, device: torch.device | None = None) -> Float[Tens
 def center_offsets(
     boxes: Float[Tensor, "n 4"], frame_size: tuple[int, int], map_size: tuple[int, int]
 ) -> Float[Tensor, "n 2 {map_size[0]} {map_size[1]}"]:
-    """The coordinate channels of a mask head that sees the whole map: y, then x, from the centre of each box.
+    """The coordinate channels of a mask head that sees the whole map: y, then x, relative to the centre of each box.
 
     boxes: xyxy, pixels of a frame of `frame_size` = (height, width).
-    map_size: (height, width) of a map that covers the frame; its first and last cells lie on the frame's edges.
+    map_size: (height, width) of a map that covers the frame; its first and last cells are on the frame's edges.
 
     The unit is the frame's height for y and its width for x.
 

@@ -1,4 +1,4 @@
-"""The two conventions of how a box's M x M grid lies on the image.
+"""The two conventions for the place of a box's M x M grid on the image.
 
 A model uses exactly one of them, for the feature crop, for the crop of the training mask and for the
 paste: `crop.py` and `paste.py` take all their geometry from here.
@@ -29,7 +29,7 @@ def check_frame(frame: str) -> None:
 def sample_positions(
     low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int, frame: BoxFrame
 ) -> Float[Tensor, "n {size}"]:
-    """Where the `size` samples along one axis of each box lie, in the units and the frame of `low` and `high`.
+    """The positions of the `size` samples along one axis of each box, in the units and the frame of `low` and `high`.
 
     `corner`: `low + i / (size - 1) * (high - low)`.
     `pixel`: `low + (i + 0.5) / size * (high - low)`. A flipped box (`high < low`) is sampled backwards.

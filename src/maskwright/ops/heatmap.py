@@ -1,4 +1,4 @@
-"""CenterNet's objects as points: what the maps should show of given boxes, and boxes read from maps.
+"""CenterNet's objects as points: target maps of given boxes, and boxes read from predicted maps.
 
 Boxes here are xyxy in cells of the map (pixels of the network input divided by the stride). Pairs are
 (y, x) and (height, width), the order of the channels of the originals' maps.
@@ -18,8 +18,8 @@ def gaussian_radius(sizes: Float[Tensor, "n 2"], min_overlap: float = 0.7) -> Fl
 
     sizes: (height, width) of each box, in cells.
 
-    The smallest of three cases (one corner in and one out, both in, both out), each the root of a quadratic
-    equation divided by 2 where it should be 2a: CenterNet's known slip, with which its results were made.
+    The smallest of three cases (one corner moves in and one out, both in, both out), each the root of a quadratic
+    equation. The root is divided by 2 instead of 2a: a known error of CenterNet, kept because its results have it.
 
     Source: max_distance_for_overlap of the originals' target_assigner.py; CornerNet, arXiv 1808.01244, 3.1.
     """
@@ -53,7 +53,7 @@ def center_heatmap(
 ) -> Float[Tensor, "{num_classes} {map_size[0]} {map_size[1]}"]:
     """The target of one image's centre maps: a Gaussian around each box's centre cell, in its class's plane.
 
-    labels: in 0..num_classes-1; where boxes of a class overlap the larger value counts. N may be 0.
+    labels: in 0..num_classes-1. Where boxes of a class overlap, the larger value counts. N may be 0.
 
     The value is exactly 1 in the centre cells and nowhere else. The standard deviation is a sixth of the
     diameter `2 floor(radius) + 1`, and the Gaussian is not cut off.
@@ -75,7 +75,7 @@ def center_heatmap(
 def size_and_offset_targets(
     boxes: Float[Tensor, "n 4"], cells: Int64[Tensor, "n 2"]
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
-    """What the maps should say in each box's centre cell: (height, width), and the centre less the cell (y, x).
+    """The targets in each box's centre cell: (height, width), and the centre minus the cell (y, x).
 
     Source: CenterNetBoxTargetAssigner of the originals' target_assigner.py.
     """
@@ -84,7 +84,7 @@ def size_and_offset_targets(
 
 
 def keep_peaks(scores: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """The scores that no neighbour of their 3 x 3 exceeds (by 1e-6 or more), the others 0.
+    """The scores that are the largest of their 3 x 3 neighbourhood (to 1e-6); the others become 0.
 
     A plateau keeps all of its cells.
 
@@ -99,8 +99,8 @@ def top_k_cells(
 ) -> tuple[Float[Tensor, "b k"], Int64[Tensor, "b k"], Int64[Tensor, "b k 2"]]:
     """The `k` highest scores of each image over all classes and cells: scores, labels and cells (y, x).
 
-    From the highest down; equal ones in the order of their row, then column, then class, whatever the device. Where
-    the maps hold fewer values than `k`, all of them.
+    The highest come first, equal ones in the order of row, column and class, on every device. If the maps hold fewer
+    than `k` values, all are returned.
 
     Raises:
         ValueError: `k` is less than 1.
@@ -112,8 +112,8 @@ def top_k_cells(
     _, num_classes, _, width = scores.shape
     flat = scores.permute(0, 2, 3, 1).flatten(1)
     k = min(k, flat.shape[1])
-    # torch.topk takes any of several equal values. So: those above the k-th value, which are certain, and
-    # those equal to it, lowest position first; sorted by position and then, stably, by value.
+    # torch.topk takes any of several equal values. So take the values above the k-th, which are certain, then those
+    # equal to it, lowest position first, and sort by position and then, stably, by value.
     values, above = flat.topk(k, dim=1)
     smallest = values[:, -1:]
     positions = torch.arange(flat.shape[1], device=flat.device)
@@ -130,7 +130,7 @@ def top_k_cells(
 def decode_boxes(
     cells: Int64[Tensor, "b k 2"], sizes: Float[Tensor, "b 2 h w"], offsets: Float[Tensor, "b 2 h w"]
 ) -> Float[Tensor, "b k 4"]:
-    """The boxes, xyxy in cells and clipped to the map, that the maps describe in the given cells (y, x).
+    """The boxes, xyxy in cells and clipped to the map, that the maps predict in the given cells (y, x).
 
     sizes: (height, width) maps in cells; negative values count as 0.
     offsets: (y, x) from the cell to the box's centre.

@@ -47,13 +47,13 @@ def projection_loss(
 def mean_per_image(
     loss_per_instance: Float[Tensor, " n"], image_index: Int64[Tensor, " n"], num_images: int
 ) -> Float[Tensor, ""]:
-    """The mean over images of the mean over each image's instances; an image without any counts as 0.
+    """The mean over images of each image's mean over its instances; an image without instances counts as 0.
 
     image_index: the image of each instance, in 0..num_images-1. With no instance at all the result is 0
     and still depends on `loss_per_instance`, so that a backward pass reaches the model.
 
-    Source: _compute_deepmac_losses of the originals' deepmac_meta_arch.py (images, not instances, weigh
-    alike).
+    Source: _compute_deepmac_losses of the originals' deepmac_meta_arch.py (images, not instances, have
+    equal weight).
     """
     counts = torch.bincount(image_index, minlength=num_images).to(loss_per_instance.dtype)
     return (loss_per_instance / counts[image_index]).sum() / num_images
@@ -83,7 +83,7 @@ def gathered_l1(
     image_index: Int64[Tensor, " n"],
     cells: Int64[Tensor, "n 2"],
 ) -> Float[Tensor, ""]:
-    """The absolute difference of maps and targets in the given cells, summed over all: to be divided by their number.
+    """The sum of absolute differences of maps and targets in the given cells: to be divided by the number of cells.
 
     image_index: the row of `maps` that each cell belongs to.
     cells: (y, x). N may be 0; the result is then 0 and still depends on the maps.

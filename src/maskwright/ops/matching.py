@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def match_masks(similarity: Float[Tensor, "b k n"], valid: Bool[Tensor, "b k"]) -> Int64[Tensor, "b k"]:
-    """The slot of each true mask, so that the sum of the similarities of all pairs is the largest possible.
+    """The slot of each true mask, so that the sum of the similarities of all pairs is maximal.
 
     similarity: of every true mask (rows) with every slot (columns), 0 or more; there may be more of either.
-        A value that is not finite counts as 0: a step that diverged shows in its loss, not as a crash in here.
+        A value that is not finite counts as 0, so that a diverged step shows in its loss and does not crash here.
     valid: rows that hold a mask; the others are padding and take no slot.
 
     Returns -1 for rows that are not valid, and for the least similar ones where there are more masks than
-    slots. No gradient passes. The similarities of the whole batch come to the processor in one transfer.
+    slots. No gradient passes. The similarities of the whole batch are copied to the CPU in one transfer.
 
     Source: `nonsquare_hungarian_matching` of the original's max_deeplab_loss.py. Departures: the assignment is
     made in float64, so that it is the true optimum, where the original pads with -999 in float32 and loses

@@ -15,11 +15,11 @@ def encode_ids(ids: Int[Tensor, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """Segment ids as the colours of a COCO panoptic PNG: id = R + 256 G + 65536 B.
 
     Raises:
-        ValueError: an id does not lie in 0..2^24 - 1.
+        ValueError: an id is outside of 0..2^24 - 1.
     """
     values = ids.detach().cpu().numpy().astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > LARGEST_ID):
-        raise ValueError(f"segment ids must lie in 0..{LARGEST_ID}, but they span {values.min()}..{values.max()}")
+        raise ValueError(f"segment ids must be in 0..{LARGEST_ID}, but they span {values.min()}..{values.max()}")
     return np.stack([values % 256, values // 256 % 256, values // 65536], axis=2).astype(np.uint8)
 
 

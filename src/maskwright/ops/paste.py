@@ -48,10 +48,10 @@ def paste_mask_region(
         region are 0; a box that covers no pixel gives a region of shape (0, 0) at (0, 0).
 
     `corner`: pixel index i of `size` stands at `i / (size - 1)` of the image, and the first and last sample
-    of the mask on the box's edges; which pixels exactly on an edge are covered follows the originals'
-    float32 arithmetic. A box is at least 1e-4 of the image wide and high.
-    `pixel`: the centre of pixel i is at i + 0.5, those in [low, high) are covered; samples are at
-    (i + 0.5) / M of the box, and between its edge and the first or last of them that sample is repeated.
+    of the mask on the box's edges; the originals' float32 arithmetic decides which pixels exactly on an edge
+    are covered. A box is at least 1e-4 of the image wide and high.
+    `pixel`: the centre of pixel i is at i + 0.5, and centres in [low, high) are covered. Samples are at
+    (i + 0.5) / M of the box; the first and the last are repeated up to the box's edges.
 
     Raises:
         ValueError: `frame` is no box frame.

@@ -16,7 +16,7 @@ from maskwright.structures.targets import Category
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How one image lies in its batch.
+    """Where one image lies in the network input.
 
     original_size: (height, width) of the image as it came.
     resized_size: (height, width) after resizing; the rest of the input, right and below, is padding.
@@ -62,7 +62,7 @@ Task = Literal["instance", "panoptic"]
 
 @runtime_checkable
 class SegmentationModel(Protocol):
-    """What every family is to training, evaluation and prediction.
+    """What training, evaluation and prediction ask of every family.
 
     `forward(images, targets)`: images are RGB [3, H, W], uint8 or float in [0, 1]. In training it
     returns already weighted losses whose sum is the objective; in eval one prediction per image, in
@@ -70,11 +70,12 @@ class SegmentationModel(Protocol):
 
     task: what it finds; targets are `Target`s and predictions `InstancePrediction`s, or `PanopticTarget`s and
         `PanopticPrediction`s.
+    config: the frozen dataclass of the values that it was built from.
     """
 
     family: str
     task: Task
-    config: dict[str, Any]
+    config: Any
     categories: list[Category]
     mask_classes: list[str]
     image_size: int

@@ -1,4 +1,4 @@
-"""One run on Lightning, through its public interface: model, data, callbacks and trainer put together."""
+"""One run, from a recipe to trained weights: data, model and callbacks put together for Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,64 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from maskwright.data.coco import CocoInstances
-from maskwright.data.loaders import DataSet
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.models.hub import family_class
 from maskwright.signals import Terminated
-from maskwright.training.averaging import ExponentialAverage
-from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
-from maskwright.training.checkpoints import RunCheckpoints, read_step
+from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
+from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
-from maskwright.training.interruption import StopRequest
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
-from maskwright.training.records import RunRecords
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
     LAST_CHECKPOINT,
     TENSORBOARD,
     check_new,
     check_resumable,
+    read_step,
     run_folder,
     take,
 )
 from maskwright.training.task import TrainingTask
 
 
-def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
-    """Train as `run.train` says; the values of its `TrainingResult`.
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    folder: of the run, with the weights folders `last` and (after a validation) `best`.
+    step: the optimizer step of the newest checkpoint, counted from the beginning of the run.
+    metrics: of the last validation of this call; empty where there was none.
+    signal_number: the signal that stopped the run early, or None.
+    is_first_process: false in the processes that the first one started for further devices.
+    """
+
+    folder: Path
+    step: int
+    metrics: dict[str, float]
+    signal_number: int | None
+    is_first_process: bool
+
+
+def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
+    """Train as the recipe says, in its `trainer.output` folder (else `runs/NAME`).
+
+    The folder gets `recipe.yaml` (resolved), `last.ckpt`, the weights folders `last` and `best` (averaged
+    weights; the best by the first number of `evaluation.measurement.measurements_of`, which `best.json` names),
+    `losses.jsonl`, `validation.jsonl` and `tensorboard/`. A resumed run gives the same losses,
+    to the bit, as one that was never broken off (same machine, number of threads and devices; on a GPU only
+    as far as its kernels are deterministic).
+
+    Args:
+        recipe: of `resolve_recipe`.
+        resume: go on from the folder's last checkpoint, or from the start if it was stopped before the first.
+        data_sets: your own data, in place of the files that the recipe names (see `SegmentationDataset`).
 
     Raises:
-        UserError: as `run.train`.
+        UserError: the folder holds another run, the data or a model value cannot be used, or the loss is no
+            longer finite.
     """
     folder = run_folder(recipe)
     if is_first_process():  # the others find a folder that the first one has already taken
@@ -58,32 +87,36 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
     start = 0 if checkpoint is None else read_step(checkpoint)
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
-    data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
-    task = TrainingTask(build_model(recipe, data_sets), recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
+    if data_sets is None:
+        data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
+    else:
+        data_sets = prepare_data_sets(data_sets, recipe.data, recipe.model["image_size"])
+    model = build_model(recipe, data_sets)
+    task = TrainingTask(model, recipe)
     if checkpoint is None and recipe.trainer.initial_weights is not None:
-        start_from(task.model, recipe.trainer.initial_weights, announce=is_first_process())
+        start_from(model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
-        rehearse(task.model, recipe)
+        rehearse(model, recipe)
+    data = TrainingData(data_sets, recipe.data, recipe.trainer.seed)
     with StopRequest(announce=is_first_process()) as stop_request:
-        checkpoints = _create_checkpoints(recipe, folder, stop_request)
-        try:
-            trainer = _create_trainer(recipe, folder, checkpoints, start)
-        except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        checkpoints = RunCheckpoints(folder, recipe, stop_request)
+        trainer = _create_trainer(recipe, folder, checkpoints, start)
         if is_first_process():  # from here on the folder is this run's
             take(folder, recipe_yaml(recipe))
-            _announce(recipe, folder, task.model, data_sets, trainer, start)
-        _run(trainer, task, TrainingData(data_sets, recipe.data, recipe.trainer.seed), checkpoint, stop_request)
-    return {
-        "folder": folder,
-        "step": checkpoints.saved_step,
-        "metrics": task.validation_metrics,
-        "signal_number": stop_request.signal_number,
-        "is_first_process": trainer.is_global_zero,
-    }
+            _announce(recipe, folder, model, data_sets, trainer, start)
+        try:
+            # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:  # Lightning's answer to a second signal, and to SIGTERM before the first step
+            if stop_request.signal_number is None:
+                raise
+            raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
+    return TrainingResult(
+        folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
+    )
 
 
-def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
+def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     """The recipe's model with first weights by the recipe's seed, knowing its classes.
 
     Raises:
@@ -91,16 +124,18 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     """
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
-    if isinstance(data_sets.training, CocoInstances):
+    if data_sets.training.task == "instance":  # of a panoptic map every class has masks
         values["mask_classes"] = data_sets.training.mask_classes
-    if recipe.trainer.initial_weights is not None and "pretrained_backbone" in values:
-        values["pretrained_backbone"] = False  # other weights take their place
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"trainer.seed must be below 2**64, but got {recipe.trainer.seed}") from error
+    family = family_class(recipe.family)
     try:
-        model = family_class(recipe.family)(**values)
+        config = family.config_class(**values)
+        if recipe.trainer.initial_weights is not None:
+            config = config.without_initial_weights()
+        model = family(config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     model.train()  # lets the model put its frozen parts into inference mode; Lightning leaves modes as they are
@@ -112,54 +147,41 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _run(
-    trainer: Trainer, task: TrainingTask, data: TrainingData, checkpoint: Path | None, stop_request: StopRequest
-) -> None:
-    try:
-        # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:
-        if stop_request.signal_number is None:
-            raise
-        # Lightning turns a second signal, and SIGTERM before the first step, into an exit.
-        raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
-
-
-def _create_checkpoints(recipe: Recipe, folder: Path, stop_request: StopRequest) -> RunCheckpoints:
-    options = recipe.trainer
-    return RunCheckpoints(
-        folder, recipe_yaml(recipe), options.checkpoint_every_seconds, options.validate_every_steps, stop_request
-    )
-
-
 def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, start: int) -> Trainer:
+    """The Trainer of a run that begins after step `start`.
+
+    Raises:
+        UserError: a value of the section `trainer` does not fit the others or the machine.
+    """
     _quieten_lightning()
     options = recipe.trainer
-    callbacks: list[Callback] = [RunRecords(folder, options.log_every_steps)]
-    if options.ema_decay is not None:
-        callbacks.append(ExponentialAverage(options.ema_decay))
-    callbacks.append(checkpoints)
-    return Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        sync_batchnorm=options.sync_batchnorm and options.accelerator != "cpu" and torch.cuda.is_available(),
-        precision=options.precision,
-        max_steps=options.steps,
-        accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=recipe.optimizer.gradient_clip,
-        val_check_interval=options.validate_every_steps * options.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=1,
-        log_every_n_steps=options.log_every_steps,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", purge_step=start or None),
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the loaders give every rank its own share
-    )
+    callbacks: list[Callback] = [] if options.ema_decay is None else [ExponentialAverage(options.ema_decay)]
+    callbacks += [RunRecords(folder, options.log_every_steps), checkpoints]
+    try:
+        return Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            sync_batchnorm=options.sync_batchnorm and options.accelerator != "cpu" and torch.cuda.is_available(),
+            precision=options.precision,
+            max_steps=options.steps,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=recipe.optimizer.gradient_clip,
+            val_check_interval=options.validate_every_steps * options.accumulate,  # Lightning counts batches here
+            check_val_every_n_epoch=None,  # the training loader has no end, so there are no epochs
+            num_sanity_val_steps=1,
+            log_every_n_steps=options.log_every_steps,
+            callbacks=callbacks,
+            # Without `purge_step` the steps after the checkpoint would stand in TensorBoard twice.
+            logger=TensorBoardLogger(folder, name=TENSORBOARD, version="", purge_step=start or None),
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the loaders give every rank its own share
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _announce(
@@ -172,19 +194,19 @@ def _announce(
     lines = [
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
-        "training: " + contents(data_sets.training),
-        "validation: " + contents(data_sets.validation),
+        "training: " + data_sets.training.contents(),
+        "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
     lines += _skipped("training", data_sets.training)
-    if recipe.data.validation_annotations is not None:  # else both come from one file
+    if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
         lines += _skipped("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _skipped(name: str, dataset: DataSet) -> list[str]:
+def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
     counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
     return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
 

@@ -1,11 +1,11 @@
-"""A run that starts from the weights of another model, whose classes may be others."""
+"""Start a run from the weights of another model, whose classes may differ."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -17,26 +17,22 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Category, SegmentationModel
 
-# Values that change nothing about what the same tensors predict, or that are told otherwise.
-_WITHOUT_MEANING = re.compile(
-    "categories|mask_classes|detector|image_size|pretrained_backbone|frozen_levels|box_jitter.*|max_masks_per_image|"
-    "mask_chunk_size|mask_boxes|num_box_samples|min_box_overlap|.*norm_momentum|.*_weight|.*_top_k|drop_path_.*|"
-    "activation_checkpointing|contrast_pixels|small_instance_area"
-)
+# Values that are reported separately, or that do not change what the same tensors predict.
+_TOLD_OTHERWISE = {"categories", "mask_classes", "detector", "image_size", "mask_chunk_size"}
 
 
 def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     """Copy the weights of another model of the family into `model`.
 
-    Every tensor must fit by name and shape, but for two things, each told on stderr if `announce`:
-    the layers of the classes (`SegmentationModel.class_layers`), where the categories differ: rows of classes of the
-    same name (or its synonym) are copied, the others stay as they were initialised; and whole parts of the network
-    that only one of the two models has, such as a detector: what `model` lacks is left out, what `source` lacks
-    stays as it was initialised.
+    Every tensor must fit by name and shape, with two exceptions, each reported on stderr if `announce`:
 
-    Constructor values that do not change the shapes (`channel_order`, say) may differ. Those with which the same
-    tensors mean something else are told in one line on stderr, so that nobody takes them for the same by mistake;
-    those of training alone are not.
+    - The layers of the classes (`SegmentationModel.class_layers`), where the categories differ: rows of classes with
+      the same name (or a synonym) are copied, the others keep their random weights.
+    - Whole parts of the network that only one of the two models has, such as a detector: what `model` lacks is left
+      out, what `source` lacks keeps its random weights.
+
+    Values of the configuration that do not change the shapes (`channel_order`, say) may differ. Those that change what
+    the tensors mean are listed in one line on stderr; those that matter in training only are not.
 
     Args:
         model: with its first, random weights.
@@ -66,7 +62,7 @@ def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
     if rows:
         lines += _about_classes(ours.categories, match, [name for name in rows if name in state])
     if announce:
-        lines += _about_values(ours.config, theirs.config)
+        lines += _about_values(asdict(ours.config), asdict(theirs.config), ours.config.training_only())
         whole = sum(name not in rows for name in state)
         print("\n".join([f"first weights: {whole} tensors of {source}", *lines]), file=sys.stderr)
 
@@ -135,14 +131,14 @@ def _about_classes(categories: Sequence[Category], match: Int64[Tensor, " c"], n
     return [f"first weights: the classes differ: of {', '.join(names)} the rows of {known} are copied, {anew}"]
 
 
-def _about_values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _about_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], training_only: set[str]) -> list[str]:
     """One line of the values that the weights were trained with and this model has otherwise."""
     # In JSON lists and tuples are the same.
     pairs = {name: [json.loads(json.dumps(config[name])) for config in (theirs, ours)] for name in ours}
     differ = [
         f"{name} {_plain(before)} -> {_plain(now)}"
         for name, (before, now) in pairs.items()
-        if before != now and not _WITHOUT_MEANING.fullmatch(name)
+        if before != now and name not in _TOLD_OTHERWISE | training_only
     ]
     return [f"first weights: differs: {', '.join(differ)}"] if differ else []
 

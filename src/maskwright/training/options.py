@@ -1,10 +1,13 @@
-"""The sections `data`, `optimizer` and `trainer` of a recipe: plain values, each documented where it stands."""
+"""A recipe and its sections `data`, `optimizer` and `trainer`: each value with its default, meaning and check."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
+from maskwright.data.dataset import DataSource, Transforms
+from maskwright.data.panoptic_transforms import panoptic_training_transforms
+from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
 from maskwright.structures import Task
 
@@ -31,7 +34,7 @@ class DataOptions:
         images: folder of the training images.
         annotations: annotation file of the training images: COCO instances, with boxes for every class and masks for
             some, or COCO panoptic where the model finds panoptic maps.
-        validation_images: folder of the validation images; left out, `images`.
+        validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
             and never trained on when there is no `validation_annotations`.
@@ -39,6 +42,8 @@ class DataOptions:
         num_workers: loader processes per device; 0 loads in the training process.
         flip: probability of a horizontal flip.
     """
+
+    task: ClassVar[Task]
 
     images: str | None = None
     annotations: str | None = None
@@ -65,6 +70,36 @@ class DataOptions:
         """Side of the square training crops, in pixels, of a model whose input has `image_size`."""
         return image_size
 
+    def training_source(self) -> DataSource:
+        """What the training images are opened from.
+
+        Raises:
+            UserError: `images` or `annotations` is left open.
+        """
+        if self.images is None or self.annotations is None:
+            key = "images" if self.images is None else "annotations"
+            raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+        return DataSource(self.images, self.annotations)
+
+    def validation_source(self) -> DataSource:
+        """What the validation images are opened from, or those of which a share is set aside: with all that is known.
+
+        Raises:
+            UserError: `images` or `annotations` is left open.
+        """
+        training = self.training_source()
+        return DataSource(
+            self.validation_images or training.images, self.validation_annotations or training.annotations
+        )
+
+    def transforms(self, image_size: int) -> Transforms:
+        """The training augmentation, for a model whose input has `image_size`.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class InstanceDataOptions(DataOptions):
@@ -81,6 +116,8 @@ class InstanceDataOptions(DataOptions):
         colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
 
+    task = "instance"
+
     mask_classes: str | list[str] = "all"
     crop_size: int | None = None
     scale: tuple[float, float] | None = (0.6, 1.3)
@@ -95,6 +132,14 @@ class InstanceDataOptions(DataOptions):
     def side(self, image_size: int) -> int:
         """`crop_size`, or the model's own."""
         return self.crop_size or image_size
+
+    def training_source(self) -> DataSource:
+        """With the masks of `mask_classes` alone."""
+        return replace(super().training_source(), mask_classes=self.mask_classes)
+
+    def transforms(self, image_size: int) -> Transforms:
+        """See `DataOptions`."""
+        return training_transforms(self.side(image_size), scale=self.scale, flip=self.flip, colour=self.colour)
 
 
 @dataclass(frozen=True)
@@ -111,6 +156,8 @@ class PanopticDataOptions(DataOptions):
         auto_augmentation: change colours and sharpness by the policy of the original's L recipes.
     """
 
+    task = "panoptic"
+
     segmentations: str | None = None
     validation_segmentations: str | None = None
     scale: tuple[float, float] | None = (0.5, 1.5)
@@ -122,8 +169,30 @@ class PanopticDataOptions(DataOptions):
         _require("data", self, "> 0", "scale_steps")
         _require_range("data.scale", self.scale)
 
+    def training_source(self) -> DataSource:
+        """With the folder of the PNGs."""
+        return replace(super().training_source(), segmentations=self.segmentations)
 
-DATA_OPTIONS: dict[Task, type[DataOptions]] = {"instance": InstanceDataOptions, "panoptic": PanopticDataOptions}
+    def validation_source(self) -> DataSource:
+        """With the folder of the PNGs."""
+        separate = self.validation_annotations is not None
+        folder = self.validation_segmentations if separate else self.segmentations
+        return replace(super().validation_source(), segmentations=folder)
+
+    def transforms(self, image_size: int) -> Transforms:
+        """See `DataOptions`."""
+        return panoptic_training_transforms(
+            self.side(image_size),
+            scale=self.scale,
+            scale_steps=self.scale_steps,
+            flip=self.flip,
+            auto_augmentation=self.auto_augmentation,
+        )
+
+
+DATA_OPTIONS: dict[Task, type[DataOptions]] = {
+    options.task: options for options in (InstanceDataOptions, PanopticDataOptions)
+}
 """The keys of a recipe's section `data` by what its model finds."""
 
 
@@ -139,11 +208,11 @@ class OptimizerOptions:
         betas: adam's and adamw's decay rates of the two moments.
         epsilon: adam's and adamw's term in the denominator.
         momentum: share of the earlier gradients that sgd keeps at each step.
-        schedule: how the rate goes on after the warm-up. `constant` stays; `cosine` falls to zero from the end of
+        schedule: the learning rate after the warm-up. `constant` stays; `cosine` falls to zero from the end of
             the warm-up to the last step; `step` is multiplied by `step_factor` after each of `step_boundaries`;
             `polynomial` is (1 - step / steps) ** `polynomial_power`, counted from the first step of the run, so
             that it is a little below the peak when the warm-up ends.
-        step_boundaries: of `step`, in optimizer steps, rising; the boundary itself has still the earlier rate.
+        step_boundaries: of `step`, in optimizer steps, rising; a boundary itself still has the earlier rate.
         step_factor: of `step`.
         polynomial_power: of `polynomial`.
         warmup_steps: steps of linear warm-up.
@@ -176,14 +245,14 @@ class OptimizerOptions:
         if any(step < 1 for step in boundaries) or boundaries != sorted(set(boundaries)):
             raise UserError(f"optimizer.step_boundaries must be rising steps of at least 1, but got {boundaries}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must lie in 0..1 (1 left out), but got {list(self.betas)}")
+            raise UserError(f"optimizer.betas must lie in 0..1 (1 excluded), but got {list(self.betas)}")
         if self.warmup_start_factor is not None and not 0 <= self.warmup_start_factor <= 1:
             raise UserError(f"optimizer.warmup_start_factor must lie in 0..1, but got {self.warmup_start_factor}")
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How long, on what, and what is written down.
+    """How long to train, on what devices, and what is written.
 
     Attributes:
         steps: optimizer steps of the whole run.
@@ -204,8 +273,8 @@ class TrainerOptions:
         devices: `auto` or the number of devices (processes on a CPU) per machine.
         num_nodes: machines.
         strategy: Lightning's name of the parallel strategy, `auto` or `ddp` for instance.
-        sync_batchnorm: batch norms take the statistics of all devices together (on GPUs; on a CPU torch has no
-            such norms, and each process takes its own).
+        sync_batchnorm: batch norms take the statistics over all devices (on GPUs only; on a CPU each process takes
+            its own).
         channels_last: keep images and weights in channels-last memory order (faster on most GPUs).
     """
 
@@ -237,14 +306,15 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment, completely: what `maskwright train` runs and what lies beside every result.
+    """One experiment with all of its values: what `maskwright train` runs, and saves with every run.
 
     Attributes:
         family: name of the model's family.
-        model: the constructor's values by name, all but `mask_classes`, which `data.mask_classes` decides.
+        model: the values of the family's config by name, without `mask_classes`. They become a config once the data
+            sets are open, which decide the classes.
         data: what is learnt from; its class is `DATA_OPTIONS` of the family's task.
         optimizer: how the weights follow the gradient.
-        trainer: how long, on what, and what is written down.
+        trainer: how long to train, on what devices, and what is written.
         name: where the recipe comes from: its name in the package or the stem of its file.
     """
 

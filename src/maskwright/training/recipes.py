@@ -1,4 +1,4 @@
-"""Recipes: found by name or path, overridden by dotted keys, checked against the family's constructor."""
+"""Recipes: found by name or path, overridden by dotted keys, checked against the family's config."""
 
 from __future__ import annotations
 
@@ -7,59 +7,71 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
-from maskwright.structures import SegmentationModel
-from maskwright.training.options import DATA_OPTIONS, OptimizerOptions, Recipe, TrainerOptions
+from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, TrainerOptions
 
 _SECTIONS = ("data", "optimizer", "trainer")
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package, such as `deep_mac/tiny`."""
-    return sorted(f"{family.name}/{Path(file.name).stem}" for family, file in _shipped())
+    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
+    shipped = [f"{folder.name}/{file.name}" for folder in folders for file in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in shipped if name.endswith(".yaml"))
 
 
 def recipe_parser(family: str) -> ArgumentParser:
-    """The typed keys of a recipe: `family`, the constructor values of that family under `model`, and the rest.
+    """The typed keys of a recipe: `family`, the values of that family's config under `model`, and the rest.
 
     Raises:
         UserError: no family has that name.
     """
-    parser = ArgumentParser(
-        prog="maskwright train RECIPE",
-        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
-        description="Every key of a recipe can be given another value here; the defaults shown are the recipe's.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = _parser(
+        "Every key of a recipe can be given another value here; the defaults shown are the recipe's. "
+        "`--resume last` goes on with the run in the folder of --trainer.output."
     )
     parser.add_argument("--family", type=str, default=family, help="name of the model's family")
     # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
-    parser.add_class_arguments(family_class(family), "model", skip={"mask_classes"}, fail_untyped=True)
+    parser.add_class_arguments(family_class(family).config_class, "model", skip={"mask_classes"})
     for section, options in _section_classes(family).items():
         parser.add_class_arguments(options, section)
     return parser
 
 
+def help_parser() -> ArgumentParser:
+    """The keys that the recipes of all families have, for a help text without a recipe."""
+    parser = _parser(
+        f"RECIPE is a YAML file or one of: {', '.join(recipe_names())}. `maskwright train RECIPE --help` adds the keys "
+        "of its model and of its kind of data, with the recipe's values. `--resume last` goes on with the run in "
+        "the folder of --trainer.output."
+    )
+    for section, options in (("data", DataOptions), ("optimizer", OptimizerOptions), ("trainer", TrainerOptions)):
+        parser.add_class_arguments(options, section)
+    return parser
+
+
 def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `--section.key value` overrides, and check every name and type.
+    """Read a recipe and its base, apply `--section.key value` overrides, and check every name and type.
+
+    A recipe may name one other as its `base:` and then says only what it changes. A key that it gives replaces the
+    base's value as a whole, lists and mappings too.
 
     Args:
         name_or_path: a name of `recipe_names()`, or the path of a YAML file.
         overrides: command-line arguments such as `["--trainer.steps", "300"]`; the last one wins.
 
     Raises:
-        UserError: no such recipe, not a recipe, an unknown key or a value of the wrong type or range.
+        UserError: no such recipe, not a recipe, a base that has a base itself, an unknown key or a value of the wrong
+            type or range.
     """
-    name, source, text = _read(name_or_path)
-    values = _parse_yaml(text, source)
+    name, source, values = _read_with_base(os.fspath(name_or_path))
     family = values.get("family")
     if not isinstance(family, str):
         raise UserError(f"{source}: expected the key 'family' with the name of a model family")
@@ -83,33 +95,60 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as the text of a YAML file that `resolve_recipe` reads back to the same values."""
-    values = {"family": recipe.family, "model": recipe.model}
-    values |= {section: asdict(getattr(recipe, section)) for section in _SECTIONS}
-    return yaml.safe_dump(_without_tuples(values), sort_keys=False, default_flow_style=False)
+    values = asdict(recipe)
+    del values["name"]
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
+
+
+def _parser(description: str) -> ArgumentParser:
+    return ArgumentParser(
+        prog="maskwright train RECIPE",
+        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
 
 
 def _section_classes(family: str) -> dict[str, type[Any]]:
     """The class of each section's values; what the data are depends on what the family's models find."""
-    task = cast(SegmentationModel, family_class(family)).task
-    return {"data": DATA_OPTIONS[task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
+    return {"data": DATA_OPTIONS[family_class(family).task], "optimizer": OptimizerOptions, "trainer": TrainerOptions}
 
 
-def _shipped() -> list[tuple[Traversable, Traversable]]:
-    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
-    return [(folder, file) for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
+def _read_with_base(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
+    """Name, source for messages, and values; those of the base where the recipe leaves a key out."""
+    name, source, values = _read(name_or_path)
+    base = values.pop("base", None)
+    if base is None:
+        return name, source, values
+    if not isinstance(base, str):
+        raise UserError(f"{source}: base must be the name of a recipe or the path of a file, but got {base!r}")
+    source = f"{source} with base {base}"
+    try:
+        _, _, below = _read(base if base in recipe_names() else str(Path(name_or_path).parent / base))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if below.pop("base", None) is not None:
+        raise UserError(
+            f"{source}: the base has a base itself and only one level is allowed; write it out with "
+            f"`maskwright models --recipe {base}`, and take that file as the base"
+        )
+    if values.setdefault("family", below.get("family")) != below.get("family"):
+        raise UserError(f"{source}: the family is {values['family']!r}, but the base's is {below.get('family')!r}")
+    return name, source, values | {section: below[section] | values[section] for section in ("model", *_SECTIONS)}
 
 
-def _read(name_or_path: str | os.PathLike[str]) -> tuple[str, str, str]:
-    """Name, source for messages, and text."""
-    name = os.fspath(name_or_path)
-    if name in recipe_names():
-        return name, f"recipe {name}", files("maskwright.training").joinpath("recipes", f"{name}.yaml").read_text()
-    path = Path(name)
+def _read(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
+    """Name, source for messages, and values by section of a recipe's own file."""
+    if name_or_path in recipe_names():
+        text = files("maskwright.training").joinpath("recipes", f"{name_or_path}.yaml").read_text()
+        return name_or_path, f"recipe {name_or_path}", _parse_yaml(text, f"recipe {name_or_path}")
+    path = Path(name_or_path)
     if not path.is_file():
         names = ", ".join(recipe_names())
-        raise UserError(f"{name}: neither the name of a recipe nor a file; the recipes are {names}")
+        raise UserError(f"{path}: neither the name of a recipe nor a file; the recipes are {names}")
     try:
-        return path.stem, str(path), path.read_text()
+        return path.stem, str(path), _parse_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
 
@@ -122,8 +161,8 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
     sections = ("model", *_SECTIONS)
-    for key in values.keys() - {"family", *sections}:
-        raise UserError(f"{source}: unknown key {key!r}; a recipe has family, {', '.join(sections)}")
+    for key in values.keys() - {"base", "family", *sections}:
+        raise UserError(f"{source}: unknown key {key!r}; a recipe has base or family, {', '.join(sections)}")
     for section in sections:
         if values.setdefault(section, {}) is None:
             values[section] = {}
@@ -137,11 +176,3 @@ def _one_sentence(error: ArgumentError) -> str:
     text = " ".join(str(error).split()).replace("typing.", "")
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
-
-
-def _without_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_tuples(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_tuples(entry) for entry in value]
-    return value

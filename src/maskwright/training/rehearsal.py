@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskwright.errors import UserError
 from maskwright.structures import PanopticTarget, Target
-from maskwright.training.options import InstanceDataOptions, PanopticDataOptions, Recipe
+from maskwright.training.options import PanopticDataOptions, Recipe
 
 
 def rehearse(model: nn.Module, recipe: Recipe) -> None:
@@ -37,7 +36,7 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
                 scratch([image for image, _ in batch], [target for _, target in batch])
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"a first try of the model on blank crops of {size} x {size} pixels failed ({_values(recipe)}): "
+            f"a first try of the model on blank crops of {size} x {size} pixels failed ({_sizes(recipe)}): "
             f"{' '.join(str(error).split())}"
         ) from error
 
@@ -69,9 +68,10 @@ def _panoptic_target(size: int, count: int) -> PanopticTarget:
     )
 
 
-def _values(recipe: Recipe) -> str:
-    values: dict[str, Any] = {"model.image_size": recipe.model["image_size"]}
-    if isinstance(recipe.data, InstanceDataOptions):
-        values["data.crop_size"] = recipe.data.crop_size
-    values["data.batch_size"] = recipe.data.batch_size
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+def _sizes(recipe: Recipe) -> str:
+    sizes = {
+        "model.image_size": recipe.model["image_size"],
+        "data.crop_size": getattr(recipe.data, "crop_size", None),
+        "data.batch_size": recipe.data.batch_size,
+    }
+    return ", ".join(f"{key} {size}" for key, size in sizes.items() if size is not None)

@@ -1,11 +1,18 @@
-"""The folder of a run: what its files are called, and who may write into it."""
+"""The folder of a run: what its files are called, who may write into it, and what a resumed run reads there."""
 
 from __future__ import annotations
 
+import json
+import math
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
 
 from maskwright.errors import UserError
+from maskwright.files import write_whole
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import resolve_recipe
 
@@ -16,7 +23,7 @@ BEST_SCORE = "best.json"
 LOSSES, VALIDATION = "losses.jsonl", "validation.jsonl"
 TENSORBOARD = "tensorboard"
 
-# What may differ between a run and its continuation; anything else would make it another experiment.
+# Values that may change on resume; any other would make it another experiment.
 _FREE_ON_RESUME = {
     "data": {"images", "validation_images", "segmentations", "validation_segmentations", "num_workers"},
     "trainer": {
@@ -27,7 +34,7 @@ _FREE_ON_RESUME = {
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run lies: its `trainer.output`, else `runs/` and its name."""
+    """The folder of a recipe's run: its `trainer.output`, else `runs/` and its name."""
     return Path(recipe.trainer.output or Path("runs") / recipe.name)
 
 
@@ -47,7 +54,7 @@ def check_new(folder: Path) -> None:
 
 
 def check_resumable(folder: Path, recipe: Recipe) -> None:
-    """Refuse to continue what is no run, or a run as another experiment than it is.
+    """Refuse to resume what is not a run, or a run of another experiment.
 
     Raises:
         UserError: the folder holds no run, or its recipe differs in a value that must stay.
@@ -68,7 +75,7 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
 
 
 def take(folder: Path, recipe: str) -> None:
-    """Make the folder a run's, from its first moment on: with `recipe` (YAML) and with records.
+    """Mark the folder as this run's, with its `recipe` (YAML) and an empty file of losses.
 
     Raises:
         UserError: nothing can be written there.
@@ -76,16 +83,39 @@ def take(folder: Path, recipe: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOSSES).touch()  # before the recipe: a folder with both can be resumed
-        write_text(folder / RECIPE, recipe)
+        write_whole(folder / RECIPE, lambda temporary: temporary.write_text(recipe))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error}); name another folder with --trainer.output") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text)
-    scratch.replace(path)
+def read_best_score(folder: Path, name: str) -> float:
+    """The number `name` of the weights folder `best` of a run; minus infinity where there is none yet.
+
+    Weights that another number chose, as an earlier version may have done, are not the best by this one.
+    """
+    path = folder / BEST_SCORE
+    best = json.loads(path.read_text()) if path.is_file() else {}
+    return float(best.get(name, -math.inf))
+
+
+def read_step(checkpoint: Path) -> int:
+    """The optimizer step at which a run's checkpoint was taken.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()  # reads everything: torch itself does not compare the check sums
+        if broken is not None:
+            raise ValueError(f"{broken} in it has changed")
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint} is damaged and cannot be resumed from ({reason}); put a copy of it back, "
+            f"or start a new run with --trainer.output"
+        ) from error
 
 
 def _has_records(folder: Path) -> bool:

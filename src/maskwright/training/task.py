@@ -1,30 +1,30 @@
-"""The one LightningModule: any family's losses, and the validations of what it is for."""
+"""The LightningModule of every family: its losses, its optimizer and its validations."""
 
 # ruff: noqa: ARG002  (Lightning gives its hooks more than each of them needs)
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskwright.evaluation.measurement import measurements_of
-from maskwright.structures import SegmentationModel
+from maskwright.models.family import Family
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
-from maskwright.training.options import OptimizerOptions
+from maskwright.training.options import Recipe
 
 Batch = tuple[list[Tensor], list[Any]]
 
 
 class TrainingTask(LightningModule):
-    """Trains a model on the sum of its own losses and validates it as `measurements_of` says; none is special.
+    """Trains a model on the sum of its own losses and validates it as `measurements_of` says.
 
-    The random state is set anew for every batch from (seed, batch, rank), so that a resumed run draws
-    exactly what the unbroken one would have drawn.
+    The random state is set for every batch from (seed, batch, rank), so that a resumed run draws exactly what the
+    unbroken one would have drawn: Lightning's checkpoints do not hold the random state.
 
     Attributes:
         model: the model.
@@ -32,8 +32,8 @@ class TrainingTask(LightningModule):
             the higher the better, the best weights of a run are chosen.
     """
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerOptions, steps: int, seed: int) -> None:
-        """Wrap `model` for a run of `steps` optimizer steps.
+    def __init__(self, model: Family[Any], recipe: Recipe) -> None:
+        """Wrap `model` for a run of `recipe`.
 
         Raises:
             TypeError: as `measurements_of`.
@@ -42,16 +42,15 @@ class TrainingTask(LightningModule):
         super().__init__()
         self.model = model
         self.validation_metrics: dict[str, float] = {}
-        self._optimizer_options = optimizer
-        self._steps = steps
-        self._seed = seed
+        self._optimizer_options = recipe.optimizer
+        self._steps = recipe.trainer.steps
+        self._seed = recipe.trainer.seed
         self._measurements = measurements_of(model)
-        groups = cast(SegmentationModel, model).parameter_groups()
-        create_optimizer(groups, optimizer)  # refuses now what would else fail when a run has begun
+        self.configure_optimizers()  # refuses now what would otherwise fail when a run has begun
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the model's parameter groups, its schedule stepped with it."""
-        groups = cast(SegmentationModel, self.model).parameter_groups()
+        groups = self.model.parameter_groups()
         optimizer = create_optimizer(groups, self._optimizer_options)
         schedule = create_schedule(optimizer, self._optimizer_options, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -64,16 +63,12 @@ class TrainingTask(LightningModule):
         """The objective under `loss`, and each weighted loss by name under `losses` (detached)."""
         images, targets = batch
         losses: dict[str, Tensor] = self.model(images, targets)
-        total = torch.stack(list(losses.values())).sum()
-        parts = {name: loss.detach() for name, loss in losses.items()}
-        self.log_dict({f"train/{name}": loss for name, loss in parts.items()}, batch_size=len(images))
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log("learning_rate", self._learning_rate(), batch_size=len(images))
-        return {"loss": total, "losses": {"loss": total.detach(), **parts}}
-
-    def _learning_rate(self) -> float:
-        options = self._optimizer_options
-        return options.learning_rate * learning_rate_factor(self.global_step, options=options, steps=self._steps)
+        objective = torch.stack(list(losses.values())).sum()
+        detached = {"loss": objective.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        self.log_dict({f"train/{name}": loss for name, loss in detached.items()}, batch_size=len(images))
+        factor = learning_rate_factor(self.global_step, options=self._optimizer_options, steps=self._steps)
+        self.log("learning_rate", self._optimizer_options.learning_rate * factor, batch_size=len(images))
+        return {"loss": objective, "losses": detached}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's images."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from small_max_deeplab import target
+from small_max_deeplab import config_of, target
 
 from maskwright.models.max_deeplab.losses import (
     MaXDeepLabLoss,
@@ -56,7 +56,7 @@ FACTORS = {
 @pytest.mark.parametrize("weight", FACTORS)
 def test_each_weight_multiplies_its_own_terms(weight):
     outputs = random_outputs()
-    once, twice = (MaXDeepLabLoss(**{weight: value})(outputs, SCENE) for value in (1.7, 3.4))
+    once, twice = (MaXDeepLabLoss(config_of(**{weight: value}))(outputs, SCENE) for value in (1.7, 3.4))
     for name, loss in once.items():
         assert twice[name].item() == pytest.approx(loss.item() * (2 if name in FACTORS[weight] else 1)), name
 
@@ -64,14 +64,14 @@ def test_each_weight_multiplies_its_own_terms(weight):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"contrast_pixels": -1}, "contrast_pixels must be 0 or more, but got -1"),
+        ({"contrast_pixels": -1}, "contrast_pixels must be at least 0 and a whole number, but got -1"),
         ({"mask_id_top_k": 0.0}, "mask_id_top_k must be above 0 and at most 1, but got 0.0"),
         ({"semantic_top_k": 1.5}, "semantic_top_k must be above 0 and at most 1, but got 1.5"),
     ],
 )
 def test_values_without_a_meaning_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        MaXDeepLabLoss(**values)
+        MaXDeepLabLoss(config_of(**values))
 
 
 def test_void_counts_for_nothing_and_a_crowd_against_a_slot():
@@ -91,13 +91,13 @@ def test_matching_needs_both_the_mask_and_the_class():
     sure = torch.tensor([0.70, 0.01, 0.29]).log()[:, None, None].expand(3, 1, 2)
     logits = torch.cat([sure, torch.zeros(3, 1, 2)], dim=2)
     classes = torch.tensor([[0.98, 0.01, 0.01], [0.005, 0.99, 0.005], [0.1, 0.8, 0.1]]).log()
-    loss = MaXDeepLabLoss(mask_id_weight=1.0)(outputs_of(logits, classes), masks)["mask_id"]
+    loss = MaXDeepLabLoss(config_of(mask_id_weight=1.0))(outputs_of(logits, classes), masks)["mask_id"]
     assert loss.item() == pytest.approx(-math.log(0.29), rel=1e-4)
 
 
 def test_what_weighs_a_loss_is_not_taught_by_it():
     outputs = random_outputs()
-    losses = MaXDeepLabLoss()(outputs, SCENE)
+    losses = MaXDeepLabLoss(config_of())(outputs, SCENE)
     of_class = torch.autograd.grad(losses["mask_class"], outputs.mask_logits, retain_graph=True, allow_unused=True)
     of_dice = torch.autograd.grad(losses["mask_dice"], outputs.class_logits, allow_unused=True)
     assert of_class == of_dice == (None,)
@@ -110,7 +110,7 @@ def test_a_match_weighs_a_little_even_where_nothing_fits():
     assert loss.tolist() == pytest.approx([1e-5 * (1 - 1 / 5)])
     masks = line([0, 0], [CAT])
     logits = torch.tensor([[[-200.0, -200.0]], [[0.0, 0.0]]])  # slot 0 has no pixel
-    losses = MaXDeepLabLoss(pq_weight=1.0)(outputs_of(logits, torch.zeros(2, 3)), masks, torch.tensor([[0]]))
+    losses = MaXDeepLabLoss(config_of(pq_weight=1.0))(outputs_of(logits, torch.zeros(2, 3)), masks, torch.tensor([[0]]))
     # Slot 0: 3/4 times 1e-5; slot 1, void: 1/4 times its share of void pixels, 0, that is 1e-5; their mean.
     assert losses["mask_class"].item() == pytest.approx(math.log(3) * 1e-5 / 2, rel=1e-3)
 
@@ -122,7 +122,7 @@ def test_pixels_of_small_instances_weigh_in_the_semantic_loss():
     )
     assert weighted.semantic_weight.tolist() == [[1, 1, 1, 3, 1, 1]]  # the crowd is as small
     outputs = outputs_of(torch.zeros(2, 1, 6), torch.zeros(2, 3))
-    plain, heavy = (MaXDeepLabLoss()(outputs, targets)["semantic"].item() for targets in (masks, weighted))
+    plain, heavy = (MaXDeepLabLoss(config_of())(outputs, targets)["semantic"].item() for targets in (masks, weighted))
     assert plain == pytest.approx(math.log(3))
     assert heavy == pytest.approx(math.log(3) * 7 / 5)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from small_max_deeplab import target
+from small_max_deeplab import config_of, target
 
 from maskwright.models.max_deeplab.losses import MaXDeepLabLoss, matched_dice, mean_of_nonzero
 from maskwright.models.max_deeplab.mask_targets import create_mask_targets
@@ -100,7 +100,7 @@ class TestByHand:
         outputs = MaXDeepLabOutputs(
             torch.zeros(1, 6, 4, 4), torch.zeros(1, 6, 4), torch.ones(1, 2, 4, 4) / 2**0.5, torch.zeros(1, 4, 4, 4)
         )
-        losses = MaXDeepLabLoss()(outputs, true_masks(quarters()))
+        losses = MaXDeepLabLoss(config_of())(outputs, true_masks(quarters()))
         assert losses["mask_id"].item() == pytest.approx(0.3 * math.log(6))
         assert losses["semantic"].item() == pytest.approx(math.log(4))
         assert losses["instance_discrimination"].item() == pytest.approx(math.log(4))
@@ -118,13 +118,13 @@ class TestByHand:
         segmentation[:3] = -1
         masks = true_masks(target(segmentation, [1], crowds=[0]))
         void = -outputs.class_logits.log_softmax(dim=2)[0, 0, VOID].item()
-        losses = {0.75: MaXDeepLabLoss(), 0.25: MaXDeepLabLoss(unmatched_weight="labelled_share")}
+        losses = {0.75: MaXDeepLabLoss(config_of()), 0.25: MaXDeepLabLoss(config_of(unmatched_weight="labelled_share"))}
         for share, loss in losses.items():
             assert loss(outputs, masks)["mask_class"].item() == pytest.approx(3 * 0.25 * share * void, rel=1e-4)
 
     def test_perfect_masks_cost_nothing_but_the_semantic_map(self):
         masks = torch.stack([quarters()["segmentation"] == row for row in range(4)])
-        losses = MaXDeepLabLoss()(perfect_outputs(masks, [0, 1, 1, 2]), true_masks(quarters()))
+        losses = MaXDeepLabLoss(config_of())(perfect_outputs(masks, [0, 1, 1, 2]), true_masks(quarters()))
         assert losses["mask_dice"].item() == pytest.approx(0, abs=1e-6)
         assert losses["mask_id"].item() == pytest.approx(0, abs=1e-6)
         assert losses["mask_class"].item() == pytest.approx(0, abs=1e-6)
@@ -133,36 +133,36 @@ class TestByHand:
 class TestOrder:
     def test_slots_and_segments_may_come_in_any_order(self):
         outputs = random_outputs()
-        losses = MaXDeepLabLoss()(outputs, true_masks(quarters()))
+        losses = MaXDeepLabLoss(config_of())(outputs, true_masks(quarters()))
         order = torch.tensor([3, 5, 0, 1, 4, 2])
         shuffled = outputs._replace(
             mask_logits=outputs.mask_logits[:, order], class_logits=outputs.class_logits[:, order]
         )
         rows = torch.tensor([2, 0, 3, 1])
         other = target(rows[quarters()["segmentation"].long()], torch.tensor([0, 1, 1, 2])[rows.argsort()].tolist())
-        again = MaXDeepLabLoss()(shuffled, true_masks(other))
+        again = MaXDeepLabLoss(config_of())(shuffled, true_masks(other))
         for name, loss in losses.items():
             torch.testing.assert_close(again[name], loss, msg=name)
 
     def test_labels_may_come_in_any_order(self):
         outputs = random_outputs()
-        losses = MaXDeepLabLoss()(outputs, true_masks(quarters()))
+        losses = MaXDeepLabLoss(config_of())(outputs, true_masks(quarters()))
         order = [2, 0, 1]  # new label -> old label
         other = target(quarters()["segmentation"], [order.index(label) for label in (0, 1, 1, 2)])
         moved = outputs._replace(
             class_logits=outputs.class_logits[..., [*order, VOID]],
             semantic_logits=outputs.semantic_logits[:, [0, *(label + 1 for label in order)]],
         )
-        again = MaXDeepLabLoss()(moved, create_mask_targets([other], ISTHING[order], 1))
+        again = MaXDeepLabLoss(config_of())(moved, create_mask_targets([other], ISTHING[order], 1))
         for name, loss in losses.items():
             torch.testing.assert_close(again[name], loss, msg=name)
 
     def test_a_batch_costs_the_mean_of_its_images(self):
         outputs = random_outputs(batch=2)
         targets = [quarters(), target(torch.full((4, 4), -1), [])]
-        together = MaXDeepLabLoss()(outputs, true_masks(*targets))
+        together = MaXDeepLabLoss(config_of())(outputs, true_masks(*targets))
         alone = [
-            MaXDeepLabLoss()(MaXDeepLabOutputs(*(value[i : i + 1] for value in outputs)), true_masks(one))
+            MaXDeepLabLoss(config_of())(MaXDeepLabOutputs(*(value[i : i + 1] for value in outputs)), true_masks(one))
             for i, one in enumerate(targets)
         ]
         for name, loss in together.items():
@@ -183,7 +183,7 @@ class TestOrder:
 )
 def test_odd_images_break_nothing(scene, contrast_pixels):
     outputs = random_outputs()
-    losses = MaXDeepLabLoss(contrast_pixels=contrast_pixels)(outputs, true_masks(scene))
+    losses = MaXDeepLabLoss(config_of(contrast_pixels=contrast_pixels))(outputs, true_masks(scene))
     assert all(loss.isfinite() for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     gradients = [value.grad for value in outputs if value.grad is not None]
@@ -195,7 +195,7 @@ def test_odd_images_break_nothing(scene, contrast_pixels):
 def test_a_crowd_costs_nothing_but_makes_every_slot_less_sure():
     outputs = random_outputs()
     scene = target(torch.zeros(4, 4), [1], crowds=[0])
-    loss = MaXDeepLabLoss()(outputs, true_masks(scene))["mask_id"]
+    loss = MaXDeepLabLoss(config_of())(outputs, true_masks(scene))["mask_id"]
     assert loss.item() == 0
     loss.backward()
     probabilities = outputs.mask_logits.detach().softmax(dim=1)
@@ -203,13 +203,13 @@ def test_a_crowd_costs_nothing_but_makes_every_slot_less_sure():
 
 
 def test_void_teaches_nothing_but_that_slots_are_void():
-    losses = MaXDeepLabLoss()(random_outputs(), true_masks(target(torch.full((4, 4), -1), [])))
+    losses = MaXDeepLabLoss(config_of())(random_outputs(), true_masks(target(torch.full((4, 4), -1), [])))
     assert [name for name, loss in losses.items() if loss.item() != 0] == ["mask_class"]
 
 
 def test_a_given_assignment_is_taken():
     outputs, masks = random_outputs(), true_masks(quarters())
-    best = MaXDeepLabLoss()(outputs, masks)
-    other = MaXDeepLabLoss()(outputs, masks, torch.tensor([[5, 4, 3, 2]]))
+    best = MaXDeepLabLoss(config_of())(outputs, masks)
+    other = MaXDeepLabLoss(config_of())(outputs, masks, torch.tensor([[5, 4, 3, 2]]))
     assert best["mask_id"] != other["mask_id"]
     assert best["semantic"] == other["semantic"]

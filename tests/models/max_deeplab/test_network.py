@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from small_max_deeplab import config_of
 from torch import Tensor, nn
 
-from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckBlock, ResidualBlock
+from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckStageBlock, StageBlock
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
-from maskwright.models.max_deeplab.network import Backbone, MaXDeepLabNetwork
+from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 from maskwright.models.max_deeplab.stages import keep_probability
 from maskwright.nn.inference import fold_batch_norms
 
 WIDTHS: dict[str, Any] = {
-    "image_size": (65, 65),
+    "image_size": 65,
     "num_mask_slots": 6,
     "stem_width": 1 / 8,
     "backbone_width": 1 / 32,
@@ -33,7 +34,7 @@ WIDTHS: dict[str, Any] = {
 
 def small(**values: Any) -> MaXDeepLabNetwork:
     torch.manual_seed(0)
-    return MaXDeepLabNetwork(**{"num_classes": 5, **WIDTHS, **values})
+    return MaXDeepLabNetwork(config_of(**{"num_classes": 5, **WIDTHS, **values}))
 
 
 def open_branches(network: nn.Module) -> None:
@@ -59,7 +60,7 @@ def draw_norms(network: nn.Module) -> None:
 )
 def test_published_sizes(backbone: str, encoder: int, whole: int):
     with torch.device("meta"):
-        network = MaXDeepLabNetwork(num_classes=133, backbone=backbone)
+        network = MaXDeepLabNetwork(config_of(133, backbone=backbone))
     assert sum(parameter.numel() for parameter in network.encoder.parameters()) == encoder
     assert sum(parameter.numel() for parameter in network.parameters()) == whole
 
@@ -103,10 +104,10 @@ def test_a_larger_image_than_in_training_and_a_size_that_does_not_fit():
         with pytest.raises(ValueError, match="16 k \\+ 1"):
             network(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match="16 k \\+ 1"):
-        small(image_size=(64, 64))
+        small(image_size=64)
     with pytest.raises(ValueError, match="drop_path_keep must be above 0 and at most 1, but got 0"):
         small(drop_path_keep=0.0)
-    with pytest.raises(ValueError, match="num_classes"):
+    with pytest.raises(ValueError, match="needs categories"):
         small(num_classes=0)
 
 
@@ -136,7 +137,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_statistics():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
-def test_gradients_are_the_slopes_of_the_outputs(backbone: Backbone, training: bool):
+def test_gradients_are_the_slopes_of_the_outputs(backbone: str, training: bool):
     """Whatever is computed in place, checkpointed or dropped: also the outputs without gradients are the same."""
     network = small(backbone=backbone, activation_checkpointing=True, drop_path_keep=0.5).double().train(training)
     draw_norms(network)
@@ -182,7 +183,7 @@ def test_share_of_branches_that_drop_path_keeps():
     assert [keep_probability(0.8, "linear", stage) for stage in range(5)] == pytest.approx([1, 0.95, 0.9, 0.85, 0.8])
     assert [keep_probability(0.8, "constant", stage) for stage in range(5)] == [0.8] * 5
     with pytest.raises(ValueError, match=r"drop_path_keep must be above 0 and at most 1, but got 1.5"):
-        keep_probability(1.5, "linear", 0)
+        config_of(drop_path_keep=1.5)
 
 
 def test_constants_of_the_heads_and_of_the_semantic_decoder():
@@ -199,7 +200,7 @@ def test_constants_of_the_heads_and_of_the_semantic_decoder():
 @pytest.mark.parametrize(
     ("backbone", "expected"), [("max_deeplab_s", [2, 2]), ("max_deeplab_l", [2, 2, 3, 2, 3, 3, 3, 3, 3, 3])]
 )
-def test_the_two_latest_maps_of_a_stride_join_the_decoder(backbone: Backbone, expected: list[int]):
+def test_the_two_latest_maps_of_a_stride_join_the_decoder(backbone: str, expected: list[int]):
     network, joined = small(backbone=backbone).eval(), []
     for stage in network.encoder.decoder.stages:
         stage.fuse.register_forward_pre_hook(lambda _, inputs: joined.append(len(inputs[0])))
@@ -245,10 +246,10 @@ def test_drop_path_leaves_single_images_as_they_are():
 
 
 @pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
-def test_branches_begin_at_nothing(backbone: Backbone):
+def test_branches_begin_at_nothing(backbone: str):
     encoder = small(backbone=backbone).encoder.eval()
     for module in encoder.modules():
-        if isinstance(module, ResidualBlock):
+        if isinstance(module, StageBlock):
             x = torch.rand(1, module.get_submodule("conv1.conv").in_channels, 5, 5)
             assert not module.branch(x).any()
         if isinstance(module, DualPathLayer):
@@ -259,8 +260,8 @@ def test_branches_begin_at_nothing(backbone: Backbone):
 
 def test_blocks_of_the_published_small_network():
     with torch.device("meta"):
-        encoder = MaXDeepLabNetwork(num_classes=133).encoder
-    assert [type(block) for block in encoder.stages["4"].blocks] == [BottleneckBlock, *[AxialBlock] * 5]
+        encoder = MaXDeepLabNetwork(config_of(133)).encoder
+    assert [type(block) for block in encoder.stages["4"].blocks] == [BottleneckStageBlock, *[AxialBlock] * 5]
     layers = [name for name, module in encoder.named_modules() if isinstance(module, DualPathLayer)]
     assert len(layers) == 4
 
@@ -279,7 +280,7 @@ def test_export():
     ("backbone", "size"), [("max_deeplab_s", 641), ("max_deeplab_s", 1025), ("max_deeplab_l", 1025)]
 )
 def test_full_size(backbone: str, size: int):
-    network = MaXDeepLabNetwork(num_classes=133, backbone=backbone, image_size=(size, size)).eval()
+    network = MaXDeepLabNetwork(config_of(133, backbone=backbone, image_size=size)).eval()
     with torch.inference_mode():
         masks, classes = network.masks(torch.zeros(1, 3, size, size))
     assert masks.shape == (1, 128, size // 4 + 1, size // 4 + 1)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from maskwright.models.max_deeplab import MaXDeepLabConfig
 from maskwright.models.max_deeplab.post_processing import PanopticMerging, assign_masks, assign_pixels, enlarged_strips
 from maskwright.structures import Category, ImageGeometry
 
@@ -21,7 +22,8 @@ WHOLE = ImageGeometry(SIZE, SIZE, SIZE)
 
 
 def create(**values):
-    return PanopticMerging(CATEGORIES, **{"thing_area_limit": 0, "stuff_area_limit": 0, **values})
+    values = {"thing_area_limit": 0, "stuff_area_limit": 0, **values}
+    return PanopticMerging(MaXDeepLabConfig(categories=CATEGORIES, **values))
 
 
 def logits_of(masks, strength=20.0):
@@ -236,8 +238,8 @@ def test_strips_are_the_whole_map():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"class_threshold": 1.5}, "class_threshold must lie in 0..1, but got 1.5"),
-        ({"thing_area_limit": -1}, "thing_area_limit must be 0 or more, but got -1"),
+        ({"class_threshold": 1.5}, "class_threshold must be at least 0 and at most 1, but got 1.5"),
+        ({"thing_area_limit": -1}, "thing_area_limit must be at least 0 and a whole number, but got -1"),
     ],
 )
 def test_values_without_a_meaning_are_refused(values, message):

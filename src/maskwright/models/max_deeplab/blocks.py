@@ -54,11 +54,11 @@ class SeparableConv(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
-class ResidualBlock(nn.Module):
-    """A branch and a shortcut that both see the activated input; their sum is not activated.
+class StageBlock(nn.Module):
+    """A residual block of a `Stage`: a branch and a shortcut read the activated input; their sum is not activated.
 
     The shortcut is the identity, or a 1 x 1 convolution with batch norm where the channels change. In training the
-    branch of an image is dropped, and the kept ones enlarged, so that its expectation is the same.
+    branches of some images are dropped and those of the others scaled up, so that the expectation stays the same.
 
     Args:
         in_channels: of the input.
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
             None if in_channels == out_channels else conv_block(in_channels, out_channels, 1, stride=stride, relu=False)
         )
         self.drop_path = StochasticDepth(drop_probability, "row")
-        self.owns_input = False  # whether nobody else reads the input: then it is activated in place at inference
+        self.owns_input = False  # no other layer reads the input, so it is activated in place at inference
 
     def branch(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """The residual of an activated input."""
@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
         return self.drop_path(self.branch(x)).add_(shortcut)
 
 
-class BasicBlock(ResidualBlock):
+class BasicStageBlock(StageBlock):
     """Two 3 x 3 convolutions (Wide-ResNet's block, in MaX-DeepLab-L)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, drop_probability: float = 0.0) -> None:
@@ -103,7 +103,7 @@ class BasicBlock(ResidualBlock):
         return self.conv2(self.conv1(x))
 
 
-class BottleneckBlock(ResidualBlock):
+class BottleneckStageBlock(StageBlock):
     """1 x 1, 3 x 3 and 1 x 1 convolution, the first two of a quarter of the output's channels."""
 
     def __init__(
@@ -121,7 +121,7 @@ class BottleneckBlock(ResidualBlock):
         return self.conv3(self.conv2(self.conv1(x)))
 
 
-class AxialBlock(ResidualBlock):
+class AxialBlock(StageBlock):
     """1 x 1 convolution, axial attention, 1 x 1 convolution.
 
     The attention reads and retrieves `attention_channels`; its keys have half as many.

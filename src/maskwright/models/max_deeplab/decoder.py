@@ -1,4 +1,4 @@
-"""The decoder: stages that climb to stride 4, and in MaX-DeepLab-L go up and down several times."""
+"""The decoder: stages up to stride 4, and in MaX-DeepLab-L down and up again several times."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.blocks import conv_block
-from maskwright.models.max_deeplab.stages import OUTPUT_STRIDE, Stage, StageOptions
+from maskwright.models.max_deeplab.config import OUTPUT_STRIDE, MaXDeepLabConfig
+from maskwright.models.max_deeplab.stages import Stage
 
 DECODER_STRIDE = 4
-_EARLIER = 2  # so many earlier maps of the same stride join a decoder stage
+_EARLIER = 2  # earlier maps of the same stride that join a decoder stage, at most
 _CHANNELS_PER_STRIDE = 64
 
 
 def resize_to(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c i j"]:
-    """Bilinear, the corner pixels' centres staying where they are."""
+    """Bilinear, with the centres of the corner pixels on each other (`align_corners`)."""
     if tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
@@ -27,9 +28,8 @@ def resize_to(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tenso
 class ResizedFuse(nn.Module):
     """The sum of maps of several strides and channels, at one stride.
 
-    A map with the right channels is only resized; one of half the stride goes through a 1 x 1 convolution of
-    stride 2; any other through a 1 x 1 convolution, then it is resized. Both kinds of convolution see the activated
-    map.
+    A map with `out_channels` channels is only resized; one of half the stride goes through a 1 x 1 convolution of
+    stride 2; any other goes through a 1 x 1 convolution and is resized. Both convolutions read the activated map.
 
     Source: deeplab2 `resized_fuse.ResizedFuse`.
     """
@@ -81,42 +81,30 @@ class DecoderStage(nn.Module):
 
 
 class StackedDecoder(nn.Module):
-    """`backbone_stacks + extra_stacks` hour-glasses (strides 8, 4, 8, 16), then a climb (8, 4).
+    """The hourglasses (strides 8, 4, 8, 16) of the published size, then a climb (8, 4).
 
     Args:
         in_channels: channels of the encoder's last map (stride 16).
         channels: of the encoder's maps at strides 4 and 8, which join the decoder's.
-        options: shared by all stages.
-        backbone_stacks: hour-glasses that ImageNet pretraining knows; one block per stage.
-        extra_stacks: the others; the climb belongs to them.
-        extra_blocks: blocks per stage of those.
-        width: multiplies the channels.
+        config: of the model.
         transformer_width: see `DualPathLayer.width`.
 
     Source: deeplab2 `axial_resnet.AxialResNet.call_stacked_decoder`; arXiv 2012.00759, section 3.3.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: dict[int, int],
-        options: StageOptions,
-        *,
-        backbone_stacks: int,
-        extra_stacks: int,
-        extra_blocks: int,
-        width: float,
-        transformer_width: int,
+        self, in_channels: int, channels: dict[int, int], config: MaXDeepLabConfig, transformer_width: int
     ) -> None:
         super().__init__()
-        self.strides = (8, 4, 8, 16) * (backbone_stacks + extra_stacks) + (8, 4)
-        backbone_end = 4 * backbone_stacks
+        size = config.size
+        self.strides = (8, 4, 8, 16) * (size.backbone_stacks + size.extra_stacks) + (8, 4)
+        backbone_end = 4 * size.backbone_stacks
         earlier = {stride: [count] for stride, count in channels.items()} | {OUTPUT_STRIDE: [in_channels]}
         self.stages = nn.ModuleList()
         current, current_stride = in_channels, OUTPUT_STRIDE
         for number, stride in enumerate(self.strides, 1):
             resnet_stride = 2 * OUTPUT_STRIDE if stride == OUTPUT_STRIDE else stride
-            out = round(resnet_stride * _CHANNELS_PER_STRIDE * width)
+            out = round(resnet_stride * _CHANNELS_PER_STRIDE * config.backbone_width)
             joining = earlier[stride][-_EARLIER:]
             fuse = ResizedFuse([current, *joining], [current_stride] + [stride] * len(joining), out, stride)
             backbone, extra = (
@@ -124,7 +112,7 @@ class StackedDecoder(nn.Module):
                     out,
                     out,
                     blocks,
-                    options,
+                    config,
                     input_stride=resnet_stride,
                     shrink=False,
                     transformer_width=transformer_width,
@@ -132,7 +120,7 @@ class StackedDecoder(nn.Module):
                 )
                 if wanted
                 else None
-                for blocks, wanted in ((1, number <= backbone_end), (extra_blocks, number >= backbone_end))
+                for blocks, wanted in ((1, number <= backbone_end), (size.extra_blocks, number >= backbone_end))
             )
             self.stages.append(DecoderStage(fuse, backbone, extra))
             earlier[stride].append(out)

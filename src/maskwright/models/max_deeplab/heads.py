@@ -71,8 +71,8 @@ class ClassHead(nn.Module):
         return self.logits(x) + self.void_constant
 
 
-class MaskHead(nn.Module):
-    """Mask logits: the product of each slot's kernel with each pixel's feature, under one scale and one offset.
+class SlotMaskHead(nn.Module):
+    """Mask logits: the product of each slot's kernel with each pixel's feature, with one scale and one offset for all.
 
     Source: deeplab2 `decoder/max_deeplab.py`, `transformer_mask_head` and `pixel_space_mask_batch_norm`.
     """

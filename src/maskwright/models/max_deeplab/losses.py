@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from maskwright.models.max_deeplab.config import MaXDeepLabConfig
 from maskwright.models.max_deeplab.mask_targets import MaskTargets
 from maskwright.models.max_deeplab.network import MaXDeepLabOutputs
 from maskwright.ops.matching import match_masks
-
-UnmatchedWeight = Literal["void_share", "labelled_share"]
 
 _SMALLEST_WEIGHT = 1e-5
 _POSITIVE_SHARE = 0.75  # of the PQ-style loss; the rest is for slots without a mask
@@ -27,45 +26,13 @@ _IMPOSSIBLE = -99999.0
 class MaXDeepLabLoss:
     """The weighted losses of a batch against its true masks.
 
-    pq_weight: of the PQ-style loss, which is `mask_class` and `mask_dice` together.
-    mask_id_weight: of the cross entropy of each pixel's slot.
-    instance_discrimination_weight: of the loss that tells the pixel features of instances apart.
-    semantic_weight: of the auxiliary semantic segmentation.
-    unmatched_weight: what a slot without a mask weighs in `mask_class`: the share of its probability that lies on
-        void, as the original's code has it, or the share that lies on labelled pixels, as the paper says.
-    contrast_pixels: 0 compares pixels with the mean feature of each mask; above 0 so many pixels are drawn, small
-        masks oftener, and compared with each other.
-    semantic_top_k, mask_id_top_k, instance_discrimination_top_k: the share of pixels, those with the largest
-        loss, that the mean of that loss is taken over.
-
-    Raises:
-        ValueError: an unknown `unmatched_weight`, or a value out of its range.
-
     Source: arXiv 2012.00759, sections 3.2 and 3.4; `MaXDeepLabLoss` of the original's max_deeplab_loss.py and
     `DeepLabFamilyLoss`, with these departures: the assignment is the true optimum (`match_masks`); where an image
-    has more masks than there are slots, the pixels of a mask that gets none are taught no slot (the original asks
-    them for a logit of -99999, and piles the classes of such masks on slot 0).
+    has more masks than there are slots, the pixels of a mask without a slot are taught no slot (the original asks
+    them for a logit of -99999, and adds up the classes of such masks on slot 0).
     """
 
-    pq_weight: float = 3.0
-    mask_id_weight: float = 0.3
-    instance_discrimination_weight: float = 1.0
-    semantic_weight: float = 1.0
-    unmatched_weight: UnmatchedWeight = "void_share"
-    contrast_pixels: int = 0
-    semantic_top_k: float = 1.0
-    mask_id_top_k: float = 1.0
-    instance_discrimination_top_k: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.unmatched_weight not in get_args(UnmatchedWeight):
-            known = ", ".join(get_args(UnmatchedWeight))
-            raise ValueError(f"unmatched_weight must be one of {known}, but got {self.unmatched_weight!r}")
-        for name in ("semantic_top_k", "mask_id_top_k", "instance_discrimination_top_k"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, but got {getattr(self, name)}")
-        if self.contrast_pixels < 0:
-            raise ValueError(f"contrast_pixels must be 0 or more, but got {self.contrast_pixels}")
+    config: MaXDeepLabConfig
 
     def __call__(
         self, outputs: MaXDeepLabOutputs, targets: MaskTargets, matching: Int64[Tensor, "b k"] | None = None
@@ -76,39 +43,41 @@ class MaXDeepLabLoss:
     def per_image(
         self, outputs: MaXDeepLabOutputs, targets: MaskTargets, matching: Int64[Tensor, "b k"] | None = None
     ) -> dict[str, Float[Tensor, " b"]]:
-        """The same losses image by image. All are finite, and 0 where an image teaches nothing.
+        """The same losses for each image. All are finite, and 0 where there is nothing to learn from an image.
 
         matching: the slot of each true mask, -1 for none; left out, it is computed.
         """
         masks = targets.masks
         features = outputs.pixel_feature.float().flatten(2)
-        if self.contrast_pixels:
-            discrimination = pixel_contrast(features, targets, masks.sum(dim=2), self.contrast_pixels)
+        config = self.config
+        if config.contrast_pixels:
+            discrimination = pixel_contrast(features, targets, masks.sum(dim=2), config.contrast_pixels)
         else:
             discrimination = mask_contrast(features, targets, masks)
         mask_logits = outputs.mask_logits.float().flatten(2)
         log_probabilities = mask_logits.log_softmax(dim=1)
         class_logits = outputs.class_logits.float()
         mass = slot_mass(log_probabilities.exp(), masks, targets.labels)
-        dice, of_class = similarities(mass, masks.sum(dim=2), class_logits, targets.mask_labels)
+        dice, class_probability = similarities(mass, masks.sum(dim=2), class_logits, targets.mask_labels)
         semantic = self._semantic(outputs.semantic_logits, targets)
         in_crowds = gradient_without_truth(mask_logits, targets.crowd)
-        if matching is None:  # it waits for a GPU, which has been given all that needs no matching before
-            matching = match_masks(dice * of_class, targets.mask_valid)
+        if matching is None:  # it waits for the GPU, so all that needs no matching is computed before
+            matching = match_masks(dice * class_probability, targets.mask_valid)
         mask_id = cross_entropy_at(log_probabilities, _look_up(matching, targets.mask_index, -1)) + in_crowds
         weighted = {
-            "mask_class": (self.pq_weight, self._mask_class(class_logits, targets, matching, mass, dice), 1.0),
-            "mask_id": (self.mask_id_weight, mask_id, self.mask_id_top_k),
+            "mask_class": (config.pq_weight, self._mask_class(class_logits, targets, matching, mass, dice), 1.0),
+            "mask_id": (config.mask_id_weight, mask_id, config.mask_id_top_k),
             "instance_discrimination": (
-                self.instance_discrimination_weight,
+                config.instance_discrimination_weight,
                 discrimination,
-                self.instance_discrimination_top_k,
+                config.instance_discrimination_top_k,
             ),
-            "semantic": (self.semantic_weight, semantic, self.semantic_top_k),
+            "semantic": (config.semantic_weight, semantic, config.semantic_top_k),
         }
         losses = {name: weight * mean_of_nonzero(loss, top) for name, (weight, loss, top) in weighted.items()}
-        dice_weight = self.pq_weight * _POSITIVE_SHARE / class_logits.shape[1]
-        return losses | {"mask_dice": dice_weight * matched_dice(mass.overlap, masks.sum(dim=2), of_class, matching)}
+        dice_weight = config.pq_weight * _POSITIVE_SHARE / class_logits.shape[1]
+        mask_dice = matched_dice(mass.overlap, masks.sum(dim=2), class_probability, matching)
+        return losses | {"mask_dice": dice_weight * mask_dice}
 
     def _mask_class(
         self,
@@ -120,11 +89,11 @@ class MaXDeepLabLoss:
     ) -> Float[Tensor, "b n"]:
         """Cross entropy of every slot with the class of its mask or with void, weighted."""
         share = mass.void / (mass.everywhere + 1e-5)
-        weight = (share if self.unmatched_weight == "void_share" else 1 - share).clamp(min=_SMALLEST_WEIGHT)
+        weight = (share if self.config.unmatched_weight == "void_share" else 1 - share).clamp(min=_SMALLEST_WEIGHT)
         void = torch.full_like(weight, class_logits.shape[2] - 1, dtype=torch.int64)
-        of_match = _at_match(dice, matching).clamp(min=_SMALLEST_WEIGHT)
+        matched = _at_match(dice, matching).clamp(min=_SMALLEST_WEIGHT)
         labels = _put_at_match(void, matching, targets.mask_labels)
-        weights = _put_at_match((1 - _POSITIVE_SHARE) * weight, matching, _POSITIVE_SHARE * of_match)
+        weights = _put_at_match((1 - _POSITIVE_SHARE) * weight, matching, _POSITIVE_SHARE * matched)
         return functional.cross_entropy(class_logits.transpose(1, 2), labels, reduction="none") * weights
 
     def _semantic(self, logits: Float[Tensor, "b c h w"], targets: MaskTargets) -> Float[Tensor, "b p"]:
@@ -157,9 +126,9 @@ def slot_mass(
     overlap = masks @ probabilities.transpose(1, 2)
     with torch.no_grad():
         void = (labels == -1).float()
-        of_void = (probabilities @ void[:, :, None])[:, :, 0]
-        of_labelled = (probabilities @ (1 - void)[:, :, None])[:, :, 0]
-    return SlotMass(overlap, of_labelled, of_void, of_labelled + of_void)
+        on_void = (probabilities @ void[:, :, None])[:, :, 0]
+        on_labelled = (probabilities @ (1 - void)[:, :, None])[:, :, 0]
+    return SlotMass(overlap, on_labelled, on_void, on_labelled + on_void)
 
 
 @torch.no_grad()
@@ -184,7 +153,7 @@ def similarities(
 def matched_dice(
     overlap: Float[Tensor, "b k n"],
     areas: Float[Tensor, "b k"],
-    of_class: Float[Tensor, "b k n"],
+    class_probability: Float[Tensor, "b k n"],
     matching: Int64[Tensor, "b k"],
 ) -> Float[Tensor, " b"]:
     """Dice loss of every matched pair, weighted by the slot's probability of the class; the sum of each image.
@@ -193,7 +162,7 @@ def matched_dice(
     """
     inside = _at_match(overlap.sum(dim=1, keepdim=True).expand_as(overlap), matching)
     losses = 1 - (2 * _at_match(overlap, matching) + 1) / (inside + areas + 1)
-    weights = _at_match(of_class, matching).clamp(min=_SMALLEST_WEIGHT) * (matching >= 0)
+    weights = _at_match(class_probability, matching).clamp(min=_SMALLEST_WEIGHT) * (matching >= 0)
     return (losses * weights).sum(dim=1)
 
 
@@ -203,7 +172,7 @@ def cross_entropy_at(log_probabilities: Float[Tensor, "b n p"], index: Int64[Ten
 
 
 def gradient_without_truth(logits: Float[Tensor, "b n p"], where: Bool[Tensor, "b p"]) -> Float[Tensor, "b p"]:
-    """Zeros whose gradient, at these pixels, lowers each logit by its probability: nothing is to be sure there.
+    """Zeros whose gradient, at these pixels, lowers each logit in proportion to its probability.
 
     Source: the original's softmax cross entropy (TensorFlow's) has this gradient where no index is the true one.
     """
@@ -214,9 +183,9 @@ def gradient_without_truth(logits: Float[Tensor, "b n p"], where: Bool[Tensor, "
 def mask_contrast(
     features: Float[Tensor, "b d p"], targets: MaskTargets, masks: Float[Tensor, "b k p"]
 ) -> Float[Tensor, "b p"]:
-    """Each pixel of an instance is to be nearest to the mean feature of its own mask; 0 for all other pixels.
+    """Pulls each pixel of an instance to the mean feature of its own mask, away from the others; 0 for other pixels.
 
-    The masks of stuff are among those that it is told apart from. The gradient reaches the means, too.
+    The other masks include those of stuff. The gradient reaches the means, too.
 
     Source: arXiv 2012.00759, equation 14.
     """
@@ -229,7 +198,7 @@ def mask_contrast(
 def pixel_contrast(
     features: Float[Tensor, "b d p"], targets: MaskTargets, areas: Float[Tensor, "b k"], count: int
 ) -> Float[Tensor, "b s"]:
-    """Each of `count` drawn pixels is to be alike to those of its own mask; 0 for those that belong to none.
+    """Pulls each of `count` drawn pixels to those of its own mask, away from the others; 0 for pixels of no mask.
 
     Source: `_compute_instance_discrimination_loss` of the original with `sample_k` above 0, the k-means form.
     """

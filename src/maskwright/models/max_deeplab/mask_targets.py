@@ -48,9 +48,9 @@ def create_mask_targets(
     isthing: Bool[Tensor, " c"],
     stride: int,
     small_instance_weight: float = 1.0,
-    small_instance_area: int = 4096,
+    small_instance_area: int = 0,
 ) -> MaskTargets:
-    """Every `stride`-th pixel of the segment maps, from the first, as true masks; no plane is made at full size.
+    """True masks from every `stride`-th pixel of the segment maps, starting at the first.
 
     A thing's segment is a mask; the segments of one class of stuff are one mask together; a crowd is no mask, but
     keeps its class. All targets have one size.

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.axial_attention import AxialAttention
-from maskwright.models.max_deeplab.blocks import NORM_MOMENTUM
+from maskwright.models.max_deeplab.config import OUTPUT_STRIDE, MaXDeepLabConfig
 from maskwright.models.max_deeplab.encoder import EncoderOutputs, MaXDeepLabEncoder
-from maskwright.models.max_deeplab.heads import ClassHead, MaskHead, PixelHead, SemanticHead
+from maskwright.models.max_deeplab.heads import ClassHead, PixelHead, SemanticHead, SlotMaskHead
 from maskwright.models.max_deeplab.semantic_decoder import SemanticDecoder
-from maskwright.models.max_deeplab.stages import OUTPUT_STRIDE, DropPathSchedule
-
-Backbone = Literal["max_deeplab_s", "max_deeplab_l"]
 
 _TRUNCATION = 0.87962566103423978  # standard deviation of a normal distribution cut at two of its own
 _LAST_LAYER_STD = 0.01
@@ -41,94 +37,31 @@ class MaXDeepLabOutputs(NamedTuple):
 class MaXDeepLabNetwork(nn.Module):
     """The encoder with its stacked decoder, and the heads.
 
-    Args:
-        num_classes: labels, without void.
-        backbone: the published size.
-        image_size: height and width of the network's input in training, each `16 k + 1`: the pooling of the semantic
-            decoder spans it.
-        num_mask_slots: rows of the memory, of which each may become one mask.
-        stem_width: multiplies the stem's channels.
-        backbone_width: multiplies the channels of the stages and of the decoder.
-        transformer_width: multiplies the channels within the dual-path layers.
-        memory_channels: of the memory; null: the backbone's own (256 in S, 512 in L).
-        memory_feature_channels: of what the class head and the mask head read; null: likewise.
-        feed_forward_channels: hidden channels of the memory's feed-forward networks.
-        num_heads: of all attentions.
-        semantic_channels: of the semantic decoder and head.
-        low_level_channels: to which the semantic decoder reduces the maps at strides 8 and 4.
-        pixel_head_channels: hidden channels of the pixel head.
-        pixel_feature_channels: of the pixel features and of the slots' kernels.
-        drop_path_keep: share of the branches that drop path keeps in the last stage.
-        drop_path_schedule: `linear`: falls from 1 to that share, stage by stage.
-        norm_momentum: of the batch norms, in torch's sense (the original: 0.01).
-        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-
-    Raises:
-        ValueError: an unknown name, or a size that does not fit.
+    In training the pooling of the semantic decoder spans the whole map of an input of `image_size`.
 
     Source: arXiv 2012.00759; deeplab2 `encoder/axial_resnet_instances.py`, `decoder/max_deeplab.py`.
     Departure: a norm that sees one value per channel (the pooled branch with one image) uses its running statistics.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        backbone: Backbone = "max_deeplab_s",
-        image_size: Sequence[int] = (641, 641),
-        num_mask_slots: int = 128,
-        stem_width: float = 1.0,
-        backbone_width: float = 1.0,
-        transformer_width: float = 1.0,
-        memory_channels: int | None = None,
-        memory_feature_channels: int | None = None,
-        feed_forward_channels: int = 2048,
-        num_heads: int = 8,
-        semantic_channels: int = 256,
-        low_level_channels: Sequence[int] = (64, 32),
-        pixel_head_channels: int = 256,
-        pixel_feature_channels: int = 128,
-        drop_path_keep: float = 0.8,
-        drop_path_schedule: DropPathSchedule = "linear",
-        norm_momentum: float = NORM_MOMENTUM,
-        activation_checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: MaXDeepLabConfig) -> None:
         super().__init__()
-        if num_classes < 1 or num_mask_slots < 1:
-            raise ValueError(f"num_classes and num_mask_slots must be 1 or more, got {num_classes}, {num_mask_slots}")
-        height, width = image_size
-        _check_size(height, width)
-        self.encoder = MaXDeepLabEncoder(
-            backbone=backbone,
-            num_mask_slots=num_mask_slots,
-            stem_width=stem_width,
-            backbone_width=backbone_width,
-            transformer_width=transformer_width,
-            memory_channels=memory_channels,
-            memory_feature_channels=memory_feature_channels,
-            feed_forward_channels=feed_forward_channels,
-            num_heads=num_heads,
-            drop_path_keep=drop_path_keep,
-            drop_path_schedule=drop_path_schedule,
-            activation_checkpointing=activation_checkpointing,
-        )
-        encoder = self.encoder
+        config = config.with_width_applied()
+        self.encoder = encoder = MaXDeepLabEncoder(config)
         self.semantic_decoder: SemanticDecoder | None = None
         semantic_in = encoder.semantic_channels
         if not encoder.semantic_at_stride_4:
-            pool_size = (height // OUTPUT_STRIDE + 1, width // OUTPUT_STRIDE + 1)
-            self.semantic_decoder = SemanticDecoder(
-                semantic_in, encoder.low_level_channels, semantic_channels, low_level_channels, pool_size
-            )
-            semantic_in = semantic_channels
-        self.semantic_head = SemanticHead(semantic_in, semantic_channels, num_classes)
-        self.pixel_head = PixelHead(encoder.decoder.out_channels, pixel_head_channels, pixel_feature_channels)
-        self.class_head = ClassHead(encoder.memory_feature_channels, num_classes)
-        self.mask_head = MaskHead(encoder.memory_feature_channels, pixel_feature_channels)
-        self._initialize(norm_momentum)
+            self.semantic_decoder = SemanticDecoder(config, semantic_in, encoder.low_level_channels)
+            semantic_in = config.semantic_channels
+        self.semantic_head = SemanticHead(semantic_in, config.semantic_channels, config.num_classes)
+        self.pixel_head = PixelHead(
+            encoder.decoder.out_channels, config.pixel_head_channels, config.pixel_feature_channels
+        )
+        self.class_head = ClassHead(config.memory_feature_width, config.num_classes)
+        self.mask_head = SlotMaskHead(config.memory_feature_width, config.pixel_feature_channels)
+        self._initialize(config.norm_momentum)
 
     def _initialize(self, norm_momentum: float) -> None:
-        """He's normal distribution, cut at two standard deviations; what differs from it sets itself."""
+        """He's truncated normal distribution for all but the last layers of the heads and the queries."""
         last = {self.semantic_head.logits, self.pixel_head.features, self.class_head.logits}
         queries = {layer.qkv.conv for layer in self.modules() if isinstance(layer, AxialAttention)}
         for layer in self.modules():

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from maskwright.models.max_deeplab.config import MaXDeepLabConfig
 from maskwright.models.max_deeplab.mask_targets import count_rows, rows_of_masks
 from maskwright.ops.resize import resize_nearest
-from maskwright.structures import Category, ImageGeometry, PanopticPrediction, SegmentInfo
-
-Merging = Literal["pixelwise", "maskwise"]
+from maskwright.structures import ImageGeometry, PanopticPrediction, SegmentInfo
 
 _STRIP = 4  # rows of logits that are enlarged at a time: those of 128 slots stay in a processor's cache
 _NEGLIGIBLE = 25.0  # 128 exp(-25) is 2e-9
@@ -25,7 +24,7 @@ _ROUNDING = 0.1  # much more than that of an interpolated logit
 class SlotMap(NamedTuple):
     """Which slot each pixel of the network's input belongs to.
 
-    slot: its position; of no meaning where the pixel is not confident and nothing is detected.
+    slot: its position; meaningless where the pixel is not confident and nothing is detected.
     probability: of the most probable slot: among those that are detected, or in maskwise merging among all.
     confident: whether the pixel is part of a segment; the others are void.
     """
@@ -45,46 +44,12 @@ class SlotClasses(NamedTuple):
 
 @dataclass(frozen=True)
 class PanopticMerging:
-    """The merging of slots to segments.
-
-    categories: the label space.
-    merging: `pixelwise` gives each pixel to the slot with the largest logit; `maskwise` lays whole masks on top of
-        each other, the best first.
-    class_threshold: least probability of a detected slot's class.
-    stuff_class_threshold: the same for classes of stuff; None takes `class_threshold`.
-    pixel_threshold: a pixel's probability of its slot must exceed it.
-    thing_area_limit, stuff_area_limit: least area of a segment, in pixels of the network's input.
-    overlap_threshold: in `maskwise`, the share of a mask that must be free when its turn comes.
-    class_exponent, mask_exponent: in `maskwise`, masks are ordered by the class's probability to the power of the
-        first times the mean probability of the mask's pixels to the power of the second.
-
-    Raises:
-        ValueError: an unknown `merging`, or a value out of its range.
+    """Merges the masks of the slots into segments.
 
     Source: arXiv 2012.00759, section 3.1; `PostProcessor` of the original's post_processor/max_deeplab.py.
     """
 
-    categories: Sequence[Category]
-    merging: Merging = "pixelwise"
-    class_threshold: float = 0.7
-    stuff_class_threshold: float | None = None
-    pixel_threshold: float = 0.4
-    thing_area_limit: int = 100
-    stuff_area_limit: int = 1600
-    overlap_threshold: float = 0.8
-    class_exponent: float = 1.0
-    mask_exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.merging not in get_args(Merging):
-            raise ValueError(f"merging must be one of {', '.join(get_args(Merging))}, but got {self.merging!r}")
-        for name in ("class_threshold", "stuff_class_threshold", "pixel_threshold", "overlap_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, but got {value}")
-        for name in ("thing_area_limit", "stuff_area_limit"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
+    config: MaXDeepLabConfig
 
     def __call__(
         self,
@@ -110,22 +75,23 @@ class PanopticMerging:
         new_ids[kept] = torch.arange(len(kept), dtype=torch.int32) + 1
         labels = classes.labels.cpu()
         infos = [self._info(i, int(labels[row]), scores[row], areas[row]) for i, row in enumerate(kept.tolist(), 1)]
-        return PanopticPrediction(new_ids[original], infos, geometry.original_size, tuple(self.categories))
+        return PanopticPrediction(new_ids[original], infos, geometry.original_size, tuple(self.config.categories or ()))
 
     def classify(self, class_logits: Float[Tensor, "n classes"]) -> SlotClasses:
         """What each slot shows; void, the last of the classes, is no class."""
         confidence, labels = class_logits.float().softmax(dim=1)[:, :-1].max(dim=1)
-        of_stuff = self.class_threshold if self.stuff_class_threshold is None else self.stuff_class_threshold
-        threshold = torch.where(self._isthing(labels.device)[labels], self.class_threshold, of_stuff)
+        for_things, for_stuff = self.config.class_threshold, self.config.stuff_class_threshold
+        isthing = self._isthing(labels.device)[labels]
+        threshold = torch.where(isthing, for_things, for_things if for_stuff is None else for_stuff)
         return SlotClasses(labels, confidence, confidence >= threshold)
 
     def assign(self, mask_logits: Float[Tensor, "n h w"], classes: SlotClasses, size: tuple[int, int]) -> SlotMap:
         """The slot of every pixel of the input, whose (height, width) is `size`."""
         mask_logits = mask_logits.float()
-        if self.merging == "pixelwise":
-            return assign_pixels(mask_logits, classes.detected, size, self.pixel_threshold)
+        if self.config.merging == "pixelwise":
+            return assign_pixels(mask_logits, classes.detected, size, self.config.pixel_threshold)
         order = self._order(mask_logits, classes)
-        return assign_masks(mask_logits, order, size, self.pixel_threshold, self.overlap_threshold)
+        return assign_masks(mask_logits, order, size, self.config.pixel_threshold, self.config.overlap_threshold)
 
     def segments(self, slots: SlotMap, classes: SlotClasses) -> tuple[Int64[Tensor, "h w"], Float[Tensor, " n"]]:
         """The slot that stands for each pixel's segment, -1 for void, and the score of each such slot.
@@ -137,7 +103,7 @@ class PanopticMerging:
         rows = rows_of_masks(classes.labels, thing, len(isthing))
         segments = torch.where(slots.confident, rows[slots.slot], -1)
         areas = count_rows(segments, len(rows))
-        large = areas >= torch.where(thing, self.thing_area_limit, self.stuff_area_limit)
+        large = areas >= torch.where(thing, self.config.thing_area_limit, self.config.stuff_area_limit)
         certainty = slots.probability * classes.confidence[slots.slot]
         index = segments.flatten() + 1
         total = certainty.new_zeros(len(rows) + 1).scatter_add(0, index, certainty.flatten())[1:]
@@ -147,17 +113,17 @@ class PanopticMerging:
     def _order(self, mask_logits: Float[Tensor, "n h w"], classes: SlotClasses) -> Int64[Tensor, " k"]:
         """The detected slots, the best first."""
         probabilities = mask_logits.softmax(dim=0)
-        inside = probabilities > self.pixel_threshold
+        inside = probabilities > self.config.pixel_threshold
         mean = (probabilities * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-        score = classes.confidence**self.class_exponent * mean**self.mask_exponent
+        score = classes.confidence**self.config.class_exponent * mean**self.config.mask_exponent
         order = score.argsort(descending=True, stable=True)
         return order[classes.detected[order]]
 
     def _isthing(self, device: torch.device) -> Bool[Tensor, " c"]:
-        return torch.tensor([category.get("isthing", True) for category in self.categories], device=device)
+        return torch.tensor(self.config.isthing, device=device)
 
     def _info(self, segment_id: int, label: int, score: Tensor, area: Tensor) -> SegmentInfo:
-        category = self.categories[label]
+        category = (self.config.categories or [])[label]
         return {
             "id": segment_id,
             "label": label,
@@ -174,7 +140,7 @@ def assign_pixels(
     """Each pixel's detected slot with the largest logit.
 
     A pixel is confident if the probability of that slot among the detected ones exceeds `threshold`, and no other
-    slot has a larger logit there: what a slot without a class has won is void, not the next slot's.
+    slot has a larger logit there: pixels of a slot that is not detected are void.
     """
     if not detected.any():
         nothing = torch.zeros(size, device=mask_logits.device)
@@ -193,11 +159,11 @@ def assign_pixels(
 
 
 def _contending(mask_logits: Float[Tensor, "n h w"], detected: Bool[Tensor, " n"]) -> Bool[Tensor, "n h-1"]:
-    """The slots that count for any of the pixels between two rows of logits, before these are enlarged.
+    """The slots that can affect a pixel between two rows of logits, before these are enlarged.
 
-    Between four logits none lies above the largest. A detected slot whose four are `_NEGLIGIBLE` below all four of
-    another has no share in the pixels' probabilities that float32 could hold; one that is not detected cannot surpass
-    it already when they are as much below as rounding may err.
+    No value interpolated between four logits exceeds the largest of them. A detected slot whose four logits lie
+    `_NEGLIGIBLE` below all four of another has too small a share of the pixels' probabilities for float32. A slot that
+    is not detected matters only if its logit can be the largest; a margin for rounding is enough there.
     """
     upper = _largest_of_four(mask_logits)
     lower = -_largest_of_four(-mask_logits[detected])

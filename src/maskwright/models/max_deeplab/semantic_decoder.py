@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.blocks import SeparableConv, conv_block
+from maskwright.models.max_deeplab.config import OUTPUT_STRIDE, MaXDeepLabConfig
 from maskwright.models.max_deeplab.decoder import resize_to
 
 ATROUS_RATES = (6, 12, 18)
@@ -22,8 +23,8 @@ class SpatialPyramidPooling(nn.Module):
     Args:
         in_channels: of the input.
         channels: of each branch and of the output.
-        pool_size: height and width of the pooling's window: of the whole map at the training size, so that
-            a larger map has several pooled values.
+        pool_size: height and width of the pooling's window. It spans the map at the training size; a larger map has
+            several pooled values.
 
     Source: deeplab2 `aspp.ASPP`.
     """
@@ -49,29 +50,21 @@ class SemanticDecoder(nn.Module):
     """Pyramid pooling at stride 16, fused with the maps at strides 8 and 4.
 
     Args:
+        config: of the model.
         in_channels: of the map at stride 16.
-        low_level_channels: of the encoder's maps, by stride (4, 8).
-        channels: of the output.
-        projected_channels: to which the maps at strides 8 and 4 are reduced.
-        pool_size: see `SpatialPyramidPooling`.
+        encoder_channels: of the encoder's maps, by stride (4, 8).
 
     Source: deeplab2 `decoder/deeplabv3plus.py`, `decoder/max_deeplab.py`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        low_level_channels: Mapping[int, int],
-        channels: int,
-        projected_channels: Sequence[int],
-        pool_size: tuple[int, int],
-    ) -> None:
+    def __init__(self, config: MaXDeepLabConfig, in_channels: int, encoder_channels: Mapping[int, int]) -> None:
         super().__init__()
-        self.aspp = SpatialPyramidPooling(in_channels, channels, pool_size)
-        first, second = projected_channels
-        self.low_level1 = conv_block(low_level_channels[8], first, 1)
+        channels, (first, second) = config.semantic_channels, config.low_level_channels
+        pool_size = config.image_size // OUTPUT_STRIDE + 1
+        self.aspp = SpatialPyramidPooling(in_channels, channels, (pool_size, pool_size))
+        self.low_level1 = conv_block(encoder_channels[8], first, 1)
         self.fusion1 = SeparableConv(channels + first, channels)
-        self.low_level2 = conv_block(low_level_channels[4], second, 1)
+        self.low_level2 = conv_block(encoder_channels[4], second, 1)
         self.fusion2 = SeparableConv(channels + second, channels)
 
     def forward(self, x: Float[Tensor, "n c h w"], low_level: Mapping[int, Tensor]) -> Float[Tensor, "n d i j"]:
