@@ -54,7 +54,9 @@ CLEAN = instances(
 
 # Files that are broken in one way, the kind of the repair, how often it is made, and the first example.
 REPAIRED = [
-    pytest.param(instances([annotation(1.0)]), Kind.WHOLE_FLOAT, "annotation 1.0: id is the number 1.0", id="annotation id"),
+    pytest.param(
+        instances([annotation(1.0)]), Kind.WHOLE_FLOAT, "annotation 1.0: id is the number 1.0", id="annotation id"
+    ),
     pytest.param(
         instances([annotation(1, image_id=7)], images=[image(7.0)]),
         Kind.WHOLE_FLOAT,
