@@ -33,9 +33,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from maskwright.data.json_file import read_json_object
 from maskwright.errors import UserError
-from maskwright.files import write_json
+from maskwright.files import read_json_object, write_json
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import BoxPrompted, SegmentationModel
 from maskwright.training.checkpoints import read_step

@@ -217,9 +217,9 @@ def _check_data(arguments: list[str]) -> int:
     )
     values = _parse(parser, arguments)
 
-    from maskwright.data.check import check_file
+    from maskwright.apps.check_data import check_data
 
-    report = check_file(**values)
+    report = check_data(**values)
     print(report)
     return 0 if report.usable else 2
 

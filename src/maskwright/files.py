@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON files that a user gave."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,31 @@ from maskwright.errors import UserError
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
-    """Write a JSON file under a temporary name beside it, then rename: never half a file.
+    """Write a JSON file, whole or not at all (`write_whole`).
 
     Raises:
         UserError: the file cannot be written there.
-        ValueError: `content` has NaN or infinity, which JSON has no words for.
+        ValueError: `content` has NaN or infinity, which JSON cannot express.
     """
-    text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all (`write_whole`).
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
     write_whole(path, lambda temporary: temporary.write_text(text))
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file under a temporary name beside `path`, then rename it: never half a file.
+    """Let `write` make a file or a folder under a temporary name beside `path`, then rename it: never half of it.
+
+    A file replaces the one of the same name. A folder must be new, or the one there must be empty.
 
     Raises:
-        UserError: the file cannot be written there; whatever stood there before is unchanged.
+        UserError: it cannot be written there; what was there before is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -37,5 +48,49 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     except OSError as error:  # Pillow's own have no strerror: a picture that is too wide for JPEG
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def read_json_object(
+    path: str | Path, keys: Sequence[str] = (), *, kind: str = "annotation file", hint: str = ""
+) -> dict[str, Any]:
+    """The JSON object in the file at `path`, which must have all of `keys`.
+
+    Args:
+        path: the file.
+        keys: that it must have.
+        kind: what the file is for, as an error names it.
+        hint: ends every error: what was expected, or what to do.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, not JSON, not an object, or lacks a key.
+    """
+    path, hint = Path(path), f"; {hint}" if hint else ""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the {kind} {path}: {error.strerror or error}{hint}") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        reason = "it is empty" if path.stat().st_size == 0 else str(error)
+        raise UserError(f"{path} is not a JSON file: {reason}{hint}") from error
+    expected = f"the keys {_listed(keys)}"
+    if not isinstance(content, dict):
+        wanted = f" with {expected}" if keys else ""
+        raise UserError(f"{path}: expected a JSON object{wanted}, but got a {_json_type(content)}{hint}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        found = _listed(list(content)[:10]) if content else "none"
+        raise UserError(f"{path}: expected {expected}, but {_listed(missing)} is missing (keys found: {found}){hint}")
+    return content
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(repr(key) for key in keys)
+
+
+def _json_type(value: object) -> str:
+    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "null")

@@ -10,9 +10,9 @@ from painter import Painter
 from PIL import Image
 
 from maskwright.apps import predict
+from maskwright.apps.check_data import check_data
 from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.apps.visualize import draw_panoptic_overlay
-from maskwright.data.check import check_file
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
 from maskwright.structures import Category, PanopticPrediction, SegmentInfo
@@ -47,7 +47,7 @@ def test_files(folder: Path, capsys):
     ]
     ids = np.asarray(Image.open(out / "a_panoptic.png"))[..., 0]
     assert ids[0].tolist() == [5] * 15 + [9] * 15
-    report = check_file(out / "panoptic.json", folder, out)
+    report = check_data(out / "panoptic.json", folder, out)
     assert report.problems == []
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("\t") == [str(folder / "a.png"), "2 segments", str(out / "a_overlay.jpg")]

@@ -6,7 +6,8 @@ import torch
 from coco_folder import CATEGORIES, HEIGHT, WIDTH, annotation
 from PIL import Image
 
-from maskwright.data.coco import CocoInstances, split_by_hash
+from maskwright.data.coco import CocoInstances
+from maskwright.data.dataset import split_by_hash
 from maskwright.errors import UserError
 from maskwright.structures import check_targets
 

@@ -57,8 +57,8 @@ def test_an_image_without_segments_and_a_segment_that_is_everything(panoptic: Pa
     check_panoptic_targets([image for image, _ in samples], [target for _, target in samples], num_classes=4)
     assert (samples[0][1]["segmentation"] == -1).all()
     assert (samples[1][1]["segmentation"] == 0).all()
-    assert data.count_segments() == 1
-    assert data.subset([0]).count_segments() == 0
+    assert data.count_instances() == (1, 0)
+    assert data.subset([0]).count_instances() == (0, 0)
 
 
 @pytest.mark.parametrize("kind", [0, 1])

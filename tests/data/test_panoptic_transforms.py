@@ -6,9 +6,11 @@ import torch
 from maskwright.data.panoptic_transforms import (
     RandomCrop,
     drop_empty_segments,
+    panoptic_steps,
     panoptic_training_transforms,
     scaled_size,
 )
+from maskwright.data.transforms import Augmentation
 from maskwright.structures import PanopticTarget, check_panoptic_targets
 
 COLOURS = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.uint8)
@@ -69,14 +71,13 @@ def test_a_crop_by_hand():
     image = torch.arange(4 * 6, dtype=torch.uint8).reshape(1, 4, 6).expand(3, -1, -1)
     before = target(torch.arange(24).reshape(4, 6), 24)
     crop = RandomCrop((4, 6), (4, 6), size=(6, 3), pad=(1, 0), corner=(0, 2), flip=True)
-    after = crop.crop_target(before)
+    pixels, after = Augmentation(lambda *_: crop, panoptic_steps())(image, before)
     expected = torch.full((6, 3), -1)
     expected[1:5] = torch.arange(24).reshape(4, 6)[:, 2:5].flip(1)
     ids = torch.where(after["segmentation"] < 0, -1, after["ids"][after["segmentation"].long()] - 100)
     assert torch.equal(ids, expected)
     assert after["labels"].tolist() == sorted(expected[expected >= 0].tolist())  # half of the segments are gone
-    pixels = crop.crop_image(image) * 255
-    assert torch.allclose(pixels[0], torch.where(expected < 0, 127.5, expected.float()), atol=1e-4)
+    assert torch.allclose(pixels[0] * 255, torch.where(expected < 0, 127.5, expected.float()), atol=1e-4)
 
 
 def test_a_segment_that_the_crop_loses_is_dropped():

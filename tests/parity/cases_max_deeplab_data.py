@@ -17,7 +17,13 @@ from torch.nn import functional
 
 from maskwright.data.auto_augment import OPERATIONS, POLICY
 from maskwright.data.categories import read_categories
-from maskwright.data.panoptic_transforms import RandomCrop, panoptic_training_transforms, scaled_size
+from maskwright.data.panoptic_transforms import (
+    RandomCrop,
+    panoptic_steps,
+    panoptic_training_transforms,
+    scaled_size,
+)
+from maskwright.data.transforms import Augmentation
 from maskwright.models.max_deeplab.mask_targets import create_mask_targets
 from maskwright.ops.panoptic_map import decode_ids, encode_ids, rows_of_ids
 from maskwright.ops.resize import fitted_size, resize_nearest
@@ -107,8 +113,10 @@ def check_sample(data: ParityData, file: str) -> None:
     assert len(crops) == 1 + len(config["draws"])
     for name, crop in crops.items():
         expected = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
-        assert_image(crop.crop_image(image).permute(1, 2, 0) * 255, expected["image"], f"{name}/image")
-        _check_target(crop.crop_target(target), expected, config)
+        augment = Augmentation(lambda *_, crop=crop: crop, panoptic_steps())
+        pixels, cropped = augment(image, target)
+        assert_image(pixels.permute(1, 2, 0) * 255, expected["image"], f"{name}/image")
+        _check_target(cropped, expected, config)
 
 
 def _target(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], labels: Mapping[int, int]) -> PanopticTarget:

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from maskwright.data.coco import split_by_hash
-from maskwright.training.batches import open_data_sets
+from maskwright.data.dataset import split_by_hash
+from maskwright.training.data_sets import open_data_sets
 from maskwright.training.engine import build_model
 from maskwright.training.recipes import resolve_recipe
 

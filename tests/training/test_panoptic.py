@@ -10,7 +10,7 @@ from small_max_deeplab import SMALL, small_model
 
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, save_pretrained
-from maskwright.training.batches import open_data_sets
+from maskwright.training.data_sets import open_data_sets
 from maskwright.training.engine import build_model
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.rehearsal import rehearse

@@ -8,7 +8,7 @@ import torch
 
 from maskwright.errors import UserError
 from maskwright.training import engine
-from maskwright.training.batches import open_data_sets
+from maskwright.training.data_sets import open_data_sets
 from maskwright.training.engine import build_model
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.rehearsal import rehearse

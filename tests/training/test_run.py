@@ -11,8 +11,8 @@ from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import from_pretrained
 from maskwright.ops.crop import crop_masks
 from maskwright.structures import InstancePrediction
-from maskwright.training.batches import open_data_sets
 from maskwright.training.checkpoints import read_best_score
+from maskwright.training.data_sets import open_data_sets
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main, train
 from maskwright.training.validation import MasksFromBoxes

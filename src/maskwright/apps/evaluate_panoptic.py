@@ -15,12 +15,12 @@ from tqdm import tqdm
 from maskwright.apps.measure_panoptic import PanopticMeasurement, measure_panoptic, tell_skipped
 from maskwright.apps.outputs import check_numbers, check_outputs
 from maskwright.data.categories import match_name, parse_categories
-from maskwright.data.json_file import read_json_object
 from maskwright.data.panoptic import new_map_folder, read_id_map, write_panoptic
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
 from maskwright.evaluation.report import panoptic_quality_summary
+from maskwright.files import read_json_object
 from maskwright.predictor import Predictor
 from maskwright.structures import Category
 

@@ -20,8 +20,7 @@ from maskwright.apps.outputs import check_can_make, make_folder
 from maskwright.apps.predict_panoptic import predict_panoptic
 from maskwright.apps.visualize import draw_overlay
 from maskwright.data.categories import labels_of_names
-from maskwright.data.coco import read_annotated_image
-from maskwright.data.images import IMAGE_SUFFIXES, read_image
+from maskwright.data.images import IMAGE_SUFFIXES, read_annotated_image, read_image
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
 from maskwright.ops.paste import paste_masks

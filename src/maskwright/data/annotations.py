@@ -6,55 +6,34 @@ This module alone decides what a broken annotation means: the data set builds on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import is_text, read_json_object
+from maskwright.data.dataset import ListedImage
+from maskwright.data.json_file import is_text
+from maskwright.data.problems import Problem, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.structures import Category
 
-Effect = Literal["refused", "not for training", "dropped", "box only", "void", "kept"]
-
 
 @dataclass(frozen=True)
-class Problem:
-    """One broken entry of an annotation file.
+class CocoIndex:
+    """What the two COCO formats share. M annotations or segments, grouped by image, in file order; no broken ones.
 
-    subject: what `id` counts: `annotation`, `image` or `segment` (`file` where no entry is to blame).
-    id: the entry's own id, or its position in the list as `#3` where it has none.
-    kind: the reason in general words, the same for all entries of a kind; `reason` adds the values.
-    effect: `refused` (the file cannot be used), `not for training` (only for prediction and evaluation), `dropped`
-        (the entry is left out), `box only` (it is kept without its mask), `void` (its pixels count as unlabelled),
-        `kept` (it is used all the same).
-    """
-
-    subject: Literal["annotation", "image", "segment", "file"]
-    id: Any
-    kind: str
-    reason: str
-    effect: Effect
-
-    def __str__(self) -> str:
-        text = f"{self.subject} {self.id}: {self.reason}"
-        return text.encode(errors="backslashreplace").decode()  # the entry's own texts may be no texts (`is_text`)
-
-
-@dataclass(frozen=True)
-class AnnotationIndex:
-    """What a COCO file holds, without its broken annotations. Annotations are grouped by image, in file order.
-
+    source: the file.
     categories: in file order; category_rows: int64 [M], positions in it.
-    image_ids: [I] as in the file; image_sizes: int64 [I, 2] (height, width).
+    file_names: of the images; image_ids: [I] as in the file; image_sizes: int64 [I, 2] (height, width).
     sampling_weights: float64 [I] or None where no image has the key.
-    offsets: int64 [I + 1]; image i has the annotations offsets[i] .. offsets[i + 1] - 1.
-    boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
-    ids: int64 [M]; iscrowd: bool [M]; segmentations: of the M annotations.
+    offsets: int64 [I + 1]; image i has the rows offsets[i] .. offsets[i + 1] - 1.
+    ids: int64 [M]; iscrowd: bool [M].
     problems: of the whole file, in the order found; those that are `refused` make the index unusable.
     """
 
@@ -65,11 +44,9 @@ class AnnotationIndex:
     image_sizes: np.ndarray
     sampling_weights: np.ndarray | None
     offsets: np.ndarray
-    boxes: np.ndarray
     category_rows: np.ndarray
     ids: np.ndarray
     iscrowd: np.ndarray
-    segmentations: Segmentations
     problems: list[Problem]
 
     def refuse_unusable(self) -> None:
@@ -80,17 +57,39 @@ class AnnotationIndex:
         """
         refuse_problems(self.source, self.problems)
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many entries were dropped or are otherwise broken, by kind of reason."""
+        return dict(Counter(problem.kind for problem in self.problems))
 
-def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
-    """Raise the first of the problems that make the file `source` unusable, if there is one.
+    @property
+    def image_rows(self) -> np.ndarray:
+        """int64 [M], the image of each row."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
 
-    Raises:
-        UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
+    def image(self, row: int) -> ListedImage:
+        """The entry of image `row`."""
+        identity = self.image_ids[row]
+        height, width = self.image_sizes[row].tolist()
+        return ListedImage(
+            identity if isinstance(identity, str) else int(identity), self.file_names[row], (height, width)
+        )
+
+    def rows_of(self, row: int) -> slice:
+        """The rows of image `row`."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+
+@dataclass(frozen=True)
+class AnnotationIndex(CocoIndex):
+    """What a COCO instances file holds.
+
+    boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
+    segmentations: of the M annotations.
     """
-    refused = [problem for problem in problems if problem.effect == "refused"]
-    if refused:
-        others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
-        raise UserError(f"{source}: {refused[0]}{others}")
+
+    boxes: np.ndarray
+    segmentations: Segmentations
 
 
 class TextTable:
@@ -103,6 +102,9 @@ class TextTable:
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int | np.integer) -> str:
         return self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()

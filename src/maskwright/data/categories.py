@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from maskwright.data.json_file import is_text, read_json_object
+from maskwright.data.json_file import is_text
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.structures import Category
 
 VOC = (

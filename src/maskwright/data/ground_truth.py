@@ -9,8 +9,8 @@ from typing import Any
 import faster_coco_eval.core.mask as coco_mask
 
 from maskwright.data.annotations import read_annotations
-from maskwright.data.json_file import read_json_object
 from maskwright.data.segmentations import SegmentationPacker
+from maskwright.files import read_json_object
 
 
 def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:

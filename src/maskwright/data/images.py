@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from maskwright.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Lower-case file suffixes that are taken for pictures when a folder is searched."""
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError)
+"""What Pillow's decoders raise for broken data."""
 
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
@@ -46,6 +49,41 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
     raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
 
 
+def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+    """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
+
+    COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
+
+    Raises:
+        UserError: the file is missing, cannot be read as an image, or has another size.
+    """
+    require_file(path, source)
+    try:
+        with Image.open(path) as stored:
+            if (stored.height, stored.width) == size:
+                stored.getexif().pop(ExifTags.Base.Orientation, None)
+            image = read_image(stored)
+    except DECODER_ERRORS as error:  # a UserError is a ValueError
+        raise UserError(f"cannot read the image {path}: {error}") from error
+    found = tuple(image.shape[1:])
+    if found != size:
+        raise UserError(
+            f"the image {path} has {found[0]} x {found[1]} pixels (height x width), "
+            f"but {source} says {size[0]} x {size[1]}"
+        )
+    return image
+
+
+def require_file(path: Path, source: str) -> None:
+    """Refuse a file of the annotation file `source` that is not there.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    if not path.is_file():
+        raise UserError(f"the image {path}, listed in {source}, does not exist")
+
+
 def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
     if path.is_dir():
         raise UserError(f"{path}: expected an image file, but this is a folder")
@@ -62,8 +100,7 @@ def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
         raise UserError(f"{path}: too large an image ({error})") from error
     except UserError:
         raise
-    # Pillow's decoders report broken data as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except DECODER_ERRORS as error:
         raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
 
 

@@ -1,43 +1,15 @@
-"""Reading a JSON file that a user gave, with every way it can be wrong told in one sentence."""
+"""Reading a list out of a large JSON file element by element, and telling texts that can be written."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeGuard
-
-from maskwright.errors import UserError
 
 _DECODER = json.JSONDecoder()
 _MARKS = {mark: re.compile(rf"[ \t\n\r]*\{mark}[ \t\n\r]*") for mark in "{[:,"}
-
-
-def read_json_object(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The JSON object in the file at `path`, which must have all of `keys`.
-
-    Raises:
-        UserError: the file is missing, unreadable, empty, not JSON, not an object, or lacks a key.
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        reason = "it is empty" if path.stat().st_size == 0 else str(error)
-        raise UserError(f"{path} is not a JSON file: {reason}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object with the keys {_list(keys)}, but got a {_kind(content)}")
-    missing = [key for key in keys if key not in content]
-    if missing:
-        found = _list(list(content)[:10]) if content else "none"
-        raise UserError(
-            f"{path}: expected the keys {_list(keys)}, but {_list(missing)} is missing (keys found: {found})"
-        )
-    return content
 
 
 def list_elements(content: bytes, key: str) -> Iterator[Any]:
@@ -81,11 +53,3 @@ def is_text(value: object) -> TypeGuard[str]:
         return bool(value.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _list(keys: Sequence[str]) -> str:
-    return ", ".join(repr(key) for key in keys)
-
-
-def _kind(value: object) -> str:
-    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "null")

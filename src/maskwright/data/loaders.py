@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from maskwright.data.coco import CocoInstances
-from maskwright.data.panoptic import CocoPanoptic
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.structures import PanopticTarget, Target
 
 Batch = tuple[list[Tensor], list[Any]]
 """Images and their `Target`s, or their `PanopticTarget`s."""
-
-DataSet = CocoInstances | CocoPanoptic
 
 
 class EndlessSampler(Sampler[list[tuple[int, int]]]):
@@ -120,7 +117,7 @@ class BatchLoader(DataLoader[Any]):
 
 
 def training_loader(
-    dataset: DataSet,
+    dataset: SegmentationDataset,
     *,
     batch_size: int,
     seed: int,
@@ -147,21 +144,21 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: DataSet, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    dataset: SegmentationDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> BatchLoader:
     """The images rank, rank + world_size, ... once each, in order; over all ranks every image comes exactly once.
 
     Nothing is padded: ranks may differ by one image, and one may have none.
     """
     indices = range(rank, len(dataset), world_size)
-    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return _loader(dataset, batches, num_workers)
+    index_lists = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+    return _loader(dataset, index_lists, num_workers)
 
 
-def _loader(dataset: DataSet, batches: Any, num_workers: int) -> BatchLoader:
+def _loader(dataset: SegmentationDataset, batch_sampler: Any, num_workers: int) -> BatchLoader:
     return BatchLoader(
         dataset,  # pyright: ignore[reportArgumentType]
-        batch_sampler=batches,
+        batch_sampler=batch_sampler,
         collate_fn=collate,
         num_workers=num_workers,
         # Forked workers share the annotation index; its arrays would be copied to spawned ones.

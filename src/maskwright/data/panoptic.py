@@ -1,53 +1,48 @@
-"""COCO panoptic annotations (JSON and PNG) as a map-style data set of images and `PanopticTarget`s, and back."""
+"""COCO panoptic annotations (JSON and PNG) as a data set of images and `PanopticTarget`s, and back."""
 
 from __future__ import annotations
 
-import copy
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from maskwright.data.categories import labels_of_categories
-from maskwright.data.coco import read_annotated_image, require_file
-from maskwright.data.panoptic_annotations import map_folder, read_panoptic_annotations
+from maskwright.data.coco import CocoDataset
+from maskwright.data.dataset import DataSource, Inspection, InstanceTable, Transforms
+from maskwright.data.images import DECODER_ERRORS, require_file
+from maskwright.data.panoptic_annotations import (
+    NO_AREA,
+    PanopticIndex,
+    is_panoptic,
+    map_folder,
+    read_panoptic_annotations,
+)
+from maskwright.data.problems import Problem
 from maskwright.errors import UserError
-from maskwright.files import write_json
+from maskwright.files import write_json, write_whole
 from maskwright.ops.panoptic_map import decode_ids, encode_ids, rows_of_ids, segment_areas, segment_boxes
 from maskwright.structures import Category, PanopticTarget
 
-PanopticTransforms = Callable[[Tensor, PanopticTarget], tuple[Tensor, PanopticTarget]]
 
-
-class CocoPanoptic:
-    """A COCO panoptic file, its folder of PNGs and its folder of images; any category ids, nothing to register.
-
-    `ds[i]` is `(uint8 RGB image [3, H, W], PanopticTarget)` of the i-th annotated image of the file; `ds[(i, seed)]`
-    runs the transforms with torch's random state seeded by `seed` (and puts the state back), so that augmentation is
-    a function of the sample's seed alone.
+class CocoPanoptic(CocoDataset):
+    """A COCO panoptic file, its folder of PNGs and its folder of images.
 
     Without transforms nothing is lost: `panoptic_to_coco` gives the PNG and the segments back. Segments are rows in
     file order, crowds and segments without a pixel among them; pixels of id 0, and of ids that have no usable segment,
-    are void. Images without an annotation are left out.
-
-    The annotations are held in flat arrays, which forked loader workers share.
-
-    Attributes:
-        categories: the label space (position = label).
-        file_categories: the file's own categories.
-        skipped: how many entries were dropped while the file was read, by kind of reason (`maskwright data check`
-            names each, and what shows only in the PNGs).
-        transforms: called with (image, target); may be replaced at any time.
+    are void. Images without an annotation are left out. Every segment has a mask.
     """
+
+    format_name = "COCO panoptic files"
+    task = "panoptic"
 
     def __init__(
         self,
@@ -56,7 +51,7 @@ class CocoPanoptic:
         segmentations: str | Path | None = None,
         *,
         categories: Sequence[Category] | None = None,
-        transforms: PanopticTransforms | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         """Read the annotation file.
 
@@ -73,91 +68,132 @@ class CocoPanoptic:
             UserError: the file is unusable, a class with segments is not in `categories`, or a folder or its first
                 file is missing.
         """
-        self._images = Path(images)
         self._index = read_panoptic_annotations(annotations)
-        self._index.refuse_unusable()
+        super().__init__(images, self._index, categories, transforms)
         self._maps = map_folder(annotations, segmentations)
-        self._rows = np.arange(len(self._index.image_ids))
-        self.file_categories: list[Category] = self._index.categories
-        self.categories: list[Category] = list(self.file_categories if categories is None else categories)
-        used = set(np.unique(self._index.category_rows).tolist())
-        self._labels = labels_of_categories(self._index.categories, used, self.categories, self._index.source)
-        self.skipped = self._index.skipped
-        self.transforms = transforms
-        if not self._images.is_dir():
-            raise UserError(f"the image folder {self._images} does not exist or is no folder")
-        require_file(self._images / self.file_names[0], self._index.source)
         require_file(self._maps / self._index.map_names[0], self._index.source)
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @classmethod
+    def mismatch(cls, annotations: str | Path) -> str | None:
+        """See `FileDataset`."""
+        return None if is_panoptic(annotations) else "has no `segments_info`"
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, PanopticTarget]:
-        index, seed = key if isinstance(key, tuple) else (key, None)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index must lie in 0..{len(self) - 1}, but is {index}")
-        image, target = self._image(index), self._target(index)
-        if self.transforms is None:
-            return image, target
-        if seed is None:
-            return self.transforms(image, target)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.transforms(image, target)
+    @classmethod
+    def open(cls, source: DataSource) -> CocoPanoptic:
+        """See `FileDataset`."""
+        return cls(source.images, source.annotations, source.segmentations, categories=source.categories)
 
-    def subset(self, indices: Sequence[int]) -> CocoPanoptic:
-        """The images at `indices` of this data set, in that order; shares everything but `transforms` with it.
+    @classmethod
+    def inspect(cls, annotations: str | Path, segmentations: str | Path | None = None) -> Inspection:
+        """See `FileDataset`.
 
-        Raises:
-            UserError: `indices` is empty.
+        Every PNG is compared with the file. Named by PNG and id: pixels whose id has no segment, segments without a
+        pixel, areas that the pixels do not have, unknown categories; and PNGs that are missing, unreadable or of
+        another size.
         """
-        if len(indices) == 0:
-            raise UserError(f"{self._index.source}: a part of the data set without any image was asked for")
-        part = copy.copy(self)
-        part._rows = self._rows[np.asarray(indices, dtype=np.int64)]
-        return part
+        index = read_panoptic_annotations(annotations)
+        return _inspect(index, map_folder(annotations, segmentations))
 
-    def count_segments(self) -> int:
-        """How many segments these images have, crowds left out."""
-        chosen = np.zeros(len(self._index.image_ids), dtype=bool)
-        chosen[self._rows] = True
-        return int((np.repeat(chosen, np.diff(self._index.offsets)) & ~self._index.iscrowd).sum())
+    @cached_property
+    def instances(self) -> InstanceTable:
+        """See `SegmentationDataset`; no PNG is read."""
+        return self._instances(np.ones(len(self._index.ids), dtype=bool))
 
-    @property
-    def file_names(self) -> list[str]:
-        """The file's `file_name` of each image."""
-        return [self._index.file_names[row] for row in self._rows]
+    @cached_property
+    def mask_classes(self) -> list[str]:
+        """All classes."""
+        return [category["name"] for category in self.categories]
 
-    @property
-    def sampling_weights(self) -> Float64[Tensor, " n"] | None:
-        """One number per image, from the optional key `sampling_weight` of its entry; None where none has it.
-
-        Where some images have the key and others do not, the others weigh 1.
-        """
-        weights = self._index.sampling_weights
-        return None if weights is None else torch.from_numpy(weights[self._rows])
-
-    def _size(self, index: int) -> tuple[int, int]:
-        height, width = self._index.image_sizes[self._rows[index]].tolist()
-        return height, width
-
-    def _image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        path = self._images / self._index.file_names[self._rows[index]]
-        return read_annotated_image(path, self._size(index), self._index.source)
-
-    def _target(self, index: int) -> PanopticTarget:
-        row = int(self._rows[index])
-        part = slice(int(self._index.offsets[row]), int(self._index.offsets[row + 1]))
-        id_map = read_id_map(self._maps / self._index.map_names[row], self._size(index), self._index.source)
-        ids = torch.from_numpy(self._index.ids[part].copy())
-        identity = self._index.image_ids[row]
-        return PanopticTarget(
+    def read_sample(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], PanopticTarget]:
+        """See `SegmentationDataset`."""
+        image, rows = self._index.image(index), self._index.rows_of(index)
+        pixels = self._read_image(image)
+        id_map = read_id_map(self._maps / self._index.map_names[index], image.size, self._index.source)
+        ids = torch.from_numpy(self._index.ids[rows].copy())
+        return pixels, PanopticTarget(
             segmentation=rows_of_ids(id_map, ids),
-            labels=torch.from_numpy(self._labels[self._index.category_rows[part]]),
-            iscrowd=torch.from_numpy(self._index.iscrowd[part].copy()),
+            labels=torch.from_numpy(self._labels(rows)),
+            iscrowd=torch.from_numpy(self._index.iscrowd[rows].copy()),
             ids=ids,
-            image_id=identity if isinstance(identity, str) else int(identity),
+            image_id=image.id,
         )
+
+
+def _inspect(index: PanopticIndex, folder: Path) -> Inspection:
+    areas, void, problems = _compare_maps(index, folder)
+    pixels = max(int(areas.sum()) + void, 1)
+    is_thing = np.array([category.get("isthing", True) for category in index.categories])
+    segments, things = len(index.ids), int(is_thing[index.category_rows].sum())
+    dropped = sum(problem.effect == "dropped" and problem.subject != "image" for problem in index.problems)
+    return Inspection(
+        source=index.source,
+        summary=[
+            f"images: {len(index.image_ids)}, of these without segments: {(np.diff(index.offsets) == 0).sum()}",
+            f"segments: {segments} (things: {things}, stuff: {segments - things}, "
+            f"crowds among them: {index.iscrowd.sum()}), dropped: {dropped}",
+            f"void: {void / pixels:.1%} of all pixels",
+        ],
+        classes=_class_rows(index, areas, pixels),
+        problems=index.problems + problems,
+        images=[index.image(row) for row in range(len(index.image_ids))],
+        learnable_images=len(np.unique(index.image_rows[(areas > 0) & ~index.iscrowd])),
+        lesson="a segment, crowds apart",
+    )
+
+
+def _compare_maps(index: PanopticIndex, folder: Path) -> tuple[np.ndarray, int, list[Problem]]:
+    """The pixels of each segment (int64 [M]), those of none, and what the PNGs have wrong."""
+    areas = np.zeros(len(index.ids), dtype=np.int64)
+    void = 0
+    problems: list[Problem] = []
+    for row, name in enumerate(index.map_names):
+        image, rows = index.image(row), index.rows_of(row)
+        try:
+            id_map = read_id_map(folder / name, image.size, index.source)
+        except UserError as error:
+            problems.append(Problem("image", image.id, "unusable segmentation", str(error), "refused"))
+            continue
+        found = dict(zip(*(column.tolist() for column in np.unique(id_map, return_counts=True)), strict=True))
+        void += found.pop(0, 0)
+        for segment in range(rows.start, rows.stop):
+            areas[segment] = found.pop(int(index.ids[segment]), 0)
+            problems += _segment_problems(index, segment, int(areas[segment]), name)
+        void += sum(found.values())
+        problems += [
+            Problem(
+                "segment",
+                f"{identity} of {name}",
+                "id without a segment",
+                f"{count} pixels have this id, but no usable segment has it",
+                "void",
+            )
+            for identity, count in found.items()
+        ]
+    return areas, void, problems
+
+
+def _segment_problems(index: PanopticIndex, segment: int, area: int, name: str) -> list[Problem]:
+    identity, listed = f"{index.ids[segment]} of {name}", int(index.areas[segment])
+    if area == 0:
+        return [Problem("segment", identity, "segment without pixels", "no pixel has this id", "dropped")]
+    if listed not in (NO_AREA, area):
+        return [Problem("segment", identity, "wrong area", f"area is {listed}, but {area} pixels have this id", "kept")]
+    return []
+
+
+def _class_rows(index: PanopticIndex, areas: np.ndarray, pixels: int) -> list[dict[str, str]]:
+    rows = []
+    for position, category in enumerate(index.categories):
+        own = index.category_rows == position
+        row = {
+            "class": category["name"],
+            "": "thing" if category.get("isthing", True) else "stuff",
+            "segments": str(own.sum()),
+            "crowds": str((own & index.iscrowd).sum()),
+            "pixels": f"{float(areas[own].sum()) / pixels:.1%}",
+        }
+        rows.append(row)
+    return rows
 
 
 def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[Tensor, "h w"]:
@@ -171,8 +207,7 @@ def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[Tensor,
         with Image.open(path) as stored:
             form, mode = stored.format, stored.mode
             colours = np.asarray(stored.convert("RGB"))
-    # Pillow's decoders report broken data as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise UserError(f"cannot read the segmentation {path}: {error}") from error
     if form != "PNG" or mode not in ("RGB", "RGBA", "P"):
         raise UserError(f"the segmentation {path} must be a PNG in colours (RGB), but is a {form} of mode {mode}")
@@ -193,7 +228,7 @@ def panoptic_to_coco(
     file_name: of the PNG.
 
     Raises:
-        ValueError: a segment id does not lie in 1..2^24 - 1.
+        ValueError: a segment id is not in 1..2^24 - 1.
     """
     segmentation, ids, count = target["segmentation"], target["ids"], len(target["ids"])
     if (ids < 1).any():
@@ -284,29 +319,24 @@ def write_panoptic(
     """
     annotations, folder = Path(annotations), new_map_folder(annotations, segmentations)
     images, written = [], []
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
+
+    def write_maps(temporary: Path) -> None:
+        temporary.mkdir()
         for entry in entries:
-            path = temporary / entry.annotation["file_name"]
+            name = entry.annotation["file_name"]
+            path = temporary / name
             if not path.resolve().is_relative_to(temporary.resolve()):
-                raise UserError(f"the segmentation {entry.annotation['file_name']!r} would lie outside of {folder}")
+                raise UserError(f"the segmentation {name!r} would lie outside of {folder}")
             if path.exists():
-                raise UserError(f"{annotations}: two images have the segmentation {entry.annotation['file_name']!r}")
+                raise UserError(f"{annotations}: two images have the segmentation {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(entry.colours).save(path, "PNG")
             images.append(entry.image)
             written.append(entry.annotation)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-        try:
-            write_json(annotations, panoptic_content(images, written, categories), indent=None)
-        except BaseException:  # Ctrl-C, too
-            shutil.rmtree(folder)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    write_whole(folder, write_maps)
+    try:
+        write_json(annotations, panoptic_content(images, written, categories), indent=None)
+    except BaseException:  # Ctrl-C, too
+        shutil.rmtree(folder)
+        raise

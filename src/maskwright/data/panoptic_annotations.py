@@ -6,7 +6,6 @@ prints its problems.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,57 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations import Problem, TextTable, read_images, refuse_problems
+from maskwright.data.annotations import CocoIndex, TextTable, read_images
 from maskwright.data.categories import parse_categories
-from maskwright.data.json_file import is_text, list_elements, read_json_object
+from maskwright.data.json_file import is_text, list_elements
+from maskwright.data.problems import Problem
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.ops.panoptic_map import LARGEST_ID
-from maskwright.structures import Category
 
 NO_AREA = -1
 """The area of a segment whose entry has none."""
 
 
 @dataclass(frozen=True)
-class PanopticIndex:
-    """What a COCO panoptic file holds, without its broken entries. Images and segments are in file order.
+class PanopticIndex(CocoIndex):
+    """What a COCO panoptic file holds: the images that have an annotation, and their segments.
 
-    categories: in file order; category_rows: int64 [M], positions in it.
-    file_names, image_ids [I], image_sizes int64 [I, 2] (height, width): of the images that have an annotation.
     map_names: the PNG of each image.
-    sampling_weights: float64 [I] or None where no image has the key.
-    offsets: int64 [I + 1]; image i has the segments offsets[i] .. offsets[i + 1] - 1.
-    ids: int64 [M], each unique within its image, in 1..2^24 - 1; iscrowd: bool [M].
     areas: int64 [M], as the file says; `NO_AREA` where it does not.
-    problems: of the whole file, in the order found; those that are `refused` make the index unusable.
+    Each of the `ids` is unique within its image and in 1..2^24 - 1.
     """
 
-    source: str
-    categories: list[Category]
-    file_names: TextTable
     map_names: TextTable
-    image_ids: np.ndarray
-    image_sizes: np.ndarray
-    sampling_weights: np.ndarray | None
-    offsets: np.ndarray
-    ids: np.ndarray
-    category_rows: np.ndarray
-    iscrowd: np.ndarray
     areas: np.ndarray
-    problems: list[Problem]
-
-    def refuse_unusable(self) -> None:
-        """Raise the first problem that makes the file unusable, if there is one.
-
-        Raises:
-            UserError: a problem's effect is `refused`; its sentence names the entry and counts the others.
-        """
-        refuse_problems(self.source, self.problems)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many entries were dropped or are otherwise broken, by kind of reason."""
-        return dict(Counter(problem.kind for problem in self.problems))
 
 
 def is_panoptic(path: str | Path) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from maskwright.data.auto_augment import auto_augment
-from maskwright.data.panoptic import PanopticTransforms
+from maskwright.data.dataset import Transforms
+from maskwright.data.transforms import Augmentation, Step, check_augmentation, flip_horizontally, toss
 from maskwright.ops.panoptic_map import segment_areas
 from maskwright.ops.resize import fitted_size, resize_nearest
 from maskwright.structures import PanopticTarget
@@ -26,8 +27,8 @@ def panoptic_training_transforms(
     scale_steps: int = 10,
     flip: float = 0.5,
     auto_augmentation: bool = False,
-) -> PanopticTransforms:
-    """The training augmentation: fit into the crop, scale, (photometric policy,) pad at random, crop at random, flip.
+) -> Transforms:
+    """The training augmentation of panoptic maps: resize, (photometric policy,) pad and crop at random, flip.
 
     The result is an RGB image [3, height, width], float32 in 0..1, and its target in that frame. The map of segments
     stays a map; segments without a pixel left are dropped. All randomness is torch's, so `torch.manual_seed` fixes it.
@@ -47,25 +48,28 @@ def panoptic_training_transforms(
     Source: deeplab2, input_preprocessing.preprocess_image_and_label with the MaX-DeepLab configurations.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) < 1:
-        raise ValueError(f"image_size must be at least 1, but is {image_size}")
-    if scale is not None and not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale must be (low, high) with 0 < low <= high, but is {scale}")
+    check_augmentation(min(size), scale, flip)
     if scale_steps < 1:
         raise ValueError(f"scale_steps must be at least 1, but is {scale_steps}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must lie in 0..1, but is {flip}")
     scales = None if scale is None else torch.linspace(*scale, scale_steps)
 
-    def apply(image: Tensor, target: PanopticTarget) -> tuple[Tensor, PanopticTarget]:
-        image_shape = (image.shape[1], image.shape[2])
+    def draw(height: int, width: int) -> RandomCrop:
         if scales is None:
-            crop = RandomCrop.whole(image_shape, size, flip)
-        else:
-            crop = RandomCrop.draw(image_shape, size, scales, flip)
-        return crop.crop_image(image, auto_augmentation), crop.crop_target(target)
+            return RandomCrop.whole((height, width), size, flip)
+        return RandomCrop.draw((height, width), size, scales, flip)
 
-    return apply
+    return Augmentation(draw, panoptic_steps(auto_augmentation))
+
+
+def panoptic_steps(auto_augmentation: bool = False) -> list[Step]:
+    """What is done to an image and its map once the crop is drawn, in order."""
+    return [
+        RandomCrop.resize,
+        *([change_photometrically] if auto_augmentation else []),
+        RandomCrop.cut,
+        flip_as_drawn,
+        scale_to_unit_range,
+    ]
 
 
 @dataclass(frozen=True)
@@ -98,29 +102,31 @@ class RandomCrop:
         scaled = scaled_size(fitted, float(scales[torch.randint(len(scales), ())]))
         pad = [_draw(max(outer - inner, 1)) for outer, inner in zip(size, scaled, strict=True)]
         corner = [_draw(max(inner - outer, 0) + 1) for outer, inner in zip(size, scaled, strict=True)]
-        return cls(fitted, scaled, size, (pad[0], pad[1]), (corner[0], corner[1]), _toss(flip))
+        return cls(fitted, scaled, size, (pad[0], pad[1]), (corner[0], corner[1]), toss(flip))
 
     @classmethod
     def whole(cls, image_size: tuple[int, int], size: tuple[int, int], flip: float) -> RandomCrop:
         """All of an image of `image_size` (height, width), at the top left of the crop, or, flipped, the top right."""
         fitted = fitted_size(image_size, size)
-        return cls(fitted, fitted, size, (0, 0), (0, 0), _toss(flip))
+        return cls(fitted, fitted, size, (0, 0), (0, 0), toss(flip))
 
-    def crop_image(self, image: UInt8[Tensor, "3 _ _"], auto_augmentation: bool = False) -> Float[Tensor, "3 h w"]:
-        """The crop, float32 in 0..1; 0.5 where the image does not reach."""
-        pixels = image.float()
+    def resize(
+        self, image: UInt8[Tensor, "3 _ _"], target: PanopticTarget
+    ) -> tuple[Float[Tensor, "3 _ _"], PanopticTarget]:
+        """The image (float32 in 0..255) and the map at the size `scaled`."""
+        pixels, segmentation = image.float(), target["segmentation"]
         for new_size in (self.fitted, self.scaled):  # one after the other, as the original interpolates
             pixels = functional.interpolate(pixels[None], size=new_size, mode="bilinear", align_corners=True)[0]
-        if auto_augmentation:
-            pixels = auto_augment(pixels.to(torch.uint8)).float()
-        canvas = torch.full((3, *self.size), _GREY)
-        return self._lay(pixels, canvas) / 255
+            segmentation = resize_nearest(segmentation, new_size)
+        return pixels, PanopticTarget(**{**target, "segmentation": segmentation})
 
-    def crop_target(self, target: PanopticTarget) -> PanopticTarget:
-        """The segments inside of the crop, in the frame of the result; those without a pixel left are dropped."""
-        segmentation = resize_nearest(resize_nearest(target["segmentation"], self.fitted), self.scaled)
-        canvas = torch.full(self.size, -1, dtype=torch.int32)
-        return drop_empty_segments(PanopticTarget(**{**target, "segmentation": self._lay(segmentation, canvas)}))
+    def cut(
+        self, image: Float[Tensor, "3 _ _"], target: PanopticTarget
+    ) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
+        """The crop out of a resized image: grey and void beyond it; segments without a pixel left are dropped."""
+        pixels = self._lay(image, torch.full((3, *self.size), _GREY))
+        segmentation = self._lay(target["segmentation"], torch.full(self.size, -1, dtype=torch.int32))
+        return pixels, drop_empty_segments(PanopticTarget(**{**target, "segmentation": segmentation}))
 
     def _lay(self, source: Tensor, canvas: Tensor) -> Tensor:
         """The part of `source` [..., scaled] that the crop shows, on `canvas` [..., size]."""
@@ -129,7 +135,28 @@ class RandomCrop:
             for pad, corner, inner, outer in zip(self.pad, self.corner, self.scaled, self.size, strict=True)
         )
         canvas[..., into_rows, into_columns] = source[..., from_rows, from_columns]
-        return canvas.flip(-1) if self.flip else canvas
+        return canvas
+
+
+def change_photometrically(
+    _crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
+) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
+    """The image (0..255) after the photometric policy, which takes whole values."""
+    return auto_augment(image.to(torch.uint8)).float(), target
+
+
+def flip_as_drawn(
+    crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
+) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
+    """Swap left and right, if the crop says so."""
+    return flip_horizontally(image, target) if crop.flip else (image, target)
+
+
+def scale_to_unit_range(
+    _crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
+) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
+    """0..255 becomes 0..1."""
+    return image / 255, target
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -152,10 +179,6 @@ def drop_empty_segments(target: PanopticTarget) -> PanopticTarget:
         ids=target["ids"][keep],
         image_id=target["image_id"],
     )
-
-
-def _toss(probability: float) -> bool:
-    return float(torch.rand(())) < probability
 
 
 def _draw(count: int) -> int:

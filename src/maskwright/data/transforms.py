@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import BoundingBoxFormat
 
-from maskwright.structures import Target
+from maskwright.data.dataset import Transforms
+from maskwright.structures import PanopticTarget, Target
+
+AnyTarget = TypeVar("AnyTarget", Target, PanopticTarget)
+Step = Callable[[Any, Tensor, Any], tuple[Tensor, Any]]
+"""(crop, image, target) -> (image, target)."""
 
 # The original keeps crop centres this far from the image's edges.
 _CENTRE_BORDER = 128
@@ -32,8 +37,8 @@ def training_transforms(
     flip: float = 0.5,
     colour: float = 0.25,
     min_box_size: float = 1.0,
-) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
-    """The training augmentation: a random square crop resized to `image_size`, a flip, colour.
+) -> Transforms:
+    """The training augmentation of instances: a random square crop resized to `image_size`, a flip, colour.
 
     The result is a uint8 RGB image [3, image_size, image_size] and its target in that frame. All randomness is
     torch's, so `torch.manual_seed` fixes it.
@@ -59,26 +64,85 @@ def training_transforms(
     - A cut instance with a mask gets the tight box of what is left of its mask (`Square.crop_target`).
     - Boxes below `min_box_size` and instances whose mask is lost are dropped (the original: boxes fully outside).
     """
+    check_augmentation(image_size, scale, flip)
+    if colour < 0:
+        raise ValueError(f"colour must be a strength of at least 0, but is {colour}")
+
+    def draw(height: int, width: int) -> Square:
+        return Square.draw(height, width, scale, image_size) if scale else Square.whole(height, width, image_size)
+
+    steps: list[Step] = [partial(crop_to_square, min_box_size=min_box_size)]
+    if colour > 0:
+        steps.append(partial(jitter_colour_inside, strength=colour))
+    steps.append(partial(flip_at_random, probability=flip))
+    return Augmentation(draw, steps)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Transforms as a list of steps, taken in order; the crop that all of them refer to is drawn first.
+
+    draw: (height, width) of the image -> the crop.
+    steps: each takes (crop, image, target) and returns image and target.
+    """
+
+    draw: Callable[[int, int], Any]
+    steps: Sequence[Step]
+
+    def __call__(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """The image and its target after the last step."""
+        crop = self.draw(*image.shape[1:])
+        for step in self.steps:
+            image, target = step(crop, image, target)
+        return image, target
+
+
+def check_augmentation(image_size: int, scale: tuple[float, float] | None, flip: float) -> None:
+    """Check the values that the augmentations of instances and of panoptic maps share.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
     if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, but is {scale}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must lie in 0..1, but is {flip}")
-    if colour < 0:
-        raise ValueError(f"colour must be a strength of at least 0, but is {colour}")
-    flip_randomly = v2.RandomHorizontalFlip(flip)
 
-    def apply(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        height, width = image.shape[1:]
-        square = Square.draw(height, width, scale, image_size) if scale else Square.whole(height, width, image_size)
-        image, target = square.crop_image(image), square.crop_target(target, min_box_size)
-        if colour > 0:  # not on the padding, which stays 0 as it is in inference
-            rows, columns = square.inside
-            image[:, rows, columns] = jitter_colour(image[:, rows, columns], colour)
-        return _unwrap(*flip_randomly(*_wrap(image, target)))
 
-    return apply
+def toss(probability: float) -> bool:
+    """True with this probability; one draw of torch's random state."""
+    return float(torch.rand(())) < probability
+
+
+def flip_horizontally(image: Tensor, target: AnyTarget) -> tuple[Tensor, AnyTarget]:
+    """Swap left and right of an image and of its boxes, masks or map of segments."""
+    fields = cast("dict[str, Tensor]", target)
+    flipped = {name: fields[name].flip(-1) for name in ("masks", "segmentation") if name in fields}
+    if "boxes" in fields:
+        height, width = image.shape[-2:]
+        flipped["boxes"] = functional.horizontal_flip_bounding_boxes(
+            fields["boxes"], BoundingBoxFormat.XYXY, (height, width)
+        )
+    return image.flip(-1), cast("AnyTarget", {**fields, **flipped})
+
+
+def crop_to_square(square: Square, image: Tensor, target: Target, *, min_box_size: float) -> tuple[Tensor, Target]:
+    """Cut out the square and resize it."""
+    return square.crop_image(image), square.crop_target(target, min_box_size)
+
+
+def jitter_colour_inside(square: Square, image: Tensor, target: Target, *, strength: float) -> tuple[Tensor, Target]:
+    """Change the colours of the image (in place), but not of the padding, which stays 0 as it is in inference."""
+    rows, columns = square.inside
+    image[:, rows, columns] = jitter_colour(image[:, rows, columns], strength)
+    return image, target
+
+
+def flip_at_random(_square: Square, image: Tensor, target: Target, *, probability: float) -> tuple[Tensor, Target]:
+    """Swap left and right with this probability."""
+    return flip_horizontally(image, target) if toss(probability) else (image, target)
 
 
 @dataclass(frozen=True)
@@ -188,11 +252,11 @@ def _is_large(boxes: Float[Tensor, "n 4"], min_box_size: float) -> Bool[Tensor, 
     return ((extent >= min_box_size) & (extent > 0)).all(dim=1)
 
 
-def _select(target: Target, keep: Bool[Tensor, " n"], already: tuple[str, ...] = ()) -> Target:
-    """The instances `keep`; the fields `already` are left as they are."""
+def _select(target: Target, keep: Bool[Tensor, " n"], untouched: tuple[str, ...] = ()) -> Target:
+    """The instances `keep`, without a copy where these are all; the fields `untouched` stay as they are."""
     if keep.all():
         return target
-    chosen = {key: value[keep] for key, value in target.items() if isinstance(value, Tensor) and key not in already}
+    chosen = {key: value[keep] for key, value in target.items() if isinstance(value, Tensor) and key not in untouched}
     return Target(**{**target, **chosen})
 
 
@@ -217,18 +281,3 @@ def jitter_colour(image: UInt8[Tensor, "3 h w"], strength: float) -> UInt8[Tenso
     offset = (1 - contrast) * (mixing @ pixels.mean(dim=1, keepdim=True)) + 0.8 * strength * brightness * 255
     changed = torch.addmm(offset, mixing * contrast, pixels)
     return changed.clamp_(0, 255).round_().to(torch.uint8).view_as(image)
-
-
-def _wrap(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Give image, boxes and masks the types that torchvision's transforms go by."""
-    boxes = tv_tensors.BoundingBoxes(
-        target["boxes"],  # pyright: ignore[reportCallIssue]
-        format="XYXY",
-        canvas_size=(image.shape[1], image.shape[2]),
-    )
-    return tv_tensors.Image(image), Target(**{**target, "boxes": boxes, "masks": tv_tensors.Mask(target["masks"])})
-
-
-def _unwrap(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    plain = {key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()}
-    return image.as_subclass(Tensor), cast("Target", plain)

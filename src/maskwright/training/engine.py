@@ -16,13 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from maskwright.data.coco import CocoInstances
-from maskwright.data.loaders import DataSet
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.training.averaging import ExponentialAverage
-from maskwright.training.batches import DataSets, TrainingData, contents, open_data_sets
 from maskwright.training.checkpoints import RunCheckpoints, read_step
+from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
 from maskwright.training.interruption import StopRequest
 from maskwright.training.options import Recipe
@@ -40,7 +39,7 @@ from maskwright.training.run_folder import (
 from maskwright.training.task import TrainingTask
 
 
-def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
+def fit(recipe: Recipe, resume: bool, data_sets: DataSets | None = None) -> dict[str, Any]:
     """Train as `run.train` says; the values of its `TrainingResult`.
 
     Raises:
@@ -56,7 +55,10 @@ def fit(recipe: Recipe, resume: bool) -> dict[str, Any]:
     start = 0 if checkpoint is None else read_step(checkpoint)
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
-    data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
+    if data_sets is None:
+        data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
+    else:
+        data_sets = prepare_data_sets(data_sets, recipe.data, recipe.model["image_size"])
     task = TrainingTask(build_model(recipe, data_sets), recipe.optimizer, recipe.trainer.steps, recipe.trainer.seed)
     if checkpoint is None and recipe.trainer.initial_weights is not None:
         start_from(task.model, recipe.trainer.initial_weights, announce=is_first_process())
@@ -89,7 +91,7 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> nn.Module:
     """
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
-    if isinstance(data_sets.training, CocoInstances):
+    if data_sets.training.task == "instance":  # of a panoptic map every class has masks
         values["mask_classes"] = data_sets.training.mask_classes
     if recipe.trainer.initial_weights is not None and "pretrained_backbone" in values:
         values["pretrained_backbone"] = False  # other weights take their place
@@ -169,19 +171,19 @@ def _announce(
     lines = [
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
-        "training: " + contents(data_sets.training),
-        "validation: " + contents(data_sets.validation),
+        "training: " + data_sets.training.contents(),
+        "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
     lines += _skipped("training", data_sets.training)
-    if recipe.data.validation_annotations is not None:  # else both come from one file
+    if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
         lines += _skipped("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _skipped(name: str, dataset: DataSet) -> list[str]:
+def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
     counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
     return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
+from maskwright.data.dataset import DataSource, Transforms
+from maskwright.data.panoptic_transforms import panoptic_training_transforms
+from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
 from maskwright.structures import Task
 
@@ -40,6 +43,8 @@ class DataOptions:
         flip: probability of a horizontal flip.
     """
 
+    task: ClassVar[Task]
+
     images: str | None = None
     annotations: str | None = None
     validation_images: str | None = None
@@ -65,6 +70,36 @@ class DataOptions:
         """Side of the square training crops, in pixels, of a model whose input has `image_size`."""
         return image_size
 
+    def training_source(self) -> DataSource:
+        """What the training images are opened from.
+
+        Raises:
+            UserError: `images` or `annotations` is left open.
+        """
+        if self.images is None or self.annotations is None:
+            key = "images" if self.images is None else "annotations"
+            raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+        return DataSource(self.images, self.annotations)
+
+    def validation_source(self) -> DataSource:
+        """What the validation images are opened from, or those of which a share is set aside: with all that is known.
+
+        Raises:
+            UserError: `images` or `annotations` is left open.
+        """
+        training = self.training_source()
+        return DataSource(
+            self.validation_images or training.images, self.validation_annotations or training.annotations
+        )
+
+    def transforms(self, image_size: int) -> Transforms:
+        """The training augmentation, for a model whose input has `image_size`.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class InstanceDataOptions(DataOptions):
@@ -81,6 +116,8 @@ class InstanceDataOptions(DataOptions):
         colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
 
+    task = "instance"
+
     mask_classes: str | list[str] = "all"
     crop_size: int | None = None
     scale: tuple[float, float] | None = (0.6, 1.3)
@@ -95,6 +132,14 @@ class InstanceDataOptions(DataOptions):
     def side(self, image_size: int) -> int:
         """`crop_size`, or the model's own."""
         return self.crop_size or image_size
+
+    def training_source(self) -> DataSource:
+        """With the masks of `mask_classes` alone."""
+        return replace(super().training_source(), mask_classes=self.mask_classes)
+
+    def transforms(self, image_size: int) -> Transforms:
+        """See `DataOptions`."""
+        return training_transforms(self.side(image_size), scale=self.scale, flip=self.flip, colour=self.colour)
 
 
 @dataclass(frozen=True)
@@ -111,6 +156,8 @@ class PanopticDataOptions(DataOptions):
         auto_augmentation: change colours and sharpness by the policy of the original's L recipes.
     """
 
+    task = "panoptic"
+
     segmentations: str | None = None
     validation_segmentations: str | None = None
     scale: tuple[float, float] | None = (0.5, 1.5)
@@ -122,8 +169,30 @@ class PanopticDataOptions(DataOptions):
         _require("data", self, "> 0", "scale_steps")
         _require_range("data.scale", self.scale)
 
+    def training_source(self) -> DataSource:
+        """With the folder of the PNGs."""
+        return replace(super().training_source(), segmentations=self.segmentations)
 
-DATA_OPTIONS: dict[Task, type[DataOptions]] = {"instance": InstanceDataOptions, "panoptic": PanopticDataOptions}
+    def validation_source(self) -> DataSource:
+        """With the folder of the PNGs."""
+        separate = self.validation_annotations is not None
+        folder = self.validation_segmentations if separate else self.segmentations
+        return replace(super().validation_source(), segmentations=folder)
+
+    def transforms(self, image_size: int) -> Transforms:
+        """See `DataOptions`."""
+        return panoptic_training_transforms(
+            self.side(image_size),
+            scale=self.scale,
+            scale_steps=self.scale_steps,
+            flip=self.flip,
+            auto_augmentation=self.auto_augmentation,
+        )
+
+
+DATA_OPTIONS: dict[Task, type[DataOptions]] = {
+    options.task: options for options in (InstanceDataOptions, PanopticDataOptions)
+}
 """The keys of a recipe's section `data` by what its model finds."""
 
 

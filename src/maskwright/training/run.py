@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskwright.errors import UserError
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_names, resolve_recipe
 from maskwright.training.run_folder import BEST_WEIGHTS
+
+if TYPE_CHECKING:
+    from maskwright.training.data_sets import DataSets
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if result.signal_number is None else 128 + result.signal_number
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> TrainingResult:
+def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
     """Train as the recipe says, in its `trainer.output` folder (else `runs/NAME`).
 
     The folder gets `recipe.yaml` (resolved), `last.ckpt`, the weights folders `last` and `best` (averaged
@@ -69,6 +73,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainingResult:
     Args:
         recipe: of `resolve_recipe`.
         resume: go on from the folder's last checkpoint, or from the start if it was stopped before the first.
+        data_sets: your own data, in place of the files that the recipe names (see `SegmentationDataset`).
 
     Raises:
         UserError: the folder holds another run, the data or a model value cannot be used, or the loss is no
@@ -78,7 +83,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> TrainingResult:
         from maskwright.training.engine import fit
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'maskwright[train]'") from error
-    return TrainingResult(**fit(recipe, resume))
+    return TrainingResult(**fit(recipe, resume, data_sets))
 
 
 def _take_resume(arguments: list[str]) -> tuple[list[str], bool]:

@@ -1,15 +1,36 @@
+"""`maskwright data check`: what is counted, what is named as broken, and that training agrees."""
+
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation
+from coco_folder import HEIGHT, WIDTH, CocoFolder, annotation
+from panoptic_folder import PanopticFolder, segment, stripes
 
-from maskwright.data.check import check_annotations
+from maskwright.apps.check_data import DataReport, check_data
 from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
-from maskwright.training.batches import open_data_sets
+from maskwright.training.data_sets import open_data_sets
 from maskwright.training.options import InstanceDataOptions
 
 RUN_LENGTHS = {"size": [HEIGHT, WIDTH], "counts": [12, 5, HEIGHT * WIDTH - 17]}
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> CocoFolder:
+    return CocoFolder(tmp_path)
+
+
+@pytest.fixture
+def panoptic(tmp_path: Path) -> PanopticFolder:
+    return PanopticFolder(tmp_path)
+
+
+def numbers(report: DataReport) -> list[list[int]]:
+    """Those of each line of the summary."""
+    return [[int(number) for number in re.findall(r"\d+", line)] for line in report.summary]
 
 
 def test_counts_of_everything(coco):
@@ -24,12 +45,14 @@ def test_counts_of_everything(coco):
         ],
         images=3,
     )
-    report = check_annotations(coco.annotations, coco.images)
-    assert (report.images, report.images_without_annotations) == (3, 1)
-    assert (report.annotations, report.masks, report.boxes_without_masks) == (5, 3, 2)
-    assert (report.crowds, report.dropped) == (1, 1)
-    rows = {row.name: (row.boxes, row.masks, row.boxes_without_masks, row.crowds) for row in report.classes}
-    assert rows == {"person": (4, 3, 1, 1), "traffic light": (0, 0, 0, 0), "window": (1, 0, 1, 0)}
+    report = check_data(coco.annotations, coco.images)
+    assert report.summary == [
+        "images: 3, of these without annotations: 1",
+        "annotations: 5 (masks: 3, boxes without masks: 2, crowds among them: 1), dropped: 1",
+    ]
+    heads = ["class", "boxes", "masks", "boxes without masks", "crowds"]
+    rows = (["person", "4", "3", "1", "1"], ["traffic light", "0", "0", "0", "0"], ["window", "1", "0", "1", "0"])
+    assert report.classes == [dict(zip(heads, row, strict=True)) for row in rows]
     assert report.usable
     assert [(problem.subject, problem.id) for problem in report.problems] == [("annotation", 5), ("annotation", 4)]
     text = str(report)
@@ -81,17 +104,18 @@ BROKEN = [
 @pytest.mark.parametrize(("broken", "reason", "effect"), BROKEN)
 def test_each_broken_annotation_is_named_and_treated_alike_by_the_data_set(coco, broken, reason, effect):
     coco.write([annotation(8), broken, annotation(10, image_id=2)], images=2)
-    report = check_annotations(coco.annotations)
+    report = check_data(coco.annotations)
     assert len(report.problems) == 1
     assert reason in report.problems[0].reason
     assert report.problems[0].effect == effect
     assert str(report.problems[0].id) in ("8", "9", "#1")
-    assert report.dropped == (effect == "dropped")
+    (_, masks, _, _, dropped) = numbers(report)[1]
+    assert dropped == (effect == "dropped")
     agrees_with_data_set(coco, report)
     if effect != "refused":
         target = CocoInstances(coco.images, coco.annotations)[0][1]
         assert target["ids"].tolist() == ([8] if effect == "dropped" else [8, 9])
-        assert int(target["has_mask"].sum()) == report.masks - 1 == 1
+        assert int(target["has_mask"].sum()) == masks - 1 == 1
 
 
 def agrees_with_data_set(coco, report) -> None:
@@ -99,8 +123,9 @@ def agrees_with_data_set(coco, report) -> None:
     if report.usable:
         dataset = CocoInstances(coco.images, coco.annotations)
         targets = [dataset[index][1] for index in range(len(dataset))]
-        assert sum(len(target["boxes"]) for target in targets) == report.annotations
-        assert sum(int(target["has_mask"].sum()) for target in targets) == report.masks
+        annotations, masks = numbers(report)[1][:2]
+        assert sum(len(target["boxes"]) for target in targets) == annotations
+        assert sum(int(target["has_mask"].sum()) for target in targets) == masks
     else:
         with pytest.raises(UserError):
             read_to_the_end(CocoInstances(coco.images, coco.annotations))
@@ -138,7 +163,7 @@ def image(**changes) -> dict:
 def test_broken_image_entry_refuses_the_file(coco, entry, reason):
     coco.write([annotation(1)], images=[coco.picture("1.png", 1), entry])
     coco.picture("2.png", 2)
-    report = check_annotations(coco.annotations)
+    report = check_data(coco.annotations)
     assert [reason in problem.reason for problem in report.problems] == [True]
     assert not report.usable
     agrees_with_data_set(coco, report)
@@ -154,24 +179,24 @@ def test_broken_image_entry_refuses_the_file(coco, entry, reason):
 )
 def test_file_that_nothing_can_be_learned_from(coco, annotations, images, reason):
     coco.write(annotations, images=images)
-    report = check_annotations(coco.annotations)
+    report = check_data(coco.annotations)
     assert any(reason in problem.reason and problem.effect == "refused" for problem in report.problems)
     agrees_with_data_set(coco, report)
 
 
 def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
     coco.write([annotation(1), annotation(2, image_id=2)], images=3)
-    assert check_annotations(coco.annotations, coco.images).problems == []
+    assert check_data(coco.annotations, coco.images).problems == []
     (coco.images / "2.png").write_bytes(b"no picture")
     coco.picture("3.png", 3, (5, 5))
-    report = check_annotations(coco.annotations, coco.images)
+    report = check_data(coco.annotations, coco.images)
     assert [(problem.subject, problem.id) for problem in report.problems] == [("image", 2), ("image", 3)]
     assert "says 12 x 20" in report.problems[1].reason
     agrees_with_data_set(coco, report)
     (coco.images / "2.png").unlink()
-    assert "does not exist" in check_annotations(coco.annotations, coco.images).problems[0].reason
+    assert "does not exist" in check_data(coco.annotations, coco.images).problems[0].reason
     with pytest.raises(UserError, match="image folder"):
-        check_annotations(coco.annotations, tmp_path / "nowhere")
+        check_data(coco.annotations, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +211,7 @@ def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
 )
 def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, annotations, images, words):
     coco.write(annotations, images=images)
-    report = check_annotations(coco.annotations)
+    report = check_data(coco.annotations)
     (problem,) = (problem for problem in report.problems if problem.subject == "file")
     assert words in problem.reason
     assert problem.effect == "not for training"
@@ -208,10 +233,10 @@ def test_every_usual_form_of_the_crowd_flag(coco, flag):
 def test_a_text_that_is_none_can_be_printed(coco):
     broken = [annotation(9, image_id="\ud800"), annotation("\ud800")]
     coco.write([annotation(1), *broken], images=[coco.picture("1.png", 1), image(id="\ud800")])
-    assert str(check_annotations(coco.annotations)).encode()
+    assert str(check_data(coco.annotations)).encode()
     coco.write([annotation(1)], categories=[{"id": 7, "name": "per\ud800son"}])
     with pytest.raises(UserError, match="category 0 must have") as caught:
-        check_annotations(coco.annotations)
+        check_data(coco.annotations)
     assert str(caught.value).encode()
 
 
@@ -219,6 +244,93 @@ def test_a_text_that_is_none_can_be_printed(coco):
 def test_no_coco_file_is_one_sentence(coco, content):
     coco.annotations.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        check_annotations(coco.annotations)
+        check_data(coco.annotations)
     assert "\n" not in str(caught.value)
     assert str(coco.annotations) in str(caught.value)
+
+
+def test_a_good_panoptic_file(panoptic: PanopticFolder):
+    panoptic.write(
+        (stripes(1, 2), [segment(1, area=24), segment(2, 200)]),
+        (stripes(5, 6, 7, 0), [segment(5, iscrowd=1), segment(6, 3), segment(7, 92)]),
+        (stripes(), []),
+    )
+    report = check_data(panoptic.annotations, panoptic.images)
+    assert report.problems == []
+    assert str(report).splitlines()[1:] == [
+        "images: 3, of these without segments: 1",
+        "segments: 5 (things: 3, stuff: 2, crowds among them: 1), dropped: 0",
+        "void: 41.7% of all pixels",
+        "",
+        "class          segments    crowds    pixels",
+        "person  thing         2         1     25.0%",
+        "sky     stuff         1         0     16.7%",
+        "dog     thing         1         0      8.3%",
+        "grass   stuff         1         0      8.3%",
+        "",
+        "problems: 0",
+        "usable for training: yes",
+    ]
+
+
+def test_every_flaw_of_a_panoptic_file_is_named(panoptic: PanopticFolder):
+    segments = [segment(1, area=5), segment(2, 55), segment(3, area=12), segment(9)]
+    good = (stripes(1), [segment(1)])
+    panoptic.write((stripes(1, 2, 3, 4), segments), good, good, good)
+    (panoptic.maps / "2.png").unlink()
+    (panoptic.maps / "3.png").write_bytes(b"no picture")
+    report = check_data(panoptic.annotations)
+    text = [f"{problem} [{problem.effect}]" for problem in report.problems]
+    assert text[:5] == [
+        "segment 2 of 1.png: unknown category, category_id is 55, which the file does not list [dropped]",
+        "segment 1 of 1.png: area is 5, but 12 pixels have this id [kept]",
+        "segment 9 of 1.png: no pixel has this id [dropped]",
+        "segment 2 of 1.png: 12 pixels have this id, but no usable segment has it [void]",
+        "segment 4 of 1.png: 12 pixels have this id, but no usable segment has it [void]",
+    ]
+    assert "2.png, listed in" in text[5]
+    assert "cannot read the segmentation" in text[6]
+    assert [line.rpartition(" ")[2] for line in text[5:]] == ["[refused]"] * 2
+    assert len(text) == 7
+    assert not report.usable
+    assert "usable for training: no" in str(report)
+
+
+def test_a_category_that_does_not_say_whether_it_is_a_thing(panoptic: PanopticFolder):
+    panoptic.write((stripes(1), [segment(1)]), categories=[{"id": 7, "name": "person"}])
+    with pytest.raises(UserError, match=r"category 7 \(person\) has no 'isthing'"):
+        check_data(panoptic.annotations)
+
+
+def test_sizes_and_images_of_a_panoptic_file(panoptic: PanopticFolder):
+    panoptic.write((stripes(1), [segment(1)]), (stripes(1), [segment(1)]))
+    content = json.loads(panoptic.annotations.read_text())
+    content["images"][0]["height"] = 7
+    panoptic.annotations.write_text(json.dumps(content))
+    (panoptic.images / "2.png").unlink()
+    report = check_data(panoptic.annotations, panoptic.images)
+    kinds = [(problem.kind, problem.id) for problem in report.problems]
+    assert kinds == [("unusable segmentation", 1), ("unusable image", 1), ("unusable image", 2)]
+
+
+@pytest.mark.parametrize(
+    ("segments", "words"),
+    [([segment(1)], "only 1 of its images (2) has a segment"), ([segment(1, iscrowd=1)], "none of its images (2)")],
+)
+def test_too_few_segments_to_train_on(panoptic: PanopticFolder, segments: list, words: str):
+    panoptic.write((stripes(1), segments), (stripes(), []))
+    report = check_data(panoptic.annotations)
+    assert not report.usable
+    assert words in str(report)
+
+
+def test_the_content_tells_the_format(panoptic: PanopticFolder, tmp_path):
+    instances = tmp_path / "instances.json"
+    instances.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    assert "boxes without masks" in str(check_data(instances))
+    with pytest.raises(UserError, match="--segmentations has no use"):
+        check_data(instances, segmentations=tmp_path)
+    with pytest.raises(UserError, match="cannot read the annotation file"):
+        check_data(tmp_path / "missing.json")
+    panoptic.write((np.zeros((2, 2), dtype=int), []))
+    assert "void: 100.0%" in str(check_data(panoptic.annotations))

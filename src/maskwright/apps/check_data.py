@@ -1,0 +1,108 @@
+"""`maskwright data check`: what an annotation file holds, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskwright.data.dataset import Inspection, ListedImage
+from maskwright.data.formats import format_of
+from maskwright.data.images import read_annotated_image
+from maskwright.data.problems import Problem
+from maskwright.errors import UserError
+
+_COLUMN_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The contents of an annotation file, counted.
+
+    source: the file.
+    summary: the counts, as lines of text.
+    classes: a row for each class in file order, by the heads of the table's columns.
+    problems: every broken entry, image or flaw of the whole file, with its reason and what it leads to.
+    """
+
+    source: str
+    summary: Sequence[str]
+    classes: Sequence[Mapping[str, str]]
+    problems: Sequence[Problem]
+
+    @property
+    def usable(self) -> bool:
+        """Whether `maskwright train` takes the file: its data set can be opened (and read to its end, if the images
+        were checked), and something is left to learn from when some images are set aside for validation.
+        """
+        return not any(problem.effect in ("refused", "not for training") for problem in self.problems)
+
+    def __str__(self) -> str:
+        """The report as lines of text: counts, a table of classes, all problems, the verdict."""
+        lines = [
+            self.source,
+            *self.summary,
+            "",
+            *self._class_table(),
+            "",
+            f"problems: {len(self.problems)}",
+            *(f"  {problem} [{problem.effect}]" for problem in self.problems),
+            "usable for training: " + ("yes" if self.usable else "no"),
+        ]
+        return "\n".join(lines)
+
+    def _class_table(self) -> list[str]:
+        first, *others = heads = list(self.classes[0])
+        rows = [dict(zip(heads, heads, strict=True)), *self.classes]
+        widths = {head: max(_COLUMN_WIDTH if head else 0, *(len(row[head]) for row in rows)) for head in others}
+        widths[first] = max(len(row[first]) for row in rows)
+        return [
+            "  ".join([row[first].ljust(widths[first]), *(row[head].rjust(widths[head]) for head in others)])
+            for row in rows
+        ]
+
+
+def check_data(
+    annotations: str | Path, images: str | Path | None = None, segmentations: str | Path | None = None
+) -> DataReport:
+    """Read an annotation file as training does, decode every mask, and report all that is found.
+
+    Args:
+        annotations: a file of any of the `FORMATS`; its content tells which.
+        images: a folder; each image in it is also read, and its size compared with the file's.
+        segmentations: the folder of a panoptic file's PNGs; None takes the one beside the file that is named like it.
+
+    Raises:
+        UserError: the file is of no known format, a folder does not exist, or `segmentations` has no use.
+    """
+    found = format_of(annotations).inspect(annotations, segmentations)
+    problems = list(found.problems)
+    if not any(problem.effect == "refused" for problem in problems):
+        problems += _training_problems(found)
+    if images is not None:
+        problems += _image_problems(found.images, Path(images), found.source)
+    return DataReport(found.source, found.summary, found.classes, problems)
+
+
+def _training_problems(found: Inspection) -> list[Problem]:
+    """Training needs an image to learn from, and another one to validate on."""
+    if found.learnable_images >= 2:
+        return []
+    reason = (
+        f"{'only 1' if found.learnable_images else 'none'} of its images ({len(found.images)}) has {found.lesson}; "
+        "training needs at least 2: one to learn from and one set aside for validation"
+    )
+    return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
+
+
+def _image_problems(images: Sequence[ListedImage], folder: Path, source: str) -> list[Problem]:
+    """The images that cannot be used, in the order of the file."""
+    if not folder.is_dir():
+        raise UserError(f"the image folder {folder} does not exist or is no folder")
+    problems = []
+    for image in images:
+        try:
+            read_annotated_image(folder / image.file_name, image.size, source)
+        except UserError as error:
+            problems.append(Problem("image", image.id, "unusable image", str(error), "refused"))
+    return problems
