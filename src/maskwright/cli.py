@@ -215,6 +215,7 @@ def _check_data(arguments: list[str]) -> int:
         metavar="DIR",
         help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
     )
+    _add_exif(parser)
     values = _parse(parser, arguments)
 
     from maskwright.apps.check_data import check_data
@@ -299,6 +300,18 @@ def _add_loading(parser: ArgumentParser) -> None:
         "--precision", type=str, default="float32", help="bfloat16 is faster on processors and GPUs that have it"
     )
     parser.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many images")
+
+
+def _add_exif(parser: ArgumentParser) -> None:
+    """The frame of annotations, where the evidence is not to decide."""
+    parser.add_argument(
+        "--exif",
+        type=str,
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="what the boxes of pictures with an EXIF orientation are drawn on: the upright picture, the pixels as "
+        "stored, or what sizes and boxes say (auto; upright where they say nothing)",
+    )
 
 
 def _parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:

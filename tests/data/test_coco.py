@@ -99,7 +99,7 @@ def test_used_classes_unknown_to_the_model_are_listed(coco):
     ],
 )
 def test_boxes_are_clipped_and_degenerate_ones_dropped(coco, box, expected):
-    coco.write([annotation(1, bbox=box), annotation(2)])
+    coco.write([annotation(1, bbox=box, segmentation=[]), annotation(2)])
     dataset = open_folder(coco)
     target = dataset[0][1]
     if expected is None:
@@ -170,15 +170,27 @@ def test_no_sampling_weights(coco):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_exif_orientation_applies_only_where_the_size_asks_for_it(coco, orientation):
+@pytest.mark.parametrize("exif_rule", ["auto", "upright"])
+def test_a_picture_is_upright_where_its_size_does_not_say_otherwise(coco, orientation, exif_rule):
     entry = coco.picture("1.png", 1)
     pixels = np.array(Image.open(coco.images / "1.png"))
-    stored = np.rot90(pixels) if orientation == 6 else pixels  # 6: turn the stored pixels clockwise
+    stored = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels)}[orientation]  # 6: turn them clockwise
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(coco.images / "1.png", exif=exif)
     coco.write([annotation(1)], images=[entry])
-    assert (open_folder(coco)[0][0].permute(1, 2, 0).numpy() == pixels).all()
+    assert (open_folder(coco, exif=exif_rule)[0][0].permute(1, 2, 0).numpy() == pixels).all()
+
+
+@pytest.mark.parametrize(("orientation", "exif_rule"), [(6, "auto"), (6, "stored"), (3, "stored")])
+def test_a_picture_stays_as_stored_where_its_size_or_the_user_says_so(coco, orientation, exif_rule):
+    entry = coco.picture("1.png", 1)
+    pixels = np.array(Image.open(coco.images / "1.png"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(coco.images / "1.png", exif=exif)
+    coco.write([annotation(1)], images=[entry])
+    assert (open_folder(coco, exif=exif_rule)[0][0].permute(1, 2, 0).numpy() == pixels).all()
 
 
 def test_wrong_size_names_the_file_and_both_sizes(coco):

@@ -53,7 +53,9 @@ def test_the_longest_name_that_fits_is_meant():
 
 
 def test_the_same_path_twice_means_the_same_picture():
-    assert found(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"], "x/a.jpg", "x/b.jpg") == ["x/a.jpg", "x/b.jpg"] + 2 * ["x/a.jpg"]
+    assert found(["a.jpg", "b.jpg", "./a.jpg", "a.jpg"], "x/a.jpg", "x/b.jpg") == ["x/a.jpg", "x/b.jpg"] + 2 * [
+        "x/a.jpg"
+    ]
 
 
 def test_the_longest_common_end_decides():

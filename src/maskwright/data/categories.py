@@ -78,7 +78,10 @@ def parse_categories(entries: object, source: str) -> list[Category]:
             (nor false, nor true), or ids or names repeat.
     """
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{source}: 'categories' must be a non-empty list of {{id, name}} entries")
+        raise UserError(
+            f"{source}: 'categories' must be a non-empty list of {{id, name}} entries (only `maskwright predict` takes "
+            "boxes without classes)"
+        )
     categories: list[Category] = []
     for position, entry in enumerate(entries):
         identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)

@@ -11,13 +11,11 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from maskwright.data.orientation import ExifRule, choose_frame
 from maskwright.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Lower-case file suffixes that are taken for pictures when a folder is searched."""
-
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError)
-"""What Pillow's decoders raise for broken data."""
 
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
@@ -49,10 +47,12 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
     raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
 
 
-def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+def read_annotated_image(
+    path: Path, size: tuple[int, int], source: str, exif: ExifRule = "auto"
+) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
-    COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
+    An EXIF orientation is applied where the annotations are in the upright frame (`choose_frame`).
 
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
@@ -60,10 +60,11 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     require_file(path, source)
     try:
         with Image.open(path) as stored:
-            if (stored.height, stored.width) == size:
+            orientation = stored.getexif().get(ExifTags.Base.Orientation)
+            if not choose_frame((stored.height, stored.width), orientation, size, rule=exif).upright:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
-    except DECODER_ERRORS as error:  # a UserError is a ValueError
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
     found = tuple(image.shape[1:])
     if found != size:
@@ -100,7 +101,7 @@ def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
         raise UserError(f"{path}: too large an image ({error})") from error
     except UserError:
         raise
-    except DECODER_ERRORS as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from maskwright.data.orientation import TOLERANCE, ExifRule, Size, shows_upright_pictures
+from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 
 SizeOf = Callable[[str], Size | None]
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     NUMBER_AS_TEXT = "number written as a text"
     ID_AS_LISTED = "id written in another form than the file lists it"
     ANNOTATION_ID = "annotation id that is no number of its own, replaced inside"
+    PICTURE_NAME = "file_name spelled in another way than the path of its picture"
     NAME_OF_URL = "file_name missing, taken from coco_url"
     CITYSCAPES_NAME = "file_name of Cityscapes' panoptic files, turned into that of the picture"
     SIZE_OF_PICTURE = "image size missing or impossible, read from the picture"
@@ -60,8 +62,8 @@ class Repairs:
     """How often each kind of repair was made, and an example of each."""
 
     def __init__(self) -> None:
-        self.counts: dict[Kind, int] = {}
-        self.examples: dict[Kind, str] = {}
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, str] = {}
 
     def add(self, kind: Kind, example: str, count: int = 1) -> None:
         """Count a repair; `example` is told if it is the first of its kind."""
@@ -83,13 +85,19 @@ class Normalised:
 
     content: the given object itself where nothing was repaired; else a new one, which shares what is unchanged.
     repairs: by kind.
+    problems: what looks wrong in the file as a whole, but cannot be repaired.
     annotation_ids: the file's own id of each entry of `annotations` (None where it has none); None where all are as
         they were.
     """
 
     content: dict[str, Any]
     repairs: Repairs
+    problems: list[Problem]
     annotation_ids: list[Any] | None = None
+
+    def annotation_name(self, position: int) -> Any:
+        """What messages call an annotation: the file's own id, with its image where that may not be enough."""
+        return _name(self.content["annotations"][position], position, self.annotation_ids)
 
 
 class _Entries:
@@ -132,11 +140,7 @@ class _Entries:
 
     def name(self, position: int) -> str:
         """What the entry is called in a message."""
-        entry = self.items[position]
-        identity = entry.get("id") if self.own_ids is None else self.own_ids[position]
-        place = f"#{position}" if identity is None else identity
-        of_image = f" of image {entry['image_id']}" if "image_id" in entry and place != entry.get("id") else ""
-        return f"{self._subject} {place}{of_image}{self._within}"
+        return f"{self._subject} {_name(self.items[position], position, self.own_ids)}{self._within}"
 
     def leave_out(self, positions: set[int]) -> None:
         """Keep the other entries only."""
@@ -149,6 +153,16 @@ class _Entries:
         return self.items is not self._given
 
 
+def _name(entry: Any, position: int, own_ids: list[Any] | None) -> Any:
+    if not isinstance(entry, dict):
+        return f"#{position}"
+    identity = entry.get("id") if own_ids is None else own_ids[position]
+    if own_ids is None and identity is not None:
+        return identity
+    of_image = f" of image {entry['image_id']}" if "image_id" in entry else ""
+    return f"{f'#{position}' if identity is None else identity}{of_image}"
+
+
 @dataclass
 class _File:
     """A file in the middle of its repairs."""
@@ -158,6 +172,7 @@ class _File:
     size_of: SizeOf | None
     exif: ExifRule
     repairs: Repairs = field(default_factory=Repairs)
+    problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.images = _Entries("image", self.content.get("images"), self.repairs)
@@ -183,7 +198,7 @@ class _File:
         lists = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
         changed = {key: entries.items for key, entries in lists.items() if entries.changed}
         content = {**self.content, **changed} if changed else self.content
-        return Normalised(content, self.repairs, self.annotations.own_ids)
+        return Normalised(content, self.repairs, self.problems, self.annotations.own_ids)
 
 
 def normalise_instances(
@@ -264,11 +279,15 @@ def _kind_of_number(value: Any) -> Kind:
 
 
 def shown_value(value: Any) -> str:
-    """A value of a file in the words of a message: `the text '0'`, `the number 0`, `missing` (or null)."""
+    """A value of a file in the words of a message: `0`, `the text '0'`, `missing` (or null)."""
     if value is None:
         return "missing"
-    word = {str: "the text ", int: "the number ", float: "the number "}.get(type(value), "")
-    return word + repr(value)[:80]
+    return ("the text " if isinstance(value, str) else "") + repr(value)[:80]
+
+
+def _typed(value: Any) -> str:
+    """A text or a number, and which of them it is."""
+    return shown_value(value) if isinstance(value, str) else f"the number {value!r}"
 
 
 def _listed_id(value: Any, listed: Mapping[Any, Any]) -> Any:
@@ -293,7 +312,7 @@ def _repair_listed_ids(entries: _Entries, key: str, owners: _Entries) -> None:
         if isinstance(value, float) and isinstance(means, int):
             entries.repair(position, key, means, Kind.WHOLE_FLOAT, f"{key} is {shown_value(value)}")
         else:
-            reason = f"{key} is {shown_value(value)}, the file lists {shown_value(means)}"
+            reason = f"{key} is {_typed(value)}, the file lists {_typed(means)}"
             entries.repair(position, key, means, Kind.ID_AS_LISTED, reason)
 
 
@@ -421,14 +440,14 @@ def _swap_sizes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> None:
     """Swap a height and a width where the picture has them so, and something says that the picture is right.
 
     Label Studio lists the sizes as stored of pictures that it shows upright. In other files, boxes that reach beyond
-    the size listed, and fit the swapped one, say it. The rule `upright` says it of all.
+    the size listed, and fit the swapped one, say it. Where the frame was asked for, the picture is right in it.
     """
     images = file.images
-    if file.size_of is None or file.exif == "stored" or not images.items:
+    if file.size_of is None or not images.items:
         return
-    sizes = np.array([_positive(images.column(key)) for key in ("height", "width")], dtype=np.float64).T
+    sizes = _image_sizes(images)
     fit, fit_swapped = (_images_that_fit(file, boxes, part) for part in (sizes, sizes[:, ::-1]))
-    doubted = ~fit | (file.exif == "upright" or shows_upright_pictures(file.content))
+    doubted = ~fit | (file.exif != "auto" or shows_upright_pictures(file.content))
     names = images.column("file_name")
     for position in np.flatnonzero((sizes > 0).all(1) & doubted & fit_swapped).tolist():
         height, width = sizes[position].astype(int).tolist()
@@ -438,21 +457,28 @@ def _swap_sizes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> None:
             images.set(position, "width", height)
 
 
-def _positive(column: list[Any]) -> list[int]:
-    """A column of sizes; 0 where one is unusable."""
-    return [value if type(value) is int and 0 < value < 2**31 else 0 for value in column]
+def _image_sizes(images: _Entries) -> Float64[np.ndarray, "i 2"]:
+    """(height, width) of each image; 0 where one is unusable."""
+    columns = (images.column(key) for key in ("height", "width"))
+    usable = [[size if type(size) is int and 0 < size < 2**31 else 0 for size in column] for column in columns]
+    return np.array(usable, dtype=np.float64).T
 
 
 def _images_that_fit(
     file: _File, boxes: Float64[np.ndarray, "n 4"], sizes: Float64[np.ndarray, "i 2"]
 ) -> Bool[np.ndarray, " i"]:
     """Whether all boxes of each image lie inside its size (height, width), but for `TOLERANCE`."""
-    rows = file.image_rows
-    reach = boxes[:, :2] + boxes[:, 2:]
-    beyond = (rows >= 0) & (reach > sizes[rows, ::-1] + TOLERANCE).any(1)
     fit = np.ones(len(sizes), dtype=bool)
-    fit[rows[beyond]] = False
+    fit[file.image_rows[_reaches_beyond(file, boxes, sizes)]] = False
     return fit
+
+
+def _reaches_beyond(
+    file: _File, boxes: Float64[np.ndarray, "n 4"], sizes: Float64[np.ndarray, "i 2"]
+) -> Bool[np.ndarray, " n"]:
+    """Which boxes reach beyond the size (height, width) of their image."""
+    rows = file.image_rows
+    return (rows >= 0) & (boxes[:, :2] + boxes[:, 2:] > sizes[rows, ::-1] + TOLERANCE).any(1)
 
 
 # Categories
@@ -578,7 +604,9 @@ def _repair_crowds(annotations: _Entries) -> None:
             if "iscrowd" in entry and type(column[position]) is not int:
                 flag = _flag(column[position])
                 if flag is not None:
-                    reason = f"iscrowd is {shown_value(column[position])}"
+                    reason = (
+                        "iscrowd is null" if column[position] is None else f"iscrowd is {shown_value(column[position])}"
+                    )
                     annotations.repair(position, "iscrowd", flag, Kind.ISCROWD, reason)
         column = annotations.column("iscrowd")
     if column and all(type(value) is int and value == 1 for value in column):
@@ -775,25 +803,44 @@ def _refuse_normalised_boxes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> 
 def _repair_corner_boxes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> None:
     """Turn corners into x, y, width and height where every mask of the file shows that its box is given so.
 
-    Corners x1, y1, x2, y2 have x2 > x1 and y2 > y1, which the boxes of few files all have by chance.
+    Corners x1, y1, x2, y2 have x2 > x1 and y2 > y1, which most boxes of most files do not have by chance. Where most
+    boxes look like corners but not every mask agrees, or there is none, that is named as a problem.
     """
     known = np.flatnonzero(~np.isnan(boxes[:, 0]))
-    if len(known) == 0 or not (boxes[known, 2:] > boxes[known, :2]).all():
+    ordered = (boxes[known, 2:] > boxes[known, :2]).all(1)
+    if 2 * ordered.sum() <= len(known):
         return
-    rows = file.image_rows
     segmentations = file.annotations.column("segmentation")
-    found = {row: mask_corners(segmentations[row], file.image_size(int(rows[row]))) for row in known.tolist()}
+    found = {
+        row: mask_corners(segmentations[row], file.image_size(int(file.image_rows[row]))) for row in known.tolist()
+    }
     masked = [row for row, corners in found.items() if corners is not None]
     corners = np.array([found[row] for row in masked], dtype=np.float64).reshape(-1, 4)
     given = boxes[masked]
     as_corners = (abs(given - corners) <= TOLERANCE).all(1)
     as_sizes = (abs(given + np.tile(given[:, :2], 2) * [0, 0, 1, 1] - corners) <= TOLERANCE).all(1)
-    if not as_corners.all() or as_sizes.all():
-        return
-    boxes[known, 2:] -= boxes[known, :2]
-    for row in known.tolist():
-        reason = f"bbox is {file.annotations.items[row]['bbox']}"
-        file.annotations.repair(row, "bbox", boxes[row].tolist(), Kind.CORNER_BOX, reason)
+    decided = as_corners & ~as_sizes
+    if ordered.all() and as_corners.all() and decided.any():
+        boxes[known, 2:] -= boxes[known, :2]
+        for row in known.tolist():
+            reason = f"bbox is {file.annotations.items[row]['bbox']}"
+            file.annotations.repair(row, "bbox", boxes[row].tolist(), Kind.CORNER_BOX, reason)
+    elif masked and 2 * decided.sum() > len(masked):
+        _name_corner_boxes(file, np.array(masked)[decided], len(masked), "fit their masks as corners only")
+    elif not masked and file.images.items:
+        beyond = known[_reaches_beyond(file, boxes, _image_sizes(file.images))[known] & ordered]
+        if 2 * len(beyond) > len(known):
+            _name_corner_boxes(file, beyond, len(known), "reach beyond their images")
+
+
+def _name_corner_boxes(file: _File, rows: Int64[np.ndarray, " k"], total: int, evidence: str) -> None:
+    first = int(rows[0])
+    reason = (
+        f"bbox must be [x, y, width, height], but {len(rows)} of {total} {evidence}: they look like corners "
+        f"[x1, y1, x2, y2] (annotation {_name(file.annotations.items[first], first, file.annotations.own_ids)} has "
+        f"{file.annotations.items[first]['bbox']})"
+    )
+    file.problems.append(Problem("file", "as a whole", "boxes that look like corners", reason, "kept"))
 
 
 # Segments of panoptic files
@@ -830,10 +877,11 @@ def _repair_segment(part: _Entries, row: int, segment: dict[str, Any], listed: M
     means = _listed_id(category, listed)
     if type(means) is not type(category):
         kind = Kind.WHOLE_FLOAT if isinstance(category, float) else Kind.ID_AS_LISTED
-        reason = f"category_id is {shown_value(category)}, the file lists {shown_value(means)}"
+        reason = f"category_id is {_typed(category)}, the file lists {_typed(means)}"
         part.repair(row, "category_id", means, kind, reason)
     if "iscrowd" in segment and type(segment["iscrowd"]) is not int and (flag := _flag(segment["iscrowd"])) is not None:
-        part.repair(row, "iscrowd", flag, Kind.ISCROWD, f"iscrowd is {shown_value(segment['iscrowd'])}")
+        shown = "null" if segment["iscrowd"] is None else shown_value(segment["iscrowd"])
+        part.repair(row, "iscrowd", flag, Kind.ISCROWD, f"iscrowd is {shown}")
     if area is not None and type(area) is not int:
         if isinstance(area, float) and area.is_integer():
             part.repair(row, "area", int(area), Kind.WHOLE_FLOAT, f"area is {shown_value(area)}")

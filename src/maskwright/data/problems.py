@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,3 +45,12 @@ def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
     if refused:
         others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
         raise UserError(f"{source}: {refused[0]}{others}")
+
+
+def commonest(problems: Sequence[Problem], total: int) -> str:
+    """The cause that most of the problems have, out of `total` entries, with the first example."""
+    if not problems:
+        return "it lists none"
+    kind, count = Counter(problem.kind for problem in problems).most_common(1)[0]
+    example = next(problem for problem in problems if problem.kind == kind)
+    return f"the commonest cause, in {count} of {total}: {kind}; the first: {example}"
