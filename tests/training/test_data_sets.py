@@ -102,7 +102,7 @@ def test_data_sets_that_do_not_fit_are_refused(recipe):
     other.categories = [{"id": 4, "name": "circle"}]
     with pytest.raises(UserError, match="the same categories"):
         train(recipe, data_sets=DataSets(Squares(4), other))
-    with pytest.raises(UserError, match="your data set: no image to train on has an instance with a usable mask"):
+    with pytest.raises(UserError, match="Squares: no image to train on has an instance with a usable mask"):
         train(recipe, data_sets=DataSets(Squares(4, masks=False), Squares(2)))
     other = Squares(2)
     other.task = "panoptic"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.structures import Category
+
+COCO_KEYS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -136,17 +138,27 @@ def read_annotations(
     Raises:
         UserError: the file is not a COCO file at all (not JSON, a key missing, unusable categories).
     """
-    source = str(path)
     normalised = read_normalised(path, pictures, needs_classes=needs_classes)
+    return index_annotations(normalised, str(path), pictures, needs_classes=needs_classes)
+
+
+def index_annotations(
+    normalised: Normalised, source: str, pictures: PictureFolder | None = None, *, needs_classes: bool = True
+) -> AnnotationIndex:
+    """The same of a file's content after its repairs; `source` names it.
+
+    Raises:
+        UserError: its categories are unusable.
+    """
     content, problems = normalised.content, list(normalised.problems)
     classless = not needs_classes and not content.get("categories")
     categories = [] if classless else parse_categories(content["categories"], source)
     images = read_images(content["images"], problems)
-    match_pictures(images["file_names"], pictures, normalised.repairs)
+    match_pictures(images.file_names, pictures, normalised.repairs)
     rows = _Rows(images, {category["id"]: row for row, category in enumerate(categories)}, needs_classes)
     positions, columns = _read_boxes(normalised, rows, problems)
     packer = SegmentationPacker()
-    sizes = images["sizes"].tolist()
+    sizes = images.sizes.tolist()
     for position, image_row in zip(positions, columns["image_rows"].tolist(), strict=True):
         height, width = sizes[image_row]
         reason = packer.add(content["annotations"][position].get("segmentation"), (height, width))
@@ -157,11 +169,11 @@ def read_annotations(
     return AnnotationIndex(
         source=source,
         categories=categories,
-        file_names=TextTable(images["file_names"]),
-        image_ids=images["ids"],
-        image_sizes=images["sizes"],
-        sampling_weights=images["weights"],
-        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images["ids"]) + 1)),
+        file_names=TextTable(images.file_names),
+        image_ids=images.ids,
+        image_sizes=images.sizes,
+        sampling_weights=images.weights,
+        offsets=np.searchsorted(columns["image_rows"], np.arange(len(images.ids) + 1)),
         boxes=columns["boxes"],
         category_rows=columns["category_rows"],
         ids=columns["ids"],
@@ -181,7 +193,7 @@ def read_normalised(
     Raises:
         UserError: it is not JSON, a key is missing, or is not a list.
     """
-    content = read_json_object(path, ("images", "annotations", *(["categories"] if needs_classes else [])))
+    content = read_json_object(path, COCO_KEYS if needs_classes else COCO_KEYS[:2])
     require_lists(content, str(path))
     if pictures is None:
         return normalise_instances(content, str(path), needs_classes=needs_classes)
@@ -189,10 +201,10 @@ def read_normalised(
 
 
 def require_lists(content: Mapping[str, Any], source: str) -> None:
-    """Refuse a file whose images or annotations are no lists.
+    """Refuse a COCO file whose images or annotations are no list.
 
     Raises:
-        UserError: so it is.
+        UserError: so.
     """
     for key in ("images", "annotations"):
         if not isinstance(content[key], list):
@@ -206,13 +218,23 @@ def match_pictures(file_names: Sequence[str], pictures: PictureFolder | None, re
             repairs.add(Kind.PICTURE_NAME, f"{name!r} is taken for {pictures.path(name)}")
 
 
-def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
-    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and stays out.
+class ImageColumns(NamedTuple):
+    """The usable entries of `images`.
 
-    Returns:
-        rows: the position of each image id, -1 of broken entries; ids, file_names; sizes: int64 [I, 2] (height,
-        width); weights: float64 [I], or None where no image has a `sampling_weight`.
+    rows: the position of each image id, and -1 for those of broken entries; ids: [I]; file_names.
+    sizes: int64 [I, 2] (height, width).
+    weights: float64 [I], or None where no image has a `sampling_weight`.
     """
+
+    rows: dict[Any, int]
+    ids: np.ndarray
+    file_names: list[str]
+    sizes: np.ndarray
+    weights: np.ndarray | None
+
+
+def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
+    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and left out."""
     rows: dict[Any, int] = {}
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -236,14 +258,14 @@ def read_images(entries: list[Any], problems: list[Problem]) -> dict[str, Any]:
     weighted = any(weight is not None for weight in weights)
     if weighted and names and not sum(weight or 0 for weight in weights) > 0:
         problems.append(Problem("file", "as a whole", "no weight", "every 'sampling_weight' is 0", "refused"))
-    return {
-        "rows": broken | rows,
-        "ids": np.array(list(rows), dtype=np.int64 if whole else object),
-        "file_names": names,
-        "sizes": np.array(sizes, dtype=np.int64).reshape(-1, 2),
+    return ImageColumns(
+        rows=broken | rows,
+        ids=np.array(list(rows), dtype=np.int64 if whole else object),
+        file_names=names,
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         # An image without the key, in a file that has it elsewhere, has weight 1.
-        "weights": np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
-    }
+        weights=np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
+    )
 
 
 def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
@@ -274,14 +296,14 @@ def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
 class _Rows:
     """The rows of images and of categories by the ids of a file."""
 
-    images: dict[str, Any]
+    images: ImageColumns
     categories: dict[int, int]
     needs_classes: bool
 
     def unlisted(self, entry: dict[str, Any]) -> tuple[str, str] | None:
         """Kind and reason of the problem that the image or the category of an annotation is not listed."""
         image, category = entry.get("image_id"), entry.get("category_id")
-        rows = self.images["rows"]
+        rows = self.images.rows
         if type(image) not in (int, str) or image not in rows:
             return "unknown image_id", unlisted_reason("image_id", image, rows)
         if rows[image] < 0:
@@ -319,11 +341,11 @@ def _read_boxes(
             problems.append(Problem("annotation", normalised.annotation_name(position), *reason, "dropped"))
             continue
         kept.append(position)
-        found.append((rows.images["rows"][entry["image_id"]], rows.categories.get(entry.get("category_id"), -1)))
+        found.append((rows.images.rows[entry["image_id"]], rows.categories.get(entry.get("category_id"), -1)))
         values.append(entry["bbox"])
     row_columns = np.array(found, dtype=np.int64).reshape(-1, 2)
     given = np.array(values, dtype=np.float64).reshape(-1, 4)
-    sizes = rows.images["sizes"][row_columns[:, 0]]
+    sizes = rows.images.sizes[row_columns[:, 0]]
     boxes, usable = _clip(given, sizes)
     for index in np.flatnonzero(~usable).tolist():
         name, reason = normalised.annotation_name(kept[index]), f"bbox has no extent inside the image: {values[index]}"
@@ -373,9 +395,7 @@ def _clip(boxes: np.ndarray, image_sizes: np.ndarray) -> tuple[np.ndarray, np.nd
     corners = boxes.copy()
     corners[:, 2:] += boxes[:, :2]
     clipped = np.clip(corners, 0, limits).astype(np.float32)
-    usable = (clipped[:, 2] > clipped[:, 0]) & (
-        clipped[:, 3] > clipped[:, 1]
-    )  # a negative width stays one when clipped
+    usable = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)  # a negative width stays one when clipped
     return clipped, usable
 
 

@@ -65,7 +65,7 @@ def equalize(image: Image, _level: int) -> Image:
 
 
 def solarize(image: Image, level: int) -> Image:
-    """Invert the values that are not below the threshold level / 10 * 256, which is 0 at level 10 (it is a uint8)."""
+    """Invert the values from the threshold level / 10 * 256 on; it is a uint8, and so 0 at level 10."""
     return torch.where(image.int() < int(level / 10 * 256) % 256, image, 255 - image)
 
 

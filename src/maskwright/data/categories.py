@@ -38,9 +38,9 @@ NON_VOC = (
 PRESETS = {"voc": VOC, "non_voc": NON_VOC}
 
 _SHOWN = 8
-"""So many known names an error lists."""
+"""How many known names an error lists."""
 
-# Keys and values as `_key` makes them.
+# Keys and values as `_plain` makes them.
 _SYNONYMS = {
     "aeroplane": "airplane",
     "motorbike": "motorcycle",
@@ -55,7 +55,7 @@ _SYNONYMS = {
 }
 
 
-def _key(name: str) -> str:
+def _plain(name: str) -> str:
     plain = "".join(character for character in name.lower() if character.isalnum()) or name
     return _SYNONYMS.get(plain, plain)
 
@@ -120,8 +120,8 @@ def resolve_mask_classes(spec: str | Sequence[str], categories: Sequence[Categor
     if spec == "all":
         return names
     if isinstance(spec, str) and spec in PRESETS and spec not in names:
-        wanted = {_key(name) for name in PRESETS[spec]}
-        found = [name for name in names if _key(name) in wanted]
+        wanted = {_plain(name) for name in PRESETS[spec]}
+        found = [name for name in names if _plain(name) in wanted]
         if not found:
             raise UserError(f"the preset {spec!r} has no class among the known ones: {_some_of(names, [])}")
         return found
@@ -147,8 +147,8 @@ def match_name(name: str, names: Sequence[str]) -> str | None:
     """The one of `names` that `name` means: the same spelling first, else the first synonym, else None."""
     if name in names:
         return name
-    key = _key(name)
-    return next((candidate for candidate in names if _key(candidate) == key), None)
+    wanted = _plain(name)
+    return next((candidate for candidate in names if _plain(candidate) == wanted), None)
 
 
 def labels_of_names(names: Iterable[str], categories: Sequence[Category]) -> list[int]:

@@ -47,6 +47,7 @@ class CocoDataset(FileDataset):
         index.refuse_unusable()
         self._pictures = pictures
         self._columns = index
+        self.source = index.source
         self.file_categories = index.categories
         self.categories = list(index.categories if categories is None else categories)
         used = set(np.unique(index.category_rows).tolist())

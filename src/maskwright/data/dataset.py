@@ -59,8 +59,9 @@ class SegmentationDataset(ABC):
 
         train(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
 
-    `training.run.train` takes it in place of the recipe's files, and `loaders.evaluation_loader` gives its batches to
-    a model and a metric. Loader workers are forked: hold what is large in arrays rather than in lists of objects.
+    `training.run.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
+    `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold what is
+    large in arrays rather than in lists of objects.
 
     Attributes:
         task: what its targets describe.
@@ -102,6 +103,11 @@ class SegmentationDataset(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transforms(image, target)
+
+    @cached_property
+    def source(self) -> str:
+        """What messages call it: its annotation file."""
+        return type(self).__name__
 
     @cached_property
     def file_categories(self) -> list[Category]:
@@ -155,7 +161,7 @@ class _Subset(SegmentationDataset):
 
     def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
         if len(indices) == 0:
-            raise UserError("a part of the data set without any image was asked for")
+            raise UserError(f"{whole.source}: a part of the data set without any image was asked for")
         self._whole = whole
         self._indices = np.asarray(indices, dtype=np.int64)
         self.task, self.categories, self.transforms = whole.task, whole.categories, whole.transforms
@@ -168,6 +174,10 @@ class _Subset(SegmentationDataset):
 
     def read_sample(self, index: int) -> tuple[Tensor, Any]:
         return self._whole.read_sample(int(self._indices[index]))
+
+    @cached_property
+    def source(self) -> str:
+        return self._whole.source
 
     @cached_property
     def file_categories(self) -> list[Category]:

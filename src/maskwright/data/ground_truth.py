@@ -8,7 +8,7 @@ from typing import Any
 
 import faster_coco_eval.core.mask as coco_mask
 
-from maskwright.data.annotations import read_annotations, read_normalised
+from maskwright.data.annotations import index_annotations, read_normalised
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.segmentations import SegmentationPacker
 
@@ -24,9 +24,9 @@ def read_ground_truth(path: str | Path, pictures: PictureFolder | None = None) -
     Raises:
         UserError: the file is unusable.
     """
-    index = read_annotations(path, pictures)
-    index.refuse_unusable()
     normalised = read_normalised(path, pictures)
+    index = index_annotations(normalised, str(path))
+    index.refuse_unusable()
     dropped = {
         problem.id
         for problem in index.problems

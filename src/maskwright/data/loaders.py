@@ -25,8 +25,8 @@ class EndlessSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, sample seed) for one rank, without end, from step `start_step` on.
 
     All ranks together walk along one sequence of draws: step s of rank r has the draws
-    (s * world_size + r) * batch_size and following. Without weights the sequence is one seeded permutation of the
-    data set after the other, so that every image comes once per epoch; with weights each draw is independent, with
+    (s * world_size + r) * batch_size and the following ones. Without weights the sequence is one seeded permutation of
+    the data set after another, so that every image comes once per epoch; with weights each draw is independent, with
     replacement. A draw's index and sample seed depend on `seed` and its place in the sequence alone.
     """
 
@@ -107,7 +107,7 @@ def collate(samples: Sequence[tuple[Tensor, Target | PanopticTarget]]) -> Batch:
 
 
 class BatchLoader(DataLoader[Any]):
-    """A `DataLoader` that hands on a worker's `UserError` as it was, without the worker's traceback in its text."""
+    """A `DataLoader` that raises a worker's `UserError` again without the worker's traceback in its text."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:

@@ -263,8 +263,8 @@ def new_map_folder(annotations: str | Path, segmentations: str | Path | None = N
     """The folder for the PNGs of a panoptic file that is to be written: `segmentations`, or the one named like it.
 
     Raises:
-        UserError: it or the file is there already, the folder of one of them is not there, or the file has no suffix
-            that would tell the two apart.
+        UserError: it or the file exists already, the parent folder of one of them does not, or the file has no suffix,
+            so that the two would have the same name.
     """
     folder = Path(annotations).with_suffix("") if segmentations is None else Path(segmentations)
     if folder == Path(annotations):
@@ -280,7 +280,7 @@ def new_map_folder(annotations: str | Path, segmentations: str | Path | None = N
 def new_map_names(file_names: Sequence[str]) -> list[str]:
     """The names of the images' PNGs: `1.png` for `1.jpg`, but `1.jpg.png` where another image could have that, too.
 
-    No two are alike, not even where case does not count, if no two of the images are.
+    They are unique, even where upper and lower case count as the same, if the names of the images are.
     """
     short = [Path(name).with_suffix(".png").as_posix() for name in file_names]
     long = [f"{name}.png" for name in file_names]
@@ -291,7 +291,7 @@ def new_map_names(file_names: Sequence[str]) -> list[str]:
 def panoptic_content(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Sequence[Category]
 ) -> dict[str, Any]:
-    """What a COCO panoptic file holds; every category says whether it is a thing, which it is if it does not."""
+    """The content of a COCO panoptic file. A category without `isthing` becomes a thing."""
     listed = [{**category, "isthing": int(category.get("isthing", True))} for category in categories]
     return {"images": images, "annotations": annotations, "categories": listed}
 

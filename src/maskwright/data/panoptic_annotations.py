@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from maskwright.data.annotations import (
+    COCO_KEYS,
     CocoIndex,
+    ImageColumns,
     TextTable,
     match_pictures,
     read_images,
@@ -88,14 +90,13 @@ def read_panoptic_annotations(path: str | Path, pictures: PictureFolder | None =
     Raises:
         UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
     """
-    content = read_json_object(path, ("images", "annotations", "categories"))
-    return index_panoptic_annotations(content, str(path), pictures)
+    return index_panoptic_annotations(read_json_object(path, COCO_KEYS), str(path), pictures)
 
 
 def index_panoptic_annotations(
     content: dict[str, Any], source: str, pictures: PictureFolder | None = None
 ) -> PanopticIndex:
-    """The same of the content of a file, which has `images`, `annotations` and `categories`; `source` names it.
+    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
 
     Raises:
         UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
@@ -115,8 +116,8 @@ def index_panoptic_annotations(
             )
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
-    match_pictures(images["file_names"], pictures, normalised.repairs)
-    annotations = _by_image(content["annotations"], images["rows"], problems)
+    match_pictures(images.file_names, pictures, normalised.repairs)
+    annotations = _by_image(content["annotations"], images.rows, problems)
     image_rows = _annotated_images(images, annotations, problems)
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
     segments = [_read_segments(annotations[row], category_rows, problems) for row in image_rows]
@@ -129,11 +130,11 @@ def index_panoptic_annotations(
     return PanopticIndex(
         source=source,
         categories=categories,
-        file_names=TextTable([images["file_names"][row] for row in image_rows]),
+        file_names=TextTable([images.file_names[row] for row in image_rows]),
         map_names=TextTable([annotations[row]["file_name"] for row in image_rows]),
-        image_ids=images["ids"][image_rows],
-        image_sizes=images["sizes"][image_rows],
-        sampling_weights=None if images["weights"] is None else images["weights"][image_rows],
+        image_ids=images.ids[image_rows],
+        image_sizes=images.sizes[image_rows],
+        sampling_weights=None if images.weights is None else images.weights[image_rows],
         offsets=np.cumsum([0, *map(len, segments)]),
         ids=columns[:, 0],
         category_rows=columns[:, 1],
@@ -190,15 +191,15 @@ def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, d
 
 
 def _annotated_images(
-    images: dict[str, Any], annotations: dict[int, dict[str, Any]], problems: list[Problem]
+    images: ImageColumns, annotations: dict[int, dict[str, Any]], problems: list[Problem]
 ) -> list[int]:
-    for row, identity in enumerate(images["ids"].tolist()):
+    for row, identity in enumerate(images.ids.tolist()):
         if row not in annotations:
             reason = "the image has no usable annotation and is left out"
             problems.append(Problem("image", identity, "image without annotation", reason, "dropped"))
-    if len(images["ids"]) and not annotations:
+    if len(images.ids) and not annotations:
         broken = [problem for problem in problems if problem.subject == "annotation"]
-        reason = f"none of its images ({len(images['ids'])}) has a usable annotation; {commonest(broken, len(broken))}"
+        reason = f"none of its images ({len(images.ids)}) has a usable annotation; {commonest(broken, len(broken))}"
         problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
     return sorted(annotations)
 

@@ -65,10 +65,9 @@ def panoptic_steps(auto_augmentation: bool = False) -> list[Step]:
     """What is done to an image and its map once the crop is drawn, in order."""
     return [
         RandomCrop.resize,
-        *([change_photometrically] if auto_augmentation else []),
-        RandomCrop.cut,
-        flip_as_drawn,
-        scale_to_unit_range,
+        *([apply_policy] if auto_augmentation else []),
+        RandomCrop.crop,
+        RandomCrop.flip_as_drawn,
     ]
 
 
@@ -120,13 +119,19 @@ class RandomCrop:
             segmentation = resize_nearest(segmentation, new_size)
         return pixels, PanopticTarget(**{**target, "segmentation": segmentation})
 
-    def cut(
+    def crop(
         self, image: Float[Tensor, "3 _ _"], target: PanopticTarget
     ) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
-        """The crop out of a resized image: grey and void beyond it; segments without a pixel left are dropped."""
-        pixels = self._lay(image, torch.full((3, *self.size), _GREY))
+        """The crop, in 0..1: 0.5 and void beyond the image; segments without a pixel left are dropped."""
+        pixels = self._lay(image, torch.full((3, *self.size), _GREY)) / 255
         segmentation = self._lay(target["segmentation"], torch.full(self.size, -1, dtype=torch.int32))
         return pixels, drop_empty_segments(PanopticTarget(**{**target, "segmentation": segmentation}))
+
+    def flip_as_drawn(
+        self, image: Float[Tensor, "3 h w"], target: PanopticTarget
+    ) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
+        """Left and right swapped, if `flip` says so."""
+        return flip_horizontally(image, target) if self.flip else (image, target)
 
     def _lay(self, source: Tensor, canvas: Tensor) -> Tensor:
         """The part of `source` [..., scaled] that the crop shows, on `canvas` [..., size]."""
@@ -138,25 +143,11 @@ class RandomCrop:
         return canvas
 
 
-def change_photometrically(
+def apply_policy(
     _crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
 ) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
-    """The image (0..255) after the photometric policy, which takes whole values."""
+    """The photometric policy, on the image cut off to whole values."""
     return auto_augment(image.to(torch.uint8)).float(), target
-
-
-def flip_as_drawn(
-    crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
-) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
-    """Swap left and right, if the crop says so."""
-    return flip_horizontally(image, target) if crop.flip else (image, target)
-
-
-def scale_to_unit_range(
-    _crop: RandomCrop, image: Float[Tensor, "3 h w"], target: PanopticTarget
-) -> tuple[Float[Tensor, "3 h w"], PanopticTarget]:
-    """0..255 becomes 0..1."""
-    return image / 255, target
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

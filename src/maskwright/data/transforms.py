@@ -71,10 +71,11 @@ def training_transforms(
     def draw(height: int, width: int) -> Square:
         return Square.draw(height, width, scale, image_size) if scale else Square.whole(height, width, image_size)
 
-    steps: list[Step] = [partial(crop_to_square, min_box_size=min_box_size)]
-    if colour > 0:
-        steps.append(partial(jitter_colour_inside, strength=colour))
-    steps.append(partial(flip_at_random, probability=flip))
+    steps: list[Step] = [
+        partial(Square.crop, min_box_size=min_box_size),
+        *([partial(jitter_inside, strength=colour)] if colour > 0 else []),
+        partial(flip_at_random, probability=flip),
+    ]
     return Augmentation(draw, steps)
 
 
@@ -128,19 +129,14 @@ def flip_horizontally(image: Tensor, target: AnyTarget) -> tuple[Tensor, AnyTarg
     return image.flip(-1), cast("AnyTarget", {**fields, **flipped})
 
 
-def crop_to_square(square: Square, image: Tensor, target: Target, *, min_box_size: float) -> tuple[Tensor, Target]:
-    """Cut out the square and resize it."""
-    return square.crop_image(image), square.crop_target(target, min_box_size)
-
-
-def jitter_colour_inside(square: Square, image: Tensor, target: Target, *, strength: float) -> tuple[Tensor, Target]:
+def jitter_inside(square: Square, image: Tensor, target: Target, *, strength: float) -> tuple[Tensor, Target]:
     """Change the colours of the image (in place), but not of the padding, which stays 0 as it is in inference."""
     rows, columns = square.inside
     image[:, rows, columns] = jitter_colour(image[:, rows, columns], strength)
     return image, target
 
 
-def flip_at_random(_square: Square, image: Tensor, target: Target, *, probability: float) -> tuple[Tensor, Target]:
+def flip_at_random(_crop: Any, image: Tensor, target: AnyTarget, *, probability: float) -> tuple[Tensor, AnyTarget]:
     """Swap left and right with this probability."""
     return flip_horizontally(image, target) if toss(probability) else (image, target)
 
@@ -195,6 +191,10 @@ class Square:
     def _positions(self, start: int) -> Int64[Tensor, " size"]:
         """The pixel of the image under the centre of each row or column of the result."""
         return start + ((torch.arange(self.size) + 0.5) * (self.side / self.size)).long()
+
+    def crop(self, image: UInt8[Tensor, "3 h w"], target: Target, min_box_size: float) -> tuple[Tensor, Target]:
+        """Both in the frame of the result."""
+        return self.crop_image(image), self.crop_target(target, min_box_size)
 
     def crop_image(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 s s"]:
         """The square, resized with antialias; 0 outside of the image."""

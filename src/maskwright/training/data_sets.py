@@ -68,10 +68,10 @@ def prepare_data_sets(data_sets: DataSets, options: DataOptions, image_size: int
             raise UserError(
                 f"training images cannot be cropped by model.image_size {image_size} and data's values: {error}"
             ) from error
-    _require_instances(training, options.annotations, "to train on", _training_key(options))
-    _require_instances(
-        validation, options.validation_annotations or options.annotations, "to validate on", _validation_key(options)
-    )
+    training_key = "mask_classes" if options.task == "instance" else "annotations"
+    validation_key = "validation_share" if options.validation_annotations is None else "validation_annotations"
+    _require_instances(training, "to train on", training_key)
+    _require_instances(validation, "to validate on", validation_key)
     return data_sets
 
 
@@ -83,18 +83,8 @@ def _split(training: SegmentationDataset, validation: SegmentationDataset, optio
     return DataSets(training.subset(kept), validation.subset(set_aside))
 
 
-def _training_key(options: DataOptions) -> str:
-    """The key that decides what there is to train on."""
-    return "data.mask_classes" if options.task == "instance" else "data.annotations"
-
-
-def _validation_key(options: DataOptions) -> str:
-    """The key that decides what there is to validate on."""
-    return "data.validation_share" if options.validation_annotations is None else "data.validation_annotations"
-
-
-def _require_instances(dataset: SegmentationDataset, file: str | None, purpose: str, key: str) -> None:
-    """Refuse a data set without anything to learn or to measure."""
+def _require_instances(dataset: SegmentationDataset, purpose: str, key: str) -> None:
+    """Refuse a data set without anything to learn or to measure; `key` of the recipe decides what there is."""
     masks, boxes = dataset.count_instances()
     if masks > 0:
         return
@@ -105,8 +95,9 @@ def _require_instances(dataset: SegmentationDataset, file: str | None, purpose: 
             f"an instance with a usable mask ({len(dataset)} images, {boxes} instances with a box only, "
             f"mask classes: {', '.join(dataset.mask_classes)})"
         )
-    advice = f"; see {key}, and `maskwright data check` for the file" if file is not None else ""
-    raise UserError(f"{file or 'your data set'}: no image {purpose} has {missing}{advice}")
+    raise UserError(
+        f"{dataset.source}: no image {purpose} has {missing}; see data.{key}, and `maskwright data check` for a file"
+    )
 
 
 class TrainingData(LightningDataModule):
