@@ -30,7 +30,7 @@ import maskwright
 from maskwright.data.coco import CocoInstances
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.evaluation.report import format_table, mask_iou_summary
+from maskwright.evaluation.report import format_table, summarize
 from maskwright.files import write_json
 from maskwright.structures import Target, select_rows
 
@@ -154,7 +154,7 @@ def compare(dataset: CocoInstances, methods: dict[str, Method], ids: set[int] | 
             metrics[name].update([masks], [target])
     return {
         name: {
-            **mask_iou_summary(metric),
+            **summarize(metric),
             "seconds_per_instance": seconds[name] / count if count else None,
         }
         for name, metric in metrics.items()

@@ -168,17 +168,19 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--save-results", type=str, metavar="OUT", help="write the predictions as COCO results (or panoptic file), too"
     )
+    _add_exif(parser)
     _add_loading(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
     parser.add_argument(
         "--processes", type=int, default=1, help="processes that share the images, each with a GPU where there are more"
     )
-    values = _parse(parser, arguments)
+    given = _parse(parser, arguments, defaults=False)  # which options apply depends on the files
 
-    from maskwright.apps.evaluate import evaluate_and_report
+    from maskwright.apps.evaluate import evaluate
+    from maskwright.evaluation.report import tables_of
 
-    evaluate_and_report(**values)
+    print(tables_of(evaluate(**given)))
     return 0
 
 
@@ -314,11 +316,12 @@ def _add_exif(parser: ArgumentParser) -> None:
     )
 
 
-def _parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
+def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) -> dict[str, Any]:
+    """The values by name; without `defaults`, of what is given alone."""
     from jsonargparse import ArgumentError
 
     try:
-        return parser.parse_args(arguments).as_dict()
+        return parser.parse_args(arguments, defaults=defaults).as_dict()
     except ArgumentError as error:
         text = " ".join(str(error).split())
         text = re.sub(r"""Parser key "(\w+)": Expected an? <class '(\w+)'>\. Got value: """, _typed, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from maskwright.apps.evaluate import evaluate, evaluate_and_report
+from maskwright.apps import evaluate as evaluate_app
 from maskwright.cli import main
 from maskwright.errors import UserError
+from maskwright.evaluation.report import summarize, tables_of
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import save_pretrained
 from maskwright.predictor import Predictor
 from maskwright.structures import Category, InstancePrediction
 
 ELLIPSE_IN_BOX = math.pi / 4
+
+
+def evaluate(model: Any, images: Path, annotations: Path, **options: Any) -> dict[str, Any]:
+    """The numbers of an evaluation."""
+    return summarize(evaluate_app.evaluate(model=model, images=images, annotations=annotations, **options))
 
 
 def polygon(x1: int, y1: int, x2: int, y2: int) -> list[list[int]]:
@@ -203,19 +210,12 @@ def test_a_model_without_boxes_is_refused(predictor: Predictor, data: Path, tmp_
     with pytest.raises(UserError, match="cannot be prompted with boxes"):
         evaluate(Predictor(Unprompted(), "cpu"), data, data / "instances.json")
     with pytest.raises(UserError, match="nothing-here"):
-        evaluate_and_report(tmp_path / "nothing-here", data, data / "instances.json")
+        evaluate(tmp_path / "nothing-here", data, data / "instances.json")
 
 
-class InThisProcess:
-    """In place of a pool of processes, whose start takes seconds."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.map = map
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+def run_jobs_here(work: Any, jobs: Any, processes: int) -> list[tuple[Any, Any]]:
+    """In place of processes, whose start takes seconds: what goes and comes is pickled, the last comes first."""
+    return [(job, pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(job)))))) for job in reversed(list(jobs))]
 
 
 @pytest.mark.parametrize("boxes", ["ground-truth", "predicted"])
@@ -224,7 +224,7 @@ def test_two_processes_measure_every_image_once(
 ):
     """Three images in two processes; all that is printed and saved is that of one process."""
     if boxes == "ground-truth":
-        monkeypatch.setattr("maskwright.apps.processes.ProcessPoolExecutor", InThisProcess)
+        monkeypatch.setattr(evaluate_app, "run_jobs", run_jobs_here)
     torch.manual_seed(0)
     categories: list[Category] = [{"id": 1, "name": "fork"}, {"id": 2, "name": "airplane"}]
     model = DeepMAC(
@@ -268,7 +268,7 @@ def test_skipped_annotations_are_counted_on_stderr(
     ]
     (data / "instances.json").write_text(json.dumps(content))
     model = predictor if boxes == "ground-truth" else detector
-    evaluate_and_report(model, data, data / "instances.json", boxes=boxes)
+    evaluate(model, data, data / "instances.json", boxes=boxes)
     printed = capsys.readouterr()
     assert (
         "1 unknown category_id, 2 bbox without extent in the image (`maskwright data check` names each" in printed.err
@@ -386,10 +386,10 @@ def test_saved_detections_score_the_same_elsewhere(data: Path, tmp_path: Path, c
     capsys.readouterr()
 
 
-def test_tables_of_detections_are_printed(detector: Predictor, data: Path, capsys: pytest.CaptureFixture[str]):
+def test_tables_of_detections(detector: Predictor, data: Path):
     file = data / "instances.json"
-    evaluate_and_report(detector, data, file, boxes="predicted", json=data / "numbers.json")
-    printed = capsys.readouterr().out
+    options: dict[str, Any] = {"images": data, "annotations": file, "boxes": "predicted", "json": data / "numbers.json"}
+    printed = tables_of(evaluate_app.evaluate(model=detector, **options))
     numbers = json.loads((data / "numbers.json").read_text())
     assert f"{numbers['mask_ap_unseen']:.3f}" in printed
     assert "3 images, 4 instances; 1 of them have no mask" in printed

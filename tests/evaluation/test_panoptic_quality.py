@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskwright.evaluation.panoptic_quality import PanopticQuality
-from maskwright.evaluation.report import panoptic_quality_summary, panoptic_quality_tables
+from maskwright.evaluation.report import summarize, tables_of
 from maskwright.structures import Category, PanopticPrediction, PanopticTarget, SegmentInfo
 
 CATEGORIES = [
@@ -42,7 +42,7 @@ def prediction(text: str, labels: list[int]) -> PanopticPrediction:
     return PanopticPrediction(ids.int(), infos, (1, len(text)), CATEGORIES)
 
 
-def measure(*pairs: tuple[PanopticPrediction, PanopticTarget], variant="official") -> PanopticQuality:
+def metric_of(*pairs: tuple[PanopticPrediction, PanopticTarget], variant="official") -> PanopticQuality:
     metric = PanopticQuality(CATEGORIES, variant)
     for found, truth in pairs:
         metric.update([found], [truth])
@@ -58,7 +58,7 @@ def test_by_hand():
     """dog: IoU 4/5 and a false alarm; cat: IoU of exactly 0.5 is no match; sky: exact."""
     truth = target("0000011112222333", [0, 1, 2, 1])
     found = prediction("0000111122223333", [0, 1, 2, 0])
-    metric = measure((found, truth))
+    metric = metric_of((found, truth))
     assert counts(metric, 0) == (0.8, 1, 1, 0)
     assert counts(metric, 1) == (0.6, 1, 0, 1)  # 3 common of 5; the cat at the end is called a dog
     assert counts(metric, 2) == (0.6, 1, 0, 0)
@@ -76,53 +76,53 @@ def test_by_hand():
 @pytest.mark.parametrize("variant", ["official", "in_house"])
 def test_half_is_no_match(variant):
     truth = target("00001111", [0, 1])
-    assert counts(measure((prediction("00......", [0]), truth), variant=variant), 0) == (0, 0, 1, 1)
-    assert counts(measure((prediction("000.....", [0]), truth), variant=variant), 0) == (0.75, 1, 0, 0)
+    assert counts(metric_of((prediction("00......", [0]), truth), variant=variant), 0) == (0, 0, 1, 1)
+    assert counts(metric_of((prediction("000.....", [0]), truth), variant=variant), 0) == (0.75, 1, 0, 0)
 
 
 @pytest.mark.parametrize("variant", ["official", "in_house"])
 def test_void_counts_for_nothing(variant):
     """Void pixels leave the union; a prediction more than half on void is forgiven, at half it is not."""
-    matched = measure((prediction("0000000", [0]), target("0000...", [0])), variant=variant)
+    matched = metric_of((prediction("0000000", [0]), target("0000...", [0])), variant=variant)
     assert counts(matched, 0) == (1.0, 1, 0, 0)
-    forgiven = measure((prediction("..00000.", [0]), target("111.....", [0, 1])), variant=variant)
+    forgiven = metric_of((prediction("..00000.", [0]), target("111.....", [0, 1])), variant=variant)
     assert counts(forgiven, 0)[2] == 0
-    half = measure((prediction("..0000..", [0]), target("1111....", [0, 1])), variant=variant)
+    half = metric_of((prediction("..0000..", [0]), target("1111....", [0, 1])), variant=variant)
     assert counts(half, 0)[2] == 1
 
 
 def test_crowds():
     """A crowd is not missed and matches nothing; what lies on it is forgiven in its own class only."""
     truth = target("0000000011", [0, 1], crowds="0")
-    assert counts(measure((prediction("..........", []), truth)), 0) == (0, 0, 0, 0)
-    assert counts(measure((prediction("00000000..", [0]), truth)), 0) == (0, 0, 0, 0)
-    assert counts(measure((prediction("00000000..", [1]), truth)), 1) == (0, 0, 1, 1)
+    assert counts(metric_of((prediction("..........", []), truth)), 0) == (0, 0, 0, 0)
+    assert counts(metric_of((prediction("00000000..", [0]), truth)), 0) == (0, 0, 0, 0)
+    assert counts(metric_of((prediction("00000000..", [1]), truth)), 1) == (0, 0, 1, 1)
 
 
 def test_of_two_crowds_the_last_one_counts():
     truth = target("000011112", [0, 0, 1], crowds="01")
-    assert counts(measure((prediction("0000.....", [0]), truth)), 0)[2] == 1
-    assert counts(measure((prediction("....0000.", [0]), truth)), 0)[2] == 0
+    assert counts(metric_of((prediction("0000.....", [0]), truth)), 0)[2] == 1
+    assert counts(metric_of((prediction("....0000.", [0]), truth)), 0)[2] == 0
 
 
 def test_in_house_takes_crowds_and_stuff_together():
     truth = target("00112233", [0, 0, 2, 2], crowds="01")
     found = prediction("00001111", [0, 2])
-    official = measure((found, truth))
+    official = metric_of((found, truth))
     assert counts(official, 0) == (0, 0, 1, 0)  # half on the last crowd is not more than half
     assert counts(official, 2) == (0, 0, 1, 2)
-    in_house = measure((found, truth), variant="in_house")
+    in_house = metric_of((found, truth), variant="in_house")
     assert counts(in_house, 0) == (1.0, 1, 0, 0)
     assert counts(in_house, 2) == (1.0, 1, 0, 0)
 
 
 def test_groups_without_a_class_are_nan():
-    numbers = measure((prediction("00", [0]), target("00", [0]))).compute()
+    numbers = metric_of((prediction("00", [0]), target("00", [0]))).compute()
     assert numbers["pq"] == numbers["pq_things"] == 1.0
     assert all(math.isnan(numbers[key]) for key in ("pq_stuff", "sq_stuff", "rq_stuff"))
     assert numbers["classes_stuff"] == 0
-    assert math.isnan(measure().compute()["pq"])
-    nothing = measure((prediction("..", []), target("..", [])))
+    assert math.isnan(metric_of().compute()["pq"])
+    nothing = metric_of((prediction("..", []), target("..", [])))
     assert nothing.compute()["images"] == 1
     assert math.isnan(nothing.compute()["pq"])
 
@@ -144,8 +144,8 @@ def random_pair(seed: int) -> tuple[PanopticPrediction, PanopticTarget]:
 @pytest.mark.parametrize("variant", ["official", "in_house"])
 def test_processes_add_up(variant):
     pairs = [random_pair(seed) for seed in range(12)]
-    whole = measure(*pairs, variant=variant)
-    first, second = measure(*pairs[::2], variant=variant), measure(*pairs[1::2], variant=variant)
+    whole = metric_of(*pairs, variant=variant)
+    first, second = metric_of(*pairs[::2], variant=variant), metric_of(*pairs[1::2], variant=variant)
     first.merge(json.loads(json.dumps(second.state())))
     assert first.compute() == pytest.approx(whole.compute(), nan_ok=True)
     assert 0 < whole.compute()["pq"] < 1
@@ -168,7 +168,7 @@ def test_the_order_of_segments_does_not_matter():
         ids=truth["ids"][order],
         image_id=1,
     )
-    assert measure((found, permuted)).per_class() == measure((found, truth)).per_class()
+    assert metric_of((found, permuted)).per_class() == metric_of((found, truth)).per_class()
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_the_order_of_segments_does_not_matter():
 )
 def test_what_does_not_fit(found, truth, words):
     with pytest.raises(ValueError, match=f"image 1: .*{words}"):
-        measure((found, truth))
+        metric_of((found, truth))
 
 
 def test_other_mistakes():
     with pytest.raises(ValueError, match="it was counted already"):
-        measure(*[(prediction("0", [0]), target("0", [0]))] * 2)
+        metric_of(*[(prediction("0", [0]), target("0", [0]))] * 2)
     with pytest.raises(ValueError, match="variant must be one of official, in_house"):
         inspect.unwrap(PanopticQuality.__init__)(PanopticQuality(CATEGORIES), CATEGORIES, "published")
     with pytest.raises(ValueError, match="got 1 and 0"):
@@ -195,12 +195,12 @@ def test_other_mistakes():
 
 
 def test_summary_and_tables():
-    metric = measure((prediction("0000111122223333", [0, 1, 0, 0]), target("0000011112222333", [0, 1, 1, 1])))
-    summary = panoptic_quality_summary(metric)
+    metric = metric_of((prediction("0000111122223333", [0, 1, 0, 0]), target("0000011112222333", [0, 1, 1, 1])))
+    summary = summarize(metric)
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["pq_stuff"], summary["classes"], summary["images"]) == (None, 2, 1)
     assert [row["name"] for row in summary["per_class"]] == ["dog", "cat"]
-    groups, classes, end = panoptic_quality_tables(summary).split("\n\n")
+    groups, classes, end = tables_of(metric).split("\n\n")
     assert groups.split("\n")[0].split() == ["PQ", "SQ", "RQ", "classes"]
     assert groups.split("\n")[4].split() == ["stuff", "-", "-", "-", "0"]
     assert classes.split("\n")[2].split()[0] == "cat"  # the worst first

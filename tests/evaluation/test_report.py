@@ -7,13 +7,7 @@ import torch
 
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.evaluation.report import (
-    coco_ap_summary,
-    coco_ap_tables,
-    format_table,
-    mask_iou_summary,
-    mask_iou_tables,
-)
+from maskwright.evaluation.report import format_table, summarize, tables_of
 from maskwright.structures import InstancePrediction, Target
 
 
@@ -49,7 +43,7 @@ def test_table_is_aligned_and_shows_no_mean_as_a_dash():
 
 
 def test_summary_has_null_for_an_empty_group_and_whole_numbers_for_counts():
-    content = json.loads(json.dumps(mask_iou_summary(metric_of_two_classes()), allow_nan=False))
+    content = json.loads(json.dumps(summarize(metric_of_two_classes()), allow_nan=False))
     assert content["mask_iou_seen"] == pytest.approx(0.75)
     assert content["mask_iou_large"] is None
     assert content["instances"] == 3
@@ -61,7 +55,7 @@ def test_summary_has_null_for_an_empty_group_and_whole_numbers_for_counts():
 
 
 def test_tables_show_groups_then_classes_with_the_worst_first():
-    groups, classes = mask_iou_tables(mask_iou_summary(metric_of_two_classes())).split("\n\n")
+    groups, classes = tables_of(metric_of_two_classes()).split("\n\n")
     assert [line.split() for line in groups.split("\n")[2:]] == [
         ["all", "classes", "0.583", "0.500", "3"],
         ["seen", "classes", "0.750", "0.750", "2"],
@@ -99,7 +93,7 @@ def detections_of_two_classes() -> CocoAP:
 
 
 def test_detections_are_summed_up_without_nan_and_with_whole_counts():
-    content = json.loads(json.dumps(coco_ap_summary(detections_of_two_classes()), allow_nan=False))
+    content = json.loads(json.dumps(summarize(detections_of_two_classes()), allow_nan=False))
     assert content["mask_ap"] == pytest.approx(0.5)
     assert content["mask_ap_seen"] == 1
     assert content["mask_ap_large"] is None
@@ -113,7 +107,7 @@ def test_detections_are_summed_up_without_nan_and_with_whole_counts():
 
 
 def test_tables_of_detections_show_groups_then_classes_and_how_many_were_ignored():
-    precision, recall, classes, ignored = coco_ap_tables(coco_ap_summary(detections_of_two_classes())).split("\n\n")
+    precision, recall, classes, ignored = tables_of(detections_of_two_classes()).split("\n\n")
     lines = [line.split() for line in precision.split("\n")]
     assert lines[0] == ["AP", "AP50", "AP75", "small", "medium", "large"]
     assert ["masks,", "all", "classes", "0.500", "0.500", "0.500", "0.500", "-", "-"] in lines

@@ -12,7 +12,7 @@ import pytest
 import torch
 from parity_data import ParityData
 
-from maskwright.apps.evaluate_panoptic import compare_panoptic_files
+from maskwright.apps.compare_panoptic import compare_panoptic_files
 from maskwright.evaluation.panoptic_quality import PanopticQuality
 from maskwright.structures import Category, PanopticPrediction, PanopticTarget, SegmentInfo
 

@@ -7,6 +7,7 @@ import torch
 
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.measurement import MasksFromBoxes, measurements_of
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import from_pretrained
 from maskwright.ops.crop import crop_masks
@@ -15,7 +16,6 @@ from maskwright.training.checkpoints import read_best_score
 from maskwright.training.data_sets import open_data_sets
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main, train
-from maskwright.training.validation import MasksFromBoxes
 
 
 def lines(path):
@@ -77,7 +77,8 @@ def test_validation_tells_the_model_the_classes_of_the_boxes(recipe, ellipse_mod
     dataset = open_data_sets(recipe.data, 64, None).validation
     ellipse_model.categories, ellipse_model.mask_classes = dataset.categories, ["person"]
     image, target = dataset[0]
-    MasksFromBoxes(ellipse_model).update([image], [target])
+    (measurement,) = measurements_of(ellipse_model)
+    measurement.update([image], [target])
     assert ellipse_model.told == [target["labels"].tolist()] == [[0, 1, 2]]
 
 

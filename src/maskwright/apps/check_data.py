@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from maskwright.data.dataset import Inspection, ListedImage
 from maskwright.data.formats import format_of
-from maskwright.data.images import read_annotated_image
+from maskwright.data.images import UNCERTAIN_FRAME, read_annotated_image
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_folder import PictureFolder
@@ -115,7 +117,9 @@ def _image_problems(images: Sequence[ListedImage], pictures: PictureFolder, sour
     problems = []
     for image in images:
         try:
-            read_annotated_image(pictures.path(image.file_name), image.size, source, pictures.exif)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=re.escape(UNCERTAIN_FRAME))
+                read_annotated_image(pictures.path(image.file_name), image.size, source, pictures.exif)
             frame = pictures.frame(image.file_name, image.size)
         except UserError as error:
             problems.append(Problem("image", image.id, "unusable image", str(error), "refused"))

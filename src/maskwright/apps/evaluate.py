@@ -1,198 +1,439 @@
-"""How well a model turns boxes into masks, or finds instances or segments, on a COCO file: `maskwright evaluate`."""
+"""How good a model's masks, detections or panoptic maps are on a COCO file: `maskwright evaluate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast, get_args
 
-from maskwright.apps.evaluate_panoptic import compare_panoptic_files, evaluate_panoptic
-from maskwright.apps.measure import Measurement, measure, require_instances
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_reading
 from maskwright.apps.outputs import check_outputs
+from maskwright.apps.processes import device_of_process, run_jobs
+from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
+from maskwright.data.coco import CocoInstances
+from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.ground_truth import read_ground_truth
+from maskwright.data.loaders import Batch, evaluation_loader
+from maskwright.data.orientation import ExifRule
+from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_folder, new_map_names, write_panoptic
 from maskwright.data.panoptic_annotations import is_panoptic
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.evaluation.report import (
-    coco_ap_summary,
-    coco_ap_tables,
-    mask_iou_summary,
-    mask_iou_tables,
-    panoptic_quality_summary,
-    panoptic_quality_tables,
-)
+from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.measurement import DetectedInstances, MasksFromBoxes, Measurement, PanopticMaps
+from maskwright.evaluation.metric import Metric
+from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
+from maskwright.evaluation.report import summarize
 from maskwright.files import write_json
-from maskwright.predictor import Predictor
+from maskwright.predictor import Predictor, load
+from maskwright.structures import (
+    BoxPrompted,
+    Category,
+    InstancePrediction,
+    PanopticPrediction,
+    PanopticTarget,
+    SegmentationModel,
+    Target,
+)
 
 BOXES = ("ground-truth", "predicted")
 
+Case = Literal["masks", "detections", "panoptic", "files"]
+"""What is compared with the annotations: a model's masks of their boxes, its detections, its panoptic maps, or the
+panoptic maps of another file."""
 
-def evaluate(
-    model: str | Path | Predictor,
-    images: str | Path,
-    annotations: str | Path,
-    *,
-    boxes: str = "ground-truth",
-    seen: str | Sequence[str] | None = None,
-    batch_size: int = 4,
-    num_workers: int = 0,
-    processes: int = 1,
-    save_results: str | Path | None = None,
-    **loading: Any,
-) -> dict[str, Any]:
-    """The model on the images of a COCO file, compared with its annotations at the images' own resolution.
 
-    With boxes `ground-truth` each annotated box is turned into a mask, and the masks are compared; the categories
-    are the file's own, since a model that is prompted with boxes needs no label space. With boxes `predicted` the
-    model finds the instances by itself, and COCO's AP of its boxes and masks is measured (`CocoAP`, with the truth
-    of the file, so that pycocotools gives the same); its classes are those of the file with the same names.
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `maskwright evaluate` is asked for.
 
-    Args:
-        model: name, weights folder, or what `maskwright.load` returned.
+    Attributes:
+        model: a bundled model, a weights folder, a Hub repository, or what `maskwright.load` returned; or a `.json`
+            file of panoptic predictions, which is compared without any model.
+        annotations: COCO instances, or COCO panoptic.
         images: the folder that the file's `file_name`s are relative to.
-        annotations: COCO instances.
-        boxes: whose boxes, one of `BOXES`.
-        seen: classes whose masks the model was trained on, as `resolve_mask_classes` takes them; by default
-            those classes of the file that the model itself names in `mask_classes` (none, where it names none).
+        boxes: one of `BOXES`. With `ground-truth` each annotated box is turned into a mask (mask IoU); with `predicted`
+            the model finds the instances by itself (COCO's AP).
+        seen: classes whose masks the model was trained on, as `resolve_mask_classes` takes them; None takes those of
+            the file that the model's own `mask_classes` name.
+        segmentations: the folder of a panoptic file's PNGs; None takes the one beside it that is named like it.
+        predicted_segmentations: the same for a file of predictions.
+        panoptic_quality: one of `panoptic_quality.Variant`.
+        exif: the frame that the annotations of images with an EXIF orientation are in (`choose_frame`).
+        json: write all numbers to this file, too.
+        save_results: write the predictions to this file, too. Masks and detections are COCO results; the detected boxes
+            go to a file beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the
+            masks). Panoptic maps are a COCO panoptic file and its folder of PNGs, with the ids of `annotations`.
         batch_size: images that are encoded together.
-        num_workers: processes that read images, for each process that computes; 0 reads them in the same one.
-        processes: so many processes share the images, each with the next GPU where there are several; the numbers are
+        num_workers: processes that read images, for each process that computes; 0 reads in the same process.
+        processes: how many processes share the images, each with the next GPU where there are several. The numbers are
             those of one process.
-        save_results: file for the predicted masks in COCO's results format; with boxes `predicted` the boxes come
-            beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the masks).
-        loading: `device`, `precision` and `compile` of `maskwright.load`, where the model is loaded here.
-
-    Broken annotations that are left out are counted on standard error.
-
-    Returns:
-        What `evaluation.report.mask_iou_summary` says; with boxes `predicted`, `coco_ap_summary`.
-
-    Raises:
-        UserError: something of the above does not exist or does not fit, or the file has no instance to measure;
-            nothing is written then.
+        device, precision, compile: as for `maskwright.load`, where the model is loaded here.
     """
-    files = _results_files(save_results, boxes)
-    asked = Measurement(
-        model, images, annotations, boxes, seen, batch_size, num_workers, loading, processes, keep_masks=bool(files)
-    )
-    _check_values(asked)
-    check_outputs(files, annotations)
-    metric, masks = measure(asked)
-    if isinstance(metric, CocoAP):
-        summary, results = coco_ap_summary(metric), [metric.mask_results(), metric.box_results()]
-    else:
-        summary, results = mask_iou_summary(metric), [[entry for place in sorted(masks) for entry in masks[place]]]
-        # Compressed run lengths that cover no pixel are known only now.
-        require_instances(summary["instances"], "mask of an instance", annotations)
-    for file, entries in zip(files, results, strict=False):  # no files where none are asked for
-        write_json(file, entries, indent=None)
-    return summary
+
+    model: str | Path | Predictor
+    annotations: str | Path
+    images: str | Path | None = None
+    boxes: str = "ground-truth"
+    seen: str | Sequence[str] | None = None
+    segmentations: str | Path | None = None
+    predicted_segmentations: str | Path | None = None
+    panoptic_quality: str = "official"
+    exif: str = "auto"
+    json: str | Path | None = None
+    save_results: str | Path | None = None
+    batch_size: int = 4
+    num_workers: int = 0
+    processes: int = 1
+    device: str | None = "auto"
+    precision: str = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.boxes not in BOXES:
+            raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {self.boxes!r}")
+        if self.exif not in get_args(ExifRule):
+            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
+        if self.panoptic_quality not in get_args(Variant):
+            expected = ", ".join(get_args(Variant))
+            raise UserError(f"the panoptic quality must be one of {expected}, but got {self.panoptic_quality!r}")
+        if self.batch_size < 1 or self.num_workers < 0 or self.processes < 1:
+            raise UserError(
+                "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
+                f"{self.batch_size}, {self.num_workers} and {self.processes}"
+            )
+
+    @cached_property
+    def case(self) -> Case:
+        """What is compared with what; `UserError` where the annotation file cannot be read."""
+        if not isinstance(self.model, Predictor) and Path(self.model).suffix == ".json":
+            return "files"
+        if is_panoptic(self.annotations):
+            return "panoptic"
+        return "detections" if self.boxes == "predicted" else "masks"
+
+    @property
+    def results_files(self) -> list[Path]:
+        """The files that `save_results` stands for."""
+        if self.save_results is None:
+            return []
+        path = Path(self.save_results)
+        return [path, path.with_name(f"{path.stem}.bbox{path.suffix}")] if self.boxes == "predicted" else [path]
 
 
-def _check_values(asked: Measurement) -> None:
-    if asked.boxes not in BOXES:
-        raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {asked.boxes!r}")
-    if asked.batch_size < 1 or asked.num_workers < 0 or asked.processes < 1:
-        raise UserError(
-            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
-            f"{asked.batch_size}, {asked.num_workers} and {asked.processes}"
-        )
+def evaluate(**given: Any) -> Metric:
+    """Compare a model's predictions with a COCO file's annotations, at the images' own resolution.
 
+    Which metric comes back depends on the files:
 
-def evaluate_and_report(
-    model: str | Path | Predictor,
-    images: str | Path | None,
-    annotations: str | Path,
-    *,
-    json: str | Path | None = None,
-    **options: Any,
-) -> None:
-    """For the command line: `evaluate`; or, where `annotations` is a COCO panoptic file, `evaluate_panoptic`.
+    - COCO instances, boxes `ground-truth`: `MaskIoU`. The categories are the file's own: a model that is prompted with
+      boxes needs no label space.
+    - COCO instances, boxes `predicted`: `CocoAP`. The truth is the file's own, so that pycocotools gives the same
+      numbers. The model's classes are those of the file with the same names.
+    - COCO panoptic: `PanopticQuality`. Areas of true segments are their pixels. Predicted segments of classes that the
+      file does not list count as void. The file says which classes are things.
+    - a `.json` file of predictions as the model: `compare_panoptic_files`.
 
-    Tables on standard output, and the same numbers in the file `json`.
+    Broken annotations are left out and counted on standard error.
 
     Args:
-        model: see above; or a `.json` file of panoptic predictions, for `compare_panoptic_files`.
-        images: the folder of the images; None for predictions in a file.
-        annotations, json: see above.
-        options: the others of those functions, `variant` being `panoptic_quality`.
+        given: fields of `EvaluateOptions`; one that does not apply to the files is refused.
 
     Raises:
-        UserError: as those functions, an option that does not go with the files, or `json` cannot be written.
+        UserError: an option, a file or a model cannot be used, or the file has nothing to compare; nothing is written.
     """
-    given, outputs = {**options, "images": images}, [] if json is None else [Path(json)]
-    if not isinstance(model, Predictor) and Path(model).suffix == ".json":
-        summary, tables = _compare_files(model, annotations, outputs, given)
-    elif images is None:
+    options = EvaluateOptions(**given)
+    _refuse(options, given)
+    outputs, inputs = options.results_files, [options.annotations]
+    if options.json is not None:
+        outputs.append(Path(options.json))
+    if options.case == "files":
+        inputs.append(cast(str, options.model))
+    check_outputs(outputs, *inputs)
+    metric = _compare_files(options) if options.case == "files" else _evaluate_model(options)
+    if options.json is not None:
+        write_json(options.json, summarize(metric))
+    return metric
+
+
+_FOR_FILES = {"model", "annotations", "segmentations", "predicted_segmentations", "panoptic_quality", "json"}
+_FOR_PANOPTIC = {"segmentations", "predicted_segmentations", "panoptic_quality"}
+
+
+def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
+    """Refuse options that do not apply, and files that do not go together."""
+    if options.case == "files":
+        others = given.keys() - _FOR_FILES
+        reason = f"{options.model} is a file of predictions"
+    elif options.images is None:
         raise UserError(
             "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
         )
-    elif is_panoptic(annotations):
-        summary, tables = _evaluate_panoptic(model, annotations, outputs, given)
+    elif options.case == "panoptic":
+        others = given.keys() & {"boxes", "seen", "predicted_segmentations"}
+        reason = f"a model is evaluated on {options.annotations}, which is a COCO panoptic file"
     else:
-        summary, tables = _evaluate_instances(model, annotations, outputs, given)
-    if json is not None:
-        write_json(json, summary)
-    print(tables)
+        others = given.keys() & _FOR_PANOPTIC
+        reason = f"{options.annotations} is no COCO panoptic file"
+    if others:
+        names = [f"--{name.replace('_', '-')}" for name in given if name in others]  # as they were given
+        raise UserError(f"{', '.join(names)} cannot be given here, since {reason}")
 
 
-_FOR_INSTANCES = {"boxes": "ground-truth", "seen": None}
-_FOR_MAPS = {"segmentations": None, "panoptic_quality": "official"}
-_FOR_FILES = {"predicted_segmentations": None}
-_FOR_MODELS = {
-    "images": None,
-    "save_results": None,
-    "batch_size": 4,
-    "num_workers": 0,
-    "processes": 1,
-    "device": "auto",
-    "precision": "float32",
-    "compile": False,
-}
+def _compare_files(options: EvaluateOptions) -> PanopticQuality:
+    if not is_panoptic(options.annotations):
+        raise UserError(
+            f"{options.annotations} is no COCO panoptic file, which alone a file of predictions is compared with"
+        )
+    return compare_panoptic_files(
+        options.annotations,
+        cast(str, options.model),
+        options.segmentations,
+        options.predicted_segmentations,
+        cast(Variant, options.panoptic_quality),
+    )
 
 
-def _compare_files(
-    predictions: str | Path, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
-) -> tuple[dict[str, Any], str]:
-    _refuse(options, {**_FOR_INSTANCES, **_FOR_MODELS}, f"{predictions} is a file of predictions")
-    if not is_panoptic(annotations):
-        raise UserError(f"{annotations} is no COCO panoptic file, which alone a file of predictions is compared with")
-    check_outputs(outputs, annotations, predictions)
-    variant = options.pop("panoptic_quality", "official")
-    summary = panoptic_quality_summary(compare_panoptic_files(annotations, predictions, variant=variant, **options))
-    return summary, panoptic_quality_tables(summary)
+def _evaluate_model(options: EvaluateOptions) -> Metric:
+    """Share the images among processes, merge what they measure, and save the predictions."""
+    if options.case == "panoptic" and options.save_results is not None:
+        new_map_folder(options.save_results)
+    shares = [Share(options, rank) for rank in range(options.processes)]
+    measured = {share.rank: result for share, result in run_jobs(measure_share, shares, options.processes)}
+    metric, saved = measured[0]
+    for rank in range(1, options.processes):
+        metric.merge(measured[rank].metric.state())
+        saved.update(measured[rank].saved)
+    if isinstance(metric, MaskIoU):
+        # Only now is it known which compressed run lengths cover no pixel.
+        _require_instances(int(metric.compute()["instances"]), "mask of an instance", options.annotations)
+    if options.save_results is not None:
+        _save(options, metric, [saved[place] for place in sorted(saved)])
+    return metric
 
 
-def _evaluate_panoptic(
-    model: str | Path | Predictor, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
-) -> tuple[dict[str, Any], str]:
-    _refuse(options, _FOR_INSTANCES, f"{annotations} is a COCO panoptic file")
-    _refuse(options, _FOR_FILES, "MODEL is no .json file of predictions")
-    check_outputs([*_results_files(options.get("save_results"), ""), *outputs], annotations)
-    variant = options.pop("panoptic_quality", "official")
-    summary = evaluate_panoptic(model, annotations=annotations, variant=variant, **options)
-    return summary, panoptic_quality_tables(summary)
+def _save(options: EvaluateOptions, metric: Metric, saved: list[Any]) -> None:
+    if isinstance(metric, PanopticQuality):
+        entries = (predicted.entry() for predicted in saved)
+        write_panoptic(options.results_files[0], entries, read_categories(options.annotations))
+    elif isinstance(metric, CocoAP):
+        for file, results in zip(options.results_files, (metric.mask_results(), metric.box_results()), strict=True):
+            write_json(file, results, indent=None)
+    else:
+        write_json(options.results_files[0], [result for results in saved for result in results], indent=None)
 
 
-def _evaluate_instances(
-    model: str | Path | Predictor, annotations: str | Path, outputs: list[Path], options: dict[str, Any]
-) -> tuple[dict[str, Any], str]:
-    _refuse(options, {**_FOR_MAPS, **_FOR_FILES}, f"{annotations} is no COCO panoptic file")
-    boxes = options.get("boxes", "ground-truth")
-    check_outputs([*_results_files(options.get("save_results"), boxes), *outputs], annotations)
-    summary = evaluate(model, annotations=annotations, **options)
-    return summary, coco_ap_tables(summary) if boxes == "predicted" else mask_iou_tables(summary)
+@dataclass(frozen=True)
+class Share:
+    """The images rank, rank + processes, ... of the file, for one of the processes."""
+
+    options: EvaluateOptions
+    rank: int
 
 
-def _refuse(options: dict[str, Any], defaults: dict[str, Any], because: str) -> None:
-    """Take the options of `defaults` out; one that was given another value is an error."""
-    for name, default in defaults.items():
-        if options.pop(name, default) != default:
-            raise UserError(f"--{name.replace('_', '-')} cannot be given here, since {because}")
+class Measured(NamedTuple):
+    """What one process has measured.
+
+    metric: of its images.
+    saved: what `save_results` needs of each image, by the image's place in the file; detections are in the metric.
+    """
+
+    metric: Metric
+    saved: dict[int, Any]
 
 
-def _results_files(save_results: str | Path | None, boxes: str) -> list[Path]:
-    """The files that `save_results` stands for: of the masks or maps and, where boxes are predicted, of the boxes."""
-    if save_results is None:
-        return []
-    path = Path(save_results)
-    return [path, path.parent / f"{path.stem}.bbox{path.suffix}"] if boxes == "predicted" else [path]
+class _Prepared(NamedTuple):
+    """How one process measures: the images, the measurement, and what is saved of the prediction at a place."""
+
+    dataset: SegmentationDataset
+    measurement: Measurement
+    to_save: Callable[[int, Any, Any], Any] | None
+
+
+def measure_share(share: Share) -> Measured:
+    """Measure the images of one process.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    options = share.options
+    predictor = options.model
+    if not isinstance(predictor, Predictor):
+        device = device_of_process(options.device, share.rank, options.processes)
+        predictor = load(cast(str, options.model), device, options.precision, options.compile)
+    prepare = {"masks": _prepare_masks, "detections": _prepare_detections, "panoptic": _prepare_panoptic}
+    dataset, measurement, to_save = prepare[options.case](share, predictor)
+    places = iter(range(share.rank, len(dataset), options.processes))
+    saved: dict[int, Any] = {}
+    for images, targets in _batches(dataset, share):
+        predictions = measurement.update([image.to(predictor.device) for image in images], targets)
+        if options.save_results is not None and to_save is not None:
+            for prediction, target, place in zip(predictions, targets, places, strict=False):
+                saved[place] = to_save(place, prediction, target)
+    return Measured(measurement.metric, saved)
+
+
+def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
+    """Mask IoU with the boxes of the ground truth, in the file's categories."""
+    options, model = share.options, predictor.model
+    dataset = CocoInstances(_images(options), options.annotations, exif=_exif(options))
+    _tell_reading(dataset, share)
+    _require_instances(dataset.count_instances()[0], "mask of an instance", options.annotations)
+    _require_instance_model(predictor, options)
+    if not isinstance(model, BoxPrompted):
+        raise UserError(f"{options.model}: this model cannot be prompted with boxes")
+    categories = dataset.categories
+    metric = MaskIoU(categories, _seen_classes(options, model, categories))
+    known = cast(SegmentationModel, model).categories
+    model_labels = torch.tensor(labels_of_names([category["name"] for category in categories], known))
+
+    def to_save(_: int, prediction: InstancePrediction, target: Target) -> list[dict[str, Any]]:
+        ids = [categories[label]["id"] for label in prediction.labels.tolist()]
+        return prediction.to_coco(target["image_id"], ids)
+
+    return _Prepared(dataset, MasksFromBoxes(model, metric, predictor.inference, model_labels), to_save)
+
+
+def _prepare_detections(share: Share, predictor: Predictor) -> _Prepared:
+    """COCO's AP of what the model finds, in the file's categories."""
+    options, model = share.options, predictor.model
+    _require_instance_model(predictor, options)
+    if predictor.needs_boxes:
+        raise UserError(
+            f"{options.model}: this model has no detector; it takes the boxes of the file (`--boxes ground-truth`)"
+        )
+    known = cast(SegmentationModel, model).categories
+    # No mask of the data set is decoded: the metric takes the truth from the file.
+    images, exif = _images(options), _exif(options)
+    dataset = CocoInstances(images, options.annotations, categories=known, mask_classes=[], exif=exif)
+    _tell_reading(dataset, share)
+    _require_instances(sum(dataset.count_instances()), "instance", options.annotations)
+    categories = read_categories(options.annotations)
+    truth = read_ground_truth(options.annotations, PictureFolder(images, exif))
+    metric = CocoAP(categories, _seen_classes(options, model, categories), truth)
+    metric_labels = torch.tensor(labels_of_names([category["name"] for category in known], categories))
+    measurement = DetectedInstances(model, metric, predictor.inference, metric_labels)
+    return _Prepared(dataset, measurement, None)
+
+
+def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
+    """Panoptic quality in the model's categories; predictions get the file's category ids."""
+    options, model = share.options, predictor.model
+    if predictor.task != "panoptic":
+        raise UserError(f"{options.annotations} is a panoptic file, but the model finds single instances only")
+    known = cast(SegmentationModel, model).categories
+    images, exif = _images(options), _exif(options)
+    dataset = CocoPanoptic(images, options.annotations, options.segmentations, categories=known, exif=exif)
+    _tell_reading(dataset, share)
+    listed = {category["name"]: category for category in dataset.file_categories}
+    names = [match_name(category["name"], list(listed)) for category in known]
+    matches = {label: listed[name] for label, name in enumerate(names) if name is not None}
+    metric = PanopticQuality(_with_kinds(known, matches), cast(Variant, options.panoptic_quality))
+    category_ids = {label: category["id"] for label, category in matches.items()}
+    file_names, map_names = dataset.file_names, new_map_names(dataset.file_names)
+
+    def to_save(place: int, prediction: PanopticPrediction, target: PanopticTarget) -> PredictedMap:
+        return PredictedMap.encode(prediction, target["image_id"], file_names[place], map_names[place])
+
+    measurement = PanopticMaps(model, metric, predictor.inference, category_ids)
+    return _Prepared(dataset, measurement, to_save)
+
+
+class PredictedMap(NamedTuple):
+    """The panoptic prediction of one image, small enough to keep those of a whole data set.
+
+    image: its entry of `images`; png: the file of its map; annotation: its entry of `annotations`.
+    """
+
+    image: dict[str, Any]
+    png: bytes
+    annotation: dict[str, Any]
+
+    @classmethod
+    def encode(cls, prediction: PanopticPrediction, image_id: int | str, name: str, map_name: str) -> PredictedMap:
+        """Of the image with the file name `name`; its map's is `map_name`."""
+        height, width = prediction.image_size
+        colours, annotation = prediction.to_coco(image_id, map_name)
+        png = io.BytesIO()
+        Image.fromarray(colours).save(png, "PNG")
+        image = {"id": image_id, "file_name": name, "height": height, "width": width}
+        return cls(image, png.getvalue(), annotation)
+
+    def entry(self) -> PanopticEntry:
+        """As `write_panoptic` takes it."""
+        with Image.open(io.BytesIO(self.png)) as stored:
+            return PanopticEntry(self.image, np.asarray(stored), self.annotation)
+
+
+def _with_kinds(categories: Sequence[Category], matches: Mapping[int, Category]) -> list[Category]:
+    """The model's categories; those of `matches` are things where the file's category is one, as COCO counts them."""
+    kinds = [matches.get(label, category).get("isthing", True) for label, category in enumerate(categories)]
+    pairs = zip(categories, kinds, strict=True)
+    return [Category(id=category["id"], name=category["name"], isthing=kind) for category, kind in pairs]
+
+
+def _seen_classes(options: EvaluateOptions, model: Any, categories: Sequence[Category]) -> list[str]:
+    """The names among `categories` of the classes that count as seen."""
+    if options.seen is not None:
+        return resolve_mask_classes(options.seen, categories)
+    names = [category["name"] for category in categories]
+    matches = {match_name(name, names) for name in model.mask_classes}
+    return [name for name in names if name in matches]
+
+
+def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
+    """The images of a share in order, once each; the first process shows its progress on standard error."""
+    rank, count = share.rank, share.options.processes
+    loader = evaluation_loader(
+        dataset,
+        batch_size=share.options.batch_size,
+        rank=rank,
+        world_size=count,
+        num_workers=share.options.num_workers,
+    )
+    title = "evaluate" if count == 1 else f"evaluate (process 1 of {count})"
+    total = len(range(rank, len(dataset), count))
+    with tqdm(total=total, unit="image", file=sys.stderr, desc=title, disable=None if rank == 0 else True) as progress:
+        for batch in loader:
+            yield batch
+            progress.update(len(batch[0]))
+
+
+def _images(options: EvaluateOptions) -> str | Path:
+    return cast("str | Path", options.images)
+
+
+def _exif(options: EvaluateOptions) -> ExifRule:
+    return cast(ExifRule, options.exif)
+
+
+def _tell_reading(dataset: SegmentationDataset, share: Share) -> None:
+    if share.rank == 0:
+        tell_reading(share.options.annotations, dataset.skipped, dataset.repaired)
+
+
+def _require_instance_model(predictor: Predictor, options: EvaluateOptions) -> None:
+    if predictor.task != "instance":
+        raise UserError(
+            f"{options.annotations} is no COCO panoptic file, which a panoptic model is evaluated on: it has no "
+            "`segments_info`"
+        )
+
+
+def _require_instances(count: int, what: str, annotations: str | Path) -> None:
+    """Refuse a file that has nothing to compare."""
+    if count == 0:
+        raise UserError(
+            f"{annotations}: nothing to measure, it has no usable {what} (crowds do not count); "
+            "`maskwright data check` says what it holds"
+        )

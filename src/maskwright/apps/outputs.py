@@ -1,4 +1,4 @@
-"""Checks of what is asked for and of where results go, before any work."""
+"""Checks of where results go, before any work."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskwright.errors import UserError
-
-
-def check_numbers(batch_size: int, num_workers: int, processes: int) -> None:
-    """Refuse numbers of images or processes that are out of their range.
-
-    Raises:
-        UserError: so.
-    """
-    if batch_size < 1 or num_workers < 0 or processes < 1:
-        raise UserError(
-            "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
-            f"{batch_size}, {num_workers} and {processes}"
-        )
 
 
 def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:

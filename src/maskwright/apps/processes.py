@@ -1,85 +1,164 @@
-"""Work that several processes of this machine share."""
+"""Work that several processes of this machine share.
+
+The workers are new interpreters, which read jobs from one pipe and write results to another. `multiprocessing` would
+first run the caller's main module again in each of them: a script without `if __name__ == "__main__":` would start
+over, and there is no module to run where the caller is read from standard input.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, TypeVar
-
-import torch
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO, NoReturn, TypeVar, cast
 
 from maskwright.errors import UserError
 
-Share = TypeVar("Share")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def in_processes(work: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """The result of `work` for every share, in their order; each but a single one is done in a process of its own.
+def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[tuple[Job, Result]]:
+    """Each job with the result of `work`, as soon as it is done, in any order.
 
-    The processes are started here; on a CPU each takes its part of the threads. `work`, shares and results must be
-    picklable. The caller may be a script without `if __name__ == "__main__":`, a notebook or standard input: the
-    processes do not run the main module, so nothing that it defines can be sent to them.
+    A single process is the caller's own. Several are started here and share the CPU threads. They end when the
+    generator ends or is closed: after the last job, an error or Ctrl-C. They also end when the caller is killed.
+
+    Args:
+        work: like jobs and results, picklable; nothing of them may be defined in the main program.
+        jobs: each is taken when a process is free for it.
+        processes: at least 1.
 
     Raises:
-        UserError: what `work` raises, a share holds something that the main module defines, or a process was killed.
+        UserError: something cannot be handed to another process, or a process was killed.
+        Exception: what `work` raises.
     """
-    if len(shares) == 1:
-        return [work(shares[0])]
-    threads = max(1, torch.get_num_threads() // len(shares))
-    try:
-        with ProcessPoolExecutor(
-            len(shares), multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-        ) as pool:
-            with _without_main_module():
-                results = pool.map(_do, [_pickled((work, share)) for share in shares])
-            return list(results)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"one of the {len(shares)} processes was killed (out of memory?); take fewer --processes"
-        ) from error
+    if processes == 1:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    waiting = iter(jobs)
+    with ThreadPoolExecutor(processes) as threads, ExitStack() as stack:  # ends the workers, then their threads
+        idle = [stack.enter_context(_start_worker(number, processes)) for number in range(1, processes + 1)]
+        running: dict[Future[Result], tuple[_Worker, Job]] = {}
+        finished: list[tuple[Job, Result]] = []
+        while True:
+            for worker, job in zip(idle, waiting, strict=False):
+                running[threads.submit(worker.answer, work, job)] = worker, job
+            yield from finished
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            results = [(*running.pop(future), future.result()) for future in done]
+            idle, finished = [worker for worker, _, _ in results], [(job, result) for _, job, result in results]
+
+
+def device_of_process(device: str | None, rank: int, processes: int) -> str | None:
+    """The device of one of several processes: the next GPU, unless `device` is a certain one or the CPU."""
+    import torch
+
+    if processes > 1 and device in (None, "auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{rank % torch.cuda.device_count()}"
+    return device
+
+
+class _Worker:
+    """The caller's side of one worker."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+        self._process = process
+        self._name = name
+
+    def answer(self, work: Callable[[Job], Result], job: Job) -> Result:
+        """`work(job)`, done by the worker."""
+        try:
+            task = pickle.dumps((work, job))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _cannot_hand_over(error) from error
+        tasks, answers = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
+        try:
+            pickle.dump(task, tasks)
+            tasks.flush()
+            result, failure = pickle.load(answers)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{self._name} {self._end()}") from error
+        if failure is not None:
+            raise failure
+        return result
+
+    def _end(self) -> str:
+        code = self._process.wait()
+        if code >= 0:
+            return f"ended too early, with exit code {code}"
+        return f"was killed by {signal.Signals(-code).name} (out of memory?); take fewer --processes"
+
+
+# Ctrl-C reaches every process of a terminal; the caller alone answers it, and ends the workers.
+_START = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {__name__} import _serve; _serve()"
 
 
 @contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Hide the main module: a process that is spawned meanwhile finds none to run again, as it would do first of all.
+def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
+    """Worker `number` of 1..`processes`; it is killed at the end."""
+    import torch  # here, so that a worker only imports it where its work does
 
-    Run again, a script without a guard would start processes itself, and standard input is no file to be run.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+    }
+    command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
-        yield
+        yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
     finally:
-        sys.modules["__main__"] = main
+        process.kill()
+        process.communicate()  # waits, and closes the pipes
 
 
-def _pickled(task: object) -> bytes:
+def _cannot_hand_over(error: Exception) -> UserError:
+    return UserError(
+        f"the work cannot be handed to several processes ({error}): take processes=1, or, where a class is one of "
+        "the main program, define it in a module of its own"
+    )
+
+
+def _serve() -> NoReturn:
+    """The worker's side: do one task after the other until the caller closes the pipe or is gone."""
+    tasks: SimpleQueue[bytes] = SimpleQueue()
+    with os.fdopen(os.dup(0), "rb") as incoming, os.fdopen(os.dup(1), "wb") as outgoing:
+        os.dup2(2, 1)  # what `work` prints must not come between the answers
+        threading.Thread(target=_receive, args=(incoming, tasks), daemon=True).start()
+        while True:
+            outgoing.write(_answer(tasks.get()))
+            outgoing.flush()
+
+
+def _receive(incoming: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
+    """In a thread of its own, so that a worker without a caller ends at once, even in the middle of a task."""
     try:
-        return pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"the work cannot be handed to several processes ({error}): take processes=1, or, where a class is one of "
-            "the main program, define it in a module of its own"
-        ) from error
+        while True:
+            tasks.put(pickle.load(incoming))
+    except EOFError:
+        os._exit(1)
 
 
-def _do(task: bytes) -> Any:
-    work, share = pickle.loads(task)
-    return work(share)
-
-
-def loading_of(loading: Mapping[str, Any], rank: int, processes: int) -> dict[str, Any]:
-    """The options of `maskwright.load` of one of several processes.
-
-    Each has the next GPU, unless a certain one or the CPU is asked for.
-    """
-    any_gpu = loading.get("device") in (None, "auto", "cuda") and torch.cuda.is_available() and processes > 1
-    device = {"device": f"cuda:{rank % torch.cuda.device_count()}"} if any_gpu else {}
-    return {**loading, **device}
+def _answer(task: bytes) -> bytes:
+    """A pickled pair: the result and None, or None and the exception."""
+    try:
+        work, job = pickle.loads(task)
+    except Exception as error:
+        return pickle.dumps((None, _cannot_hand_over(error)))
+    try:
+        return pickle.dumps((work(job), None))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return pickle.dumps((None, error))

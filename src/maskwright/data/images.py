@@ -17,6 +17,12 @@ from maskwright.errors import UserError
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Lower-case file suffixes that are taken for pictures when a folder is searched."""
 
+UNCERTAIN_FRAME = (
+    "images with an EXIF orientation whose size does not tell whether they were annotated as stored are taken upright: "
+    "`maskwright data check --images` names them, --exif (data.exif in a recipe) overrules"
+)
+"""The warning about annotations whose frame is not certain; it names no image, so that it is given once."""
+
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
 _CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
@@ -52,7 +58,8 @@ def read_annotated_image(
 ) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
-    An EXIF orientation is applied where the annotations are in the upright frame (`choose_frame`).
+    An EXIF orientation is applied where the annotations are in the upright frame (`choose_frame`). Where that is not
+    certain, there is a warning.
 
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
@@ -61,11 +68,14 @@ def read_annotated_image(
     try:
         with Image.open(path) as stored:
             orientation = stored.getexif().get(ExifTags.Base.Orientation)
-            if not choose_frame((stored.height, stored.width), orientation, size, rule=exif).upright:
+            frame = choose_frame((stored.height, stored.width), orientation, size, rule=exif)
+            if not frame.upright:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
     except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
+    if not frame.certain:
+        warnings.warn(UNCERTAIN_FRAME, stacklevel=2)
     found = tuple(image.shape[1:])
     if found != size:
         raise UserError(

@@ -256,6 +256,13 @@ def normalise_panoptic(
     return file.normalised()
 
 
+def normalise_categories(content: dict[str, Any]) -> Any:
+    """The `categories` of a COCO file after their repairs; what uses them is left as it is."""
+    file = _File(content, "", None, "auto")
+    _repair_categories(file)
+    return file.normalised().content["categories"]
+
+
 # Numbers and ids
 
 _DECIMAL = re.compile(r"\s*([+-]?\d+)(?:\.0*)?\s*")

@@ -14,6 +14,7 @@ from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
 from maskwright.structures import Category, InstancePrediction, Target
 
 Overlap = Literal["bbox", "segm"]
@@ -84,7 +85,7 @@ class ClassAP:
     mask_ap: float
 
 
-class CocoAP:
+class CocoAP(Metric):
     """COCO's box AP and mask AP of detections, over all, seen and unseen classes.
 
     Every number is, to 1e-14, what pycocotools gives for `box_results()` and `mask_results()` (a box's score is the
@@ -100,8 +101,7 @@ class CocoAP:
     (float32, cut off at the image; no area of the polygons). Without it the truth is the targets themselves.
     Only images that were given to `update` count, each once.
 
-    In a distributed evaluation each process updates its own metric and one of them merges the states:
-    `for state in states_of_the_others: metric.merge(state)`.
+    Labels of predictions are positions in `categories`. With `annotations` only the ids and sizes of targets are read.
 
     Source: pycocotools' COCOeval, by way of faster-coco-eval; the ignored regions are ours.
     """
@@ -123,11 +123,8 @@ class CocoAP:
         Raises:
             ValueError: `seen` has names that are not in `categories`.
         """
-        names = {category["name"] for category in categories}
-        if unknown := sorted(set(seen) - names):
-            raise ValueError(f"seen classes must be names of the categories, but these are not: {', '.join(unknown)}")
         self.categories = list(categories)
-        self.seen = [category["name"] in set(seen) for category in categories]
+        self.seen = seen_labels(categories, seen)
         self._file: dict[Any, list[Mapping[str, Any]]] | None = None
         if annotations is not None:
             known = {category["id"] for category in categories}
@@ -142,24 +139,16 @@ class CocoAP:
         self._records: dict[int | str, ImageRecord] = {}
         self._tables: dict[Overlap, _Tables] = {}
 
-    def update(self, predictions: Sequence[InstancePrediction], targets: Sequence[Target]) -> None:
-        """Add a batch of images.
-
-        Args:
-            predictions: per image, in the frame of the original image; labels are positions in `categories`.
-            targets: in the frame of the original image; with `annotations`, only ids and sizes are read.
-
-        Raises:
-            ValueError: the numbers of images differ, an image has another size, came before, or has a prediction
-                whose label is not in the label space.
-        """
-        if len(predictions) != len(targets):
-            raise ValueError(f"expected one prediction per target, but got {len(predictions)} and {len(targets)}")
-        for prediction, target in zip(predictions, targets, strict=True):
-            self._check_pair(prediction, target)
-            image_id = target["image_id"]
-            truth = self._annotations_of(target) if self._file is None else self._file.get(image_id, [])
-            self._add(ImageRecord(image_id, prediction.image_size, self._results_of(prediction, image_id), truth))
+    def _add_image(self, prediction: InstancePrediction, target: Target) -> None:
+        check_image_size(prediction.image_size, target)
+        image_id, labels = target["image_id"], prediction.labels
+        if ((labels < 0) | (labels >= len(self.categories))).any():
+            raise ValueError(
+                f"image {image_id}: labels must lie in 0..{len(self.categories) - 1}, "
+                f"but got {labels.unique().tolist()}"
+            )
+        truth = self._annotations_of(target) if self._file is None else self._file.get(image_id, [])
+        self._add(ImageRecord(image_id, prediction.image_size, self._results_of(prediction, image_id), truth))
 
     def state(self) -> list[ImageRecord]:
         """All images so far; what `merge` takes."""
@@ -202,7 +191,7 @@ class CocoAP:
             "_seen": [label for label in labels if self.seen[label]],
             "_unseen": [label for label in labels if not self.seen[label]],
         }
-        values = {
+        statistics = {
             f"{prefix}_{name}{suffix}": self._statistic(overlap, name, members)
             for prefix, overlap in _OVERLAPS.items()
             for suffix, members in groups.items()
@@ -211,7 +200,7 @@ class CocoAP:
         counts = self._counts()
         instances, without_mask = counts.sum(axis=0) if len(counts) else (0, 0)
         return {
-            **values,
+            **statistics,
             "images": float(len(self._records)),
             "instances": float(instances),
             "instances_without_mask": float(without_mask),
@@ -242,19 +231,6 @@ class CocoAP:
     def _sorted(self) -> list[ImageRecord]:
         """By image id: among equal scores COCO ranks the detections of the lower id first."""
         return [self._records[key] for key in sorted(self._records, key=lambda key: (isinstance(key, str), key))]
-
-    def _check_pair(self, prediction: InstancePrediction, target: Target) -> None:
-        name, plane = f"image {target['image_id']}", tuple(target["masks"].shape[1:])
-        if tuple(prediction.image_size) != plane:
-            raise ValueError(
-                f"{name}: predictions are for an image of {tuple(prediction.image_size)} (height, width), "
-                f"targets of {plane}"
-            )
-        labels = prediction.labels
-        if ((labels < 0) | (labels >= len(self.categories))).any():
-            raise ValueError(
-                f"{name}: labels must lie in 0..{len(self.categories) - 1}, but got {labels.unique().tolist()}"
-            )
 
     def _results_of(self, prediction: InstancePrediction, image_id: int | str) -> list[dict[str, Any]]:
         category_ids = [self.categories[label]["id"] for label in prediction.labels.tolist()]

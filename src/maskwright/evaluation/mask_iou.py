@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
 from maskwright.ops.paste import paste_mask_region
 from maskwright.structures import Category, InstancePrediction, Target
 
@@ -29,14 +30,12 @@ class ClassMaskIoU:
     mask_iou: float
 
 
-class MaskIoU:
+class MaskIoU(Metric):
     """Mean IoU of predicted and true masks at the original resolution, with boxes given.
 
-    Every instance that has a mask and is no crowd counts once; its prediction is the one of the same row.
-    `seen` names the classes whose masks the model was trained on, all others are unseen.
-
-    In a distributed evaluation each process updates its own metric and one of them merges the states:
-    `for state in states_of_the_others: metric.merge(state)`.
+    Every instance that has a mask and is no crowd counts once. A prediction has one instance for each row of its
+    target, in the same order. Methods without boxes may give the masks themselves instead, bool [N, H, W].
+    `seen` names the classes whose masks the model was trained on; all others are unseen.
 
     Source: the mIoU of arXiv 2104.00613, section "without a detector"; COCO's size limits.
     """
@@ -51,37 +50,19 @@ class MaskIoU:
         Raises:
             ValueError: `seen` has names that are not in `categories`.
         """
-        names = [category["name"] for category in categories]
-        if unknown := sorted(set(seen) - set(names)):
-            raise ValueError(f"seen classes must be names of the categories, but these are not: {', '.join(unknown)}")
-        self.names = names
-        self.seen = torch.tensor([name in set(seen) for name in names], dtype=torch.bool)
+        self.names = [category["name"] for category in categories]
+        self.seen = torch.tensor(seen_labels(categories, seen), dtype=torch.bool)
         self.reset()
 
     def reset(self) -> None:
         """Forget all instances."""
         self._states: list[Tensor] = []
 
-    def update(
-        self, predictions: Sequence[InstancePrediction | Bool[Tensor, "_ _ _"]], targets: Sequence[Target]
-    ) -> None:
-        """Add a batch of images.
-
-        Args:
-            predictions: per image, one instance for each row of the target, in the same order, in the frame of
-                the original image; or their masks themselves, bool [N, H, W], for methods without a box frame.
-            targets: in the frame of the original image.
-
-        Raises:
-            ValueError: the numbers of images or of rows differ, or an image has another size.
-        """
-        if len(predictions) != len(targets):
-            raise ValueError(f"expected one prediction per target, but got {len(predictions)} and {len(targets)}")
-        for prediction, target in zip(predictions, targets, strict=True):
-            _check_pair(prediction, target)
-            rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten().tolist()
-            scored = [(int(target["labels"][row]), *_iou_and_area(prediction, target, row)) for row in rows]
-            self._states.append(torch.tensor(scored, dtype=torch.float64).reshape(-1, 3))
+    def _add_image(self, prediction: InstancePrediction | Bool[Tensor, "_ _ _"], target: Target) -> None:
+        _check_pair(prediction, target)
+        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten().tolist()
+        instances = [(int(target["labels"][row]), *_iou_and_area(prediction, target, row)) for row in rows]
+        self._states.append(torch.tensor(instances, dtype=torch.float64).reshape(-1, 3))
 
     def state(self) -> Float64[Tensor, "n 3"]:
         """All instances so far: label, IoU, and area of the true mask in pixels; what `merge` takes."""
@@ -131,18 +112,21 @@ class MaskIoU:
 
 
 def _check_pair(prediction: InstancePrediction | Tensor, target: Target) -> None:
-    name = f"image {target['image_id']}"
-    rows, *plane = target["masks"].shape
+    rows = len(target["labels"])
     if len(prediction) != rows:
-        raise ValueError(f"{name}: expected a prediction for each of the {rows} target rows, but got {len(prediction)}")
-    size = prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size
-    if tuple(size) != tuple(plane):
-        raise ValueError(f"{name}: predictions are for an image of {tuple(size)} (height, width), targets of {plane}")
+        raise ValueError(
+            f"image {target['image_id']}: expected a prediction for each of the {rows} target rows, "
+            f"but got {len(prediction)}"
+        )
+    check_image_size(prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size, target)
 
 
 def _iou_and_area(prediction: InstancePrediction | Tensor, target: Target, row: int) -> tuple[float, int]:
-    """IoU of one instance and the area of its true mask, without a predicted plane: outside of its region a
-    prediction is empty, so the rest of the true mask only adds to the union."""
+    """IoU of one instance, and the area of its true mask in pixels.
+
+    The prediction is pasted into the region of its box only: it is empty elsewhere, and the rest of the true mask only
+    adds to the union.
+    """
     truth = target["masks"][row]
     if isinstance(prediction, Tensor):
         region, left, top = prediction[row], 0, 0

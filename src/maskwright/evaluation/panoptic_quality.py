@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
+from maskwright.evaluation.metric import Metric
 from maskwright.ops.panoptic_map import rows_of_ids
 from maskwright.structures import Category, PanopticPrediction, PanopticTarget
 
@@ -63,7 +64,7 @@ class ClassPQ:
     false_negatives: int
 
 
-class PanopticQuality:
+class PanopticQuality(Metric):
     """Panoptic quality over all, thing and stuff classes.
 
     A predicted and a true segment of one class match where their IoU, void pixels of the truth left out of the union,
@@ -79,9 +80,6 @@ class PanopticQuality:
 
     A group without such a class (no stuff at all, say) has NaN where the originals divide by zero. A category without
     `isthing` is a thing. The truth of an image is its target; `add` takes it from elsewhere, files for instance.
-
-    In a distributed evaluation each process updates its own metric and one of them merges the states:
-    `for state in states_of_the_others: metric.merge(state)`.
 
     Source: panopticapi, evaluation.py (pq_compute_single_core, PQStat); deeplab2, evaluation/panoptic_quality.py.
     """
@@ -103,23 +101,15 @@ class PanopticQuality:
         self._images: set[int | str] = set()
         self._counts = np.zeros((len(self.categories), len(_COUNTS)), dtype=np.float64)
 
-    def update(self, predictions: Sequence[PanopticPrediction], targets: Sequence[PanopticTarget]) -> None:
-        """Add images; predictions and targets in the frame of the same original images.
-
-        Raises:
-            ValueError: numbers of images or their sizes differ, an image came before, a label is out of range, or a
-                map and its list of segments do not agree.
-        """
-        if len(predictions) != len(targets):
-            raise ValueError(f"expected one prediction per target, but got {len(predictions)} and {len(targets)}")
-        for prediction, target in zip(predictions, targets, strict=True):
-            self.add(target["image_id"], _of_prediction(prediction), _of_target(target))
+    def _add_image(self, prediction: PanopticPrediction, target: PanopticTarget) -> None:
+        self.add(target["image_id"], _of_prediction(prediction), _of_target(target))
 
     def add(self, image_id: int | str, prediction: SegmentMap, truth: SegmentMap) -> None:
         """Add one image.
 
         Raises:
-            ValueError: as `update`.
+            ValueError: the sizes differ, the image came before, a label is out of range, or the predicted map and its
+                list of segments do not agree.
         """
         self._check(image_id, prediction, truth)
         if self.variant == "in_house":

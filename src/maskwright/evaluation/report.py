@@ -12,6 +12,7 @@ from typing import Any
 
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.metric import Metric
 from maskwright.evaluation.panoptic_quality import PanopticQuality
 
 Cell = str | int | float | None
@@ -19,104 +20,100 @@ Cell = str | int | float | None
 SIZES = ("small", "medium", "large")
 
 
-def mask_iou_summary(metric: MaskIoU) -> dict[str, Any]:
+def summarize(metric: Metric) -> dict[str, Any]:
     """All numbers of a metric, ready for JSON.
 
     Returns:
-        The keys of `MaskIoU.compute` (means in 0..1 or None, counts whole), and `classes`: for each class that
-        has instances `{name, seen, instances, mask_iou}`, in label order.
+        The keys of `compute` (means in 0..1 or None, counts as whole numbers). Then, for masks and detections,
+        `classes`: the fields of `ClassMaskIoU` or `ClassAP` for each class that has instances. For panoptic quality
+        `variant`, and `per_class`: the fields of `ClassPQ` for each class that counts. Both are in label order.
     """
-    classes = [
-        {"name": row.name, "seen": row.seen, "instances": row.instances, "mask_iou": row.mask_iou}
-        for row in metric.per_class()
-        if row.instances
-    ]
-    return {**_plain(metric.compute()), "classes": classes}
+    numbers = _plain(metric.compute())
+    rows = [_plain(asdict(row)) for row in metric.per_class()]
+    if isinstance(metric, PanopticQuality):
+        counted = [row for row in rows if row["pq"] is not None]
+        return {**numbers, "variant": metric.variant, "per_class": counted}
+    return {**numbers, "classes": [row for row in rows if row["instances"]]}
 
 
-def mask_iou_tables(summary: Mapping[str, Any]) -> str:
-    """A `mask_iou_summary` as two tables: the groups, and the classes with the worst first."""
+def tables_of(metric: Metric) -> str:
+    """The numbers of a `MaskIoU`, `CocoAP` or `PanopticQuality` as text: the groups, then each class, worst first."""
+    return _TABLES[type(metric)](summarize(metric))
+
+
+_GROUPS = {"all": "", "seen": "_seen", "unseen": "_unseen"}
+
+
+def _mask_iou_tables(summary: Mapping[str, Any]) -> str:
     groups: list[list[Cell]] = [
-        [name, summary[f"mask_iou{key}"], summary[f"class_mask_iou{key}"], summary[f"instances{key}"]]
-        for name, key in (("all classes", ""), ("seen classes", "_seen"), ("unseen classes", "_unseen"))
+        [f"{group} classes", *(summary[f"{name}{suffix}"] for name in ("mask_iou", "class_mask_iou", "instances"))]
+        for group, suffix in _GROUPS.items()
     ]
     groups += [[f"{size} objects", summary[f"mask_iou_{size}"], "", ""] for size in SIZES]
-    per_class: list[list[Cell]] = [
-        [row["name"], row["mask_iou"], row["instances"], "seen" if row["seen"] else "unseen"]
+    classes: list[list[Cell]] = [
+        [row["name"], row["mask_iou"], row["instances"], _seen(row)]
         for row in sorted(summary["classes"], key=lambda row: row["mask_iou"])
     ]
-    return (
-        format_table(["", "mask IoU", "class mean", "instances"], groups)
-        + "\n\n"
-        + format_table(["class", "mask IoU", "instances", "its masks"], per_class)
+    return "\n\n".join(
+        [
+            format_table(["", "mask IoU", "class mean", "instances"], groups),
+            format_table(["class", "mask IoU", "instances", "its masks"], classes),
+        ]
     )
 
 
-def coco_ap_summary(metric: CocoAP) -> dict[str, Any]:
-    """All numbers of a metric, ready for JSON.
-
-    Returns:
-        The keys of `CocoAP.compute` (AP and AR in 0..1 or None, counts whole), and `classes`: for each class that
-        has instances `{name, seen, instances, instances_without_mask, box_ap, mask_ap}`, in label order.
-    """
-    classes = [_plain(asdict(row)) for row in metric.per_class() if row.instances]
-    return {**_plain(metric.compute()), "classes": classes}
-
-
-def coco_ap_tables(summary: Mapping[str, Any]) -> str:
-    """A `coco_ap_summary` as text: precision, recall, the classes with the worst first, what was ignored."""
-    parts = []
-    for measure, names in (("ap", ("", "50", "75")), ("ar", ("1", "10", "100"))):
-        keys = [*(f"{measure}{name}" for name in names), *(f"{measure}_{size}" for size in SIZES)]
-        header = ["", *(key.upper() for key in keys[:3]), *SIZES]
-        rows: list[list[Cell]] = [
-            [f"{things}, {group} classes", *(summary[f"{prefix}_{key}{suffix}"] for key in keys)]
-            for things, prefix in (("boxes", "box"), ("masks", "mask"))
-            for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
-        ]
-        parts.append(format_table(header, rows))
-    worst = sorted(summary["classes"], key=lambda row: math.inf if row["mask_ap"] is None else row["mask_ap"])
-    per_class: list[list[Cell]] = [
-        [row["name"], row["mask_ap"], row["box_ap"], row["instances"], "seen" if row["seen"] else "unseen"]
-        for row in worst
+def _coco_ap_tables(summary: Mapping[str, Any]) -> str:
+    worst_first = sorted(summary["classes"], key=lambda row: math.inf if row["mask_ap"] is None else row["mask_ap"])
+    classes: list[list[Cell]] = [
+        [row["name"], row["mask_ap"], row["box_ap"], row["instances"], _seen(row)] for row in worst_first
     ]
-    parts.append(format_table(["class", "mask AP", "box AP", "instances", "its masks"], per_class))
     without = summary["instances_without_mask"]
     ignored = f"; {without} of them have no mask: for masks, their boxes are regions to be ignored" if without else ""
-    parts.append(f"{summary['images']} images, {summary['instances']} instances{ignored}")
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            _statistics_table(summary, "ap", ("ap", "ap50", "ap75")),
+            _statistics_table(summary, "ar", ("ar1", "ar10", "ar100")),
+            format_table(["class", "mask AP", "box AP", "instances", "its masks"], classes),
+            f"{summary['images']} images, {summary['instances']} instances{ignored}",
+        ]
+    )
 
 
-def panoptic_quality_summary(metric: PanopticQuality) -> dict[str, Any]:
-    """All numbers of a metric, ready for JSON.
+def _statistics_table(summary: Mapping[str, Any], prefix: str, statistics: Sequence[str]) -> str:
+    """Precision or recall of boxes and masks, then the same by the size of objects."""
+    names = [*statistics, *(f"{prefix}_{size}" for size in SIZES)]
+    rows: list[list[Cell]] = [
+        [f"{things}, {group} classes", *(summary[f"{overlap}_{name}{suffix}"] for name in names)]
+        for things, overlap in (("boxes", "box"), ("masks", "mask"))
+        for group, suffix in _GROUPS.items()
+    ]
+    return format_table(["", *(name.upper() for name in statistics), *SIZES], rows)
 
-    Returns:
-        The keys of `PanopticQuality.compute` (PQ, SQ and RQ in 0..1 or None, counts whole), `variant`, and `per_class`:
-        for each class that counts the fields of `ClassPQ`, in label order.
-    """
-    rows = [_plain(asdict(row)) for row in metric.per_class()]
-    counted = [row for row in rows if row["pq"] is not None]
-    return {**_plain(metric.compute()), "variant": metric.variant, "per_class": counted}
 
-
-def panoptic_quality_tables(summary: Mapping[str, Any]) -> str:
-    """A `panoptic_quality_summary` as two tables: the groups, and the classes with the worst first."""
+def _panoptic_quality_tables(summary: Mapping[str, Any]) -> str:
     groups: list[list[Cell]] = [
         [name, *(summary[f"{key}{suffix}"] for key in ("pq", "sq", "rq", "classes"))]
         for name, suffix in (("all", ""), ("things", "_things"), ("stuff", "_stuff"))
     ]
     counts = ("true_positives", "false_positives", "false_negatives")
-    per_class: list[list[Cell]] = [
+    classes: list[list[Cell]] = [
         [row["name"], row["pq"], row["sq"], row["rq"], *(row[key] for key in counts)]
         for row in sorted(summary["per_class"], key=lambda row: row["pq"])
     ]
     return "\n\n".join(
         [
             format_table(["", "PQ", "SQ", "RQ", "classes"], groups),
-            format_table(["class", "PQ", "SQ", "RQ", "found", "wrong", "missed"], per_class),
+            format_table(["class", "PQ", "SQ", "RQ", "found", "wrong", "missed"], classes),
             f"{summary['images']} images, {summary['variant'].replace('_', '-')} evaluation",
         ]
     )
+
+
+_TABLES = {MaskIoU: _mask_iou_tables, CocoAP: _coco_ap_tables, PanopticQuality: _panoptic_quality_tables}
+
+
+def _seen(row: Mapping[str, Any]) -> str:
+    return "seen" if row["seen"] else "unseen"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -137,12 +134,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return "\n".join(lines)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Counts as whole numbers (metrics give them as floats) and NaN as None."""
-    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-    return plain | {
-        key: int(value) for key, value in values.items() if key.startswith(("images", "instances", "classes"))
-    }
+    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in numbers.items()}
+    counts = ("images", "instances", "classes")
+    return plain | {key: int(value) for key, value in numbers.items() if key.startswith(counts)}
 
 
 def _text(cell: Cell) -> str:

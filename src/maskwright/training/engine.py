@@ -177,15 +177,20 @@ def _announce(
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    lines += _skipped("training", data_sets.training)
+    lines += _reading("training", data_sets.training)
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
-        lines += _skipped("validation", data_sets.validation)
+        lines += _reading("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
-    counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
-    return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
+def _reading(name: str, dataset: SegmentationDataset) -> list[str]:
+    """What was repaired and what was left out while a file was read, by kind."""
+    lines = []
+    for done, kinds in (("repaired", dataset.repaired), ("skipped", dataset.skipped)):
+        if kinds:
+            counts = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
+            lines.append(f"{done} in the {name} file: {counts} (`maskwright data check` says more)")
+    return lines
 
 
 def _quieten_lightning() -> None:

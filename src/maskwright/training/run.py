@@ -65,7 +65,7 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
     """Train as the recipe says, in its `trainer.output` folder (else `runs/NAME`).
 
     The folder gets `recipe.yaml` (resolved), `last.ckpt`, the weights folders `last` and `best` (averaged
-    weights; the best by the first number of `validation.create_validations`, which `best.json` names),
+    weights; the best by the first number of `evaluation.measurement.measurements_of`, which `best.json` names),
     `losses.jsonl`, `validation.jsonl` and `tensorboard/`. A resumed run gives the same losses,
     to the bit, as one that was never broken off (same machine, number of threads and devices; on a GPU only
     as far as its kernels are deterministic).

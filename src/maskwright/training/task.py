@@ -12,16 +12,16 @@ import torch.distributed
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from maskwright.evaluation.measurement import measurements_of
 from maskwright.structures import SegmentationModel
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import OptimizerOptions
-from maskwright.training.validation import create_validations
 
 Batch = tuple[list[Tensor], list[Any]]
 
 
 class TrainingTask(LightningModule):
-    """Trains a model on the sum of its own losses and validates it as `create_validations` says; none is special.
+    """Trains a model on the sum of its own losses and validates it as `measurements_of` says; none is special.
 
     The random state is set anew for every batch from (seed, batch, rank), so that a resumed run draws
     exactly what the unbroken one would have drawn.
@@ -36,7 +36,7 @@ class TrainingTask(LightningModule):
         """Wrap `model` for a run of `steps` optimizer steps.
 
         Raises:
-            TypeError: as `create_validations`.
+            TypeError: as `measurements_of`.
             UserError: the optimizer's values do not fit the model.
         """
         super().__init__()
@@ -45,7 +45,7 @@ class TrainingTask(LightningModule):
         self._optimizer_options = optimizer
         self._steps = steps
         self._seed = seed
-        self._validations = create_validations(model)
+        self._measurements = measurements_of(model)
         groups = cast(SegmentationModel, model).parameter_groups()
         create_optimizer(groups, optimizer)  # refuses now what would else fail when a run has begun
 
@@ -77,19 +77,19 @@ class TrainingTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's images."""
-        for validation in self._validations:
-            validation.metric.reset()
+        for measurement in self._measurements:
+            measurement.metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Every measurement of these images."""
         images, targets = batch
-        for validation in self._validations:
-            validation.update(images, targets)
+        for measurement in self._measurements:
+            measurement.update(images, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Put the images of all ranks together and log the numbers."""
         if self.trainer.world_size > 1:
-            for metric in (validation.metric for validation in self._validations):
+            for metric in (measurement.metric for measurement in self._measurements):
                 states: list[Any] = [None] * self.trainer.world_size
                 torch.distributed.all_gather_object(states, metric.state())
                 metric.reset()
@@ -97,7 +97,7 @@ class TrainingTask(LightningModule):
                     metric.merge(state)
         if self.trainer.sanity_checking:
             return
-        numbers = [validation.compute() for validation in self._validations]
+        numbers = [measurement.compute() for measurement in self._measurements]
         self.validation_metrics = {name: value for values in numbers for name, value in values.items()}
         logged = {
             f"validation/{name}": float(value) for name, value in self.validation_metrics.items() if value == value

@@ -1,83 +1,25 @@
-"""Panoptic quality of a model on a COCO panoptic file, or of one such file against another."""
+"""Panoptic quality of one COCO panoptic file against another."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskwright.apps.measure_panoptic import PanopticMeasurement, measure_panoptic, tell_skipped
-from maskwright.apps.outputs import check_numbers, check_outputs
 from maskwright.data.categories import match_name, parse_categories
-from maskwright.data.panoptic import new_map_folder, read_id_map, write_panoptic
+from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
-from maskwright.evaluation.report import panoptic_quality_summary
 from maskwright.files import read_json_object
-from maskwright.predictor import Predictor
 from maskwright.structures import Category
-
-
-def evaluate_panoptic(
-    model: str | Path | Predictor,
-    images: str | Path,
-    annotations: str | Path,
-    segmentations: str | Path | None = None,
-    *,
-    variant: Variant = "official",
-    save_results: str | Path | None = None,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    processes: int = 1,
-    **loading: Any,
-) -> dict[str, Any]:
-    """Panoptic quality of a model's predictions.
-
-    Areas of true segments are their pixels. Predicted segments of classes that the file does not list count as void.
-    Which classes are things is what the file says.
-
-    Args:
-        model: a bundled model's name, a weights folder, a Hub repository, or a predictor.
-        images: folder of the images.
-        annotations: a COCO panoptic file.
-        segmentations: the folder of its PNGs; None takes the one beside it that is named like it.
-        variant: as of `PanopticQuality`.
-        save_results: write the predictions as a COCO panoptic file of this name, and their PNGs to the folder beside
-            it that is named like it; ids of images and categories are those of `annotations`.
-        batch_size: images that are predicted together.
-        num_workers: processes that read images, for each process that computes.
-        processes: so many processes share the images, each with the next GPU where there are several; the numbers are
-            those of one process.
-        loading: `device`, `precision` and `compile` of `maskwright.load`, where the model is loaded here.
-
-    Returns:
-        As `evaluation.report.panoptic_quality_summary`.
-
-    Raises:
-        UserError: an unusable file, folder or model, an unknown variant, or a number out of its range.
-    """
-    _check_variant(variant)
-    check_numbers(batch_size, num_workers, processes)
-    if save_results is not None:
-        check_outputs([Path(save_results)], annotations)
-        new_map_folder(save_results)
-    measured = measure_panoptic(
-        PanopticMeasurement(
-            model, images, annotations, segmentations, variant, batch_size, num_workers, loading, processes,
-            keep_maps=save_results is not None,
-        )
-    )  # fmt: skip
-    if save_results is not None:
-        entries = (measured.maps[place].entry() for place in sorted(measured.maps))
-        write_panoptic(save_results, entries, measured.categories)
-    return panoptic_quality_summary(measured.metric)
 
 
 def compare_panoptic_files(
@@ -103,7 +45,6 @@ def compare_panoptic_files(
         UserError: an unusable file or PNG, an image without a prediction, a broken predicted segment, categories that
             do not agree, or an unknown variant.
     """
-    _check_variant(variant)
     truth_folder = map_folder(annotations, segmentations)
     truth = _read_truth(annotations, truth_folder)
     predicted = _read_predictions(predictions, truth)
@@ -120,13 +61,21 @@ def compare_panoptic_files(
     return metric
 
 
+def tell_reading(annotations: str | Path, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> None:
+    """Count on standard error the entries of a file that were left out, and those that were repaired, by kind."""
+    for done, kinds in (("repaired", repaired), ("skipped", skipped)):
+        if kinds:
+            counts = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
+            print(f"{done} in {annotations}: {counts} (`maskwright data check` says more)", file=sys.stderr)
+
+
 def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
     content = read_json_object(annotations, ("annotations", "categories"))
     if "images" not in content:
         content["images"] = _images(content["annotations"], folder, str(annotations))
     truth = index_panoptic_annotations(content, str(annotations))
     truth.refuse_unusable()
-    tell_skipped(truth.skipped, annotations)
+    tell_reading(annotations, truth.skipped, truth.repairs.counts)
     return truth
 
 
@@ -210,8 +159,3 @@ def _with_listed_areas(segments: SegmentMap, index: PanopticIndex, row: int) -> 
     """The segments of one image with the file's own areas, where it has them."""
     listed = index.areas[index.offsets[row] : index.offsets[row + 1]]
     return replace(segments, areas=np.where(listed == NO_AREA, segments.areas, listed))
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in get_args(Variant):
-        raise UserError(f"the panoptic quality must be one of {', '.join(get_args(Variant))}, but got {variant!r}")
