@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +25,9 @@ from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
+
+MAX_DETECTIONS = 1000
+"""So many instances a detector may find in one image, if nothing else is asked for."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -110,6 +113,7 @@ class Predictor:
         boxes: BoxSource | None = None,
         labels: LabelSource | None = None,
         score_threshold: float = 0.3,
+        max_detections: int = MAX_DETECTIONS,
     ) -> InstancePrediction:
         """The instances of one image: one per given box, in their order, or those that the detector finds.
 
@@ -119,6 +123,7 @@ class Predictor:
             labels: with boxes, their classes as positions in `model.categories`, or -1 for none; without them labels
                 are -1. A model with one mask per class gives that of the label.
             score_threshold: without boxes, the smallest score of a detection, in 0..1. Given boxes are all answered.
+            max_detections: without boxes, the number of detections at most, those of the highest scores.
 
         Returns:
             A prediction on the CPU, in pixels of the (upright) image.
@@ -137,7 +142,8 @@ class Predictor:
         if self.needs_boxes:
             raise UserError("this model has no detector: it needs boxes [[x1, y1, x2, y2], ...] beside the image")
         with self.inference():
-            found = self.model([read_image(image).to(self.device)], score_threshold=score_threshold)[0]
+            pixels = read_image(image).to(self.device)
+            found = self.model([pixels], score_threshold=score_threshold, max_detections=max_detections)[0]
         return _on_cpu(found)
 
     def encode(self, image: ImageSource) -> ImageFeatures:
@@ -221,20 +227,34 @@ def check_boxes(boxes: BoxSource) -> Float[Tensor, "n 4"]:
     Raises:
         UserError: the position of the first box that is not four finite numbers with x1 < x2 and y1 < y2.
     """
+    checked, problems = read_boxes(boxes)
+    for index in sorted(problems):
+        raise UserError(f"box {index}: {problems[index]}")
+    return checked
+
+
+def read_boxes(boxes: BoxSource) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
+    """Boxes as float32 [N, 4], xyxy, and what is wrong with those that are none, by their position.
+
+    A box is four finite numbers with x1 < x2 and y1 < y2.
+
+    Raises:
+        UserError: an array has another shape.
+    """
+    problems: dict[int, str] = {}
     if isinstance(boxes, np.ndarray | Tensor):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise UserError(f"boxes: expected shape [N, 4] (x1, y1, x2, y2), but got {tuple(boxes.shape)}")
-        checked = torch.as_tensor(boxes).detach().cpu().float()
+        read = torch.as_tensor(boxes).detach().cpu().float()
     else:
-        rows = [_row(index, box) for index, box in enumerate(boxes)]
-        checked = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    for index in (~torch.isfinite(checked).all(dim=1)).nonzero().flatten().tolist():
-        raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but got {_text(checked[index])}")
-    for index in (checked[:, 2:] <= checked[:, :2]).any(dim=1).nonzero().flatten().tolist():
-        raise UserError(
-            f"box {index}: expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2, but got {_text(checked[index])}"
-        )
-    return checked
+        rows = [_row(index, box, problems) for index, box in enumerate(boxes)]
+        read = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    for index in (~torch.isfinite(read).all(dim=1)).nonzero().flatten().tolist():
+        problems.setdefault(index, f"expected finite numbers x1, y1, x2, y2, but got {_text(read[index])}")
+    for index in (read[:, 2:] <= read[:, :2]).any(dim=1).nonzero().flatten().tolist():
+        told = f"expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2, but got {_text(read[index])}"
+        problems.setdefault(index, told)
+    return read, problems
 
 
 def check_labels(labels: LabelSource, count: int, num_classes: int) -> Int64[Tensor, " n"]:
@@ -270,26 +290,36 @@ def boxes_inside(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Fl
     Raises:
         UserError: the position of the first box that lies wholly outside.
     """
-    clipped = clip_boxes(boxes, image_size)
-    for index in (clipped[:, 2:] <= clipped[:, :2]).any(dim=1).nonzero().flatten().tolist():
-        height, width = image_size
-        raise UserError(
-            f"box {index}: {_text(boxes[index])} lies outside of the image, which is {width} wide and {height} high"
-        )
+    clipped, problems = clip_to_image(boxes, image_size)
+    for index in sorted(problems):
+        raise UserError(f"box {index}: {problems[index]}")
     return clipped
 
 
-def _row(index: int, box: Any) -> list[float]:
+def clip_to_image(
+    boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]
+) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
+    """The parts of the boxes that lie on an image of (height, width), and the positions of those that lie outside."""
+    clipped = clip_boxes(boxes, image_size)
+    outside = (clipped[:, 2:] <= clipped[:, :2]).any(dim=1).nonzero().flatten().tolist()
+    height, width = image_size
+    told = f"lies outside of the image, which is {width} wide and {height} high"
+    return clipped, {index: f"{_text(boxes[index])} {told}" for index in outside}
+
+
+def _row(index: int, box: Any, problems: dict[int, str]) -> list[float]:
+    """Four numbers; NaN, and an entry in `problems`, for what is none."""
     values = box.tolist() if isinstance(box, np.ndarray | Tensor) else box
     numbers = isinstance(values, list | tuple) and all(
         isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values
     )
-    if not numbers or len(values) != 4:
-        raise UserError(f"box {index}: expected four numbers x1, y1, x2, y2, but got {_short(values)}")
-    try:
-        return [float(value) for value in values]
-    except OverflowError as error:
-        raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but one has too many digits") from error
+    if numbers and len(values) == 4:
+        with suppress(OverflowError):
+            return [float(value) for value in values]
+        problems[index] = "expected finite numbers x1, y1, x2, y2, but one has too many digits"
+    else:
+        problems[index] = f"expected four numbers x1, y1, x2, y2, but got {_short(values)}"
+    return [float("nan")] * 4
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskwright.apps.visualize import draw_overlay, instance_colours
+from maskwright.apps.colours import instance_colours
+from maskwright.apps.visualize import draw_overlay
 from maskwright.structures import InstancePrediction
 
 
@@ -21,7 +22,7 @@ def prediction_of(boxes: list[list[float]], image_size: tuple[int, int], model) 
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 300), st.integers(0, 1000))
+@given(st.integers(0, 256), st.integers(0, 1000))
 def test_no_two_instances_share_a_colour(count: int, seed: int):
     corners = np.random.default_rng(seed).uniform(0, 100, (count, 2))
     colours = instance_colours(np.concatenate([corners, corners + 20], axis=1))

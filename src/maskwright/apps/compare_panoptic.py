@@ -65,7 +65,7 @@ def tell_reading(annotations: str | Path, skipped: Mapping[str, int], repaired: 
     """Count on standard error the entries of a file that were left out, and those that were repaired, by kind."""
     for done, kinds in (("repaired", repaired), ("skipped", skipped)):
         if kinds:
-            counts = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
+            counts = "; ".join(f"{count} {kind}" for kind, count in kinds.items())
             print(f"{done} in {annotations}: {counts} (`maskwright data check` says more)", file=sys.stderr)
 
 

@@ -1,106 +1,193 @@
-"""Pictures of predictions: masks that one can tell apart, drawn inside their boxes only."""
+"""Pictures of predictions: masks that one can tell apart, drawn inside their boxes only, and captions where there is room."""
 
 from __future__ import annotations
 
-import colorsys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from maskwright.apps.captions import CaptionWriter, drawable_name
+from maskwright.apps.colours import Colour, class_colours, instance_colours
 from maskwright.data.images import read_image
+from maskwright.errors import UserError
 from maskwright.ops.panoptic_map import rows_of_ids, segment_boxes
 from maskwright.ops.paste import paste_mask_region
 from maskwright.predictor import ImageSource
 from maskwright.structures import InstancePrediction, PanopticPrediction
 
-_FILL = 0.45  # opacity of a mask's inside; its contour is opaque
-_SHADES = ((0.80, 1.00), (1.00, 0.75), (0.45, 1.00), (0.70, 0.55))  # (saturation, value), cycled through
-_GOLDEN_RATIO = 0.618034
-_CHANNEL_WEIGHTS = np.sqrt([2.0, 4.0, 3.0])  # how strongly the eye tells steps of red, green and blue apart
+Labels = Literal["auto", "on", "off"]
+ColorBy = Literal["instance", "class"]
 
-Colour = tuple[int, int, int]
+_SMALL = 24  # a box with a side of fewer line widths gets no frame
+_LARGEST_SHARE = 0.4  # of a box's area that an automatic label may have
+_LONGEST_LEGEND = 20
+
+
+@dataclass(frozen=True)
+class OverlayStyle:
+    """How overlays look.
+
+    Attributes:
+        labels: `on`, `off`, or `auto`: where an object is large enough for its label and no other one is in the way.
+        outline: contours only, without a fill.
+        opacity: of the fill, in 0..1.
+        color_by: a colour for each `instance`, or for each `class`, with a legend.
+    """
+
+    labels: Labels = "auto"
+    outline: bool = False
+    opacity: float = 0.45
+    color_by: ColorBy = "instance"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("labels", self.labels, Labels), ("color-by", self.color_by, ColorBy)):
+            if value not in get_args(known):
+                raise UserError(f"--{name}: expected one of {', '.join(get_args(known))}, but got {value!r}")
+        if not 0 <= self.opacity <= 1:
+            raise UserError(f"--opacity: expected a number in 0..1, but got {self.opacity}")
 
 
 def draw_overlay(
-    image: ImageSource, prediction: InstancePrediction, captions: Sequence[str] | None = None
+    image: ImageSource,
+    prediction: InstancePrediction,
+    captions: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    style: OverlayStyle | None = None,
 ) -> Image.Image:
     """The image with every mask filled and outlined in a colour of its own, and its box in thin lines.
 
-    No two instances share a colour, and neighbours get colours far apart. Large instances are drawn first, so
-    that small ones lie on top. The width of lines and the size of text follow the size of the image.
+    Neighbours get colours far apart. Large instances are drawn first, so that small ones lie on top. The width of lines
+    and the size of text follow the size of the image; boxes of small objects are left out.
 
     Args:
         image: the predicted image, as `read_image` takes it.
         prediction: in pixels of that image.
         captions: a text per instance, written at its box; an empty one is left out.
+        classes: the name of each instance's class, for colours by class and their legend.
+        style: None takes the default one.
 
     Raises:
-        ValueError: the image has another size than the prediction, or the number of captions is wrong.
+        ValueError: the image has another size than the prediction, or the number of captions or classes is wrong.
     """
-    pixels = read_image(image)
-    if tuple(pixels.shape[1:]) != prediction.image_size:
-        raise ValueError(f"expected an image of (H, W) = {prediction.image_size}, but got {tuple(pixels.shape[1:])}")
-    if captions is not None and len(captions) != len(prediction):
-        raise ValueError(f"expected {len(prediction)} captions, one per instance, but got {len(captions)}")
-    canvas = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    style = style or OverlayStyle()
+    canvas = _canvas(image, prediction.image_size)
+    for texts, what in ((captions, "captions"), (classes, "classes")):
+        if texts is not None and len(texts) != len(prediction):
+            raise ValueError(f"expected {len(prediction)} {what}, one per instance, but got {len(texts)}")
     boxes = prediction.boxes.numpy(force=True)
-    colours = instance_colours(boxes)
-    line = max(1, round(np.hypot(*canvas.size) / 500))
+    by_class = style.color_by == "class" and classes is not None
+    colours = class_colours(classes or ()) if by_class else instance_colours(boxes)
+    line = _line_width(canvas)
     order: list[int] = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
     for index in order:
-        _draw_mask(canvas, prediction, index, colours[index], line)
+        _draw_mask(canvas, prediction, index, _Paint(colours[index], line, _opacity(style)))
     draw = ImageDraw.Draw(canvas)
     for index in order:
         left, top, right, bottom = boxes[index].round().tolist()
-        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(corners, outline=colours[index], width=max(1, line // 2))
-    if captions is not None:
+        if min(right - left, bottom - top) >= _SMALL * line:
+            corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+            draw.rectangle(corners, outline=colours[index], width=max(1, line // 2))
+    writer = CaptionWriter(canvas)
+    if captions is not None and style.labels != "off":
         for index in order:
-            _draw_caption(draw, captions[index], boxes[index], colours[index], canvas.size)
+            if captions[index]:
+                _write_at_box(writer, captions[index], boxes[index], colours[index], style.labels)
+    if by_class and style.labels != "off":
+        _write_legend(writer, classes or (), colours)
     return canvas
 
 
-def draw_panoptic_overlay(image: ImageSource, prediction: PanopticPrediction) -> Image.Image:
+def draw_panoptic_overlay(
+    image: ImageSource, prediction: PanopticPrediction, style: OverlayStyle | None = None
+) -> Image.Image:
     """The image with every segment filled and outlined in a colour of its own, its name and score in its widest part.
 
     Neighbours get colours far apart. The names of small segments are written last; those of segments that are narrower
-    than the text is high are left out.
+    than the text is high are left out, unless the style wants all labels.
 
     Args:
         image: the predicted image, as `read_image` takes it.
         prediction: in pixels of that image.
+        style: None takes the default one.
 
     Raises:
         ValueError: the image has another size than the prediction.
     """
-    pixels = read_image(image)
-    if tuple(pixels.shape[1:]) != prediction.image_size:
-        raise ValueError(f"expected an image of (H, W) = {prediction.image_size}, but got {tuple(pixels.shape[1:])}")
-    canvas = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    style = style or OverlayStyle()
+    canvas = _canvas(image, prediction.image_size)
     infos = sorted(prediction.segments_info, key=lambda info: -info["area"])
+    categories = [prediction.categories[info["label"]] for info in infos]
+    names = [drawable_name(category["name"], category["id"]) for category in categories]
     ids = torch.tensor([info["id"] for info in infos], dtype=torch.int64)
     rows = rows_of_ids(prediction.segmentation.cpu(), ids)
     boxes = segment_boxes(rows, len(infos)).numpy()
-    colours = instance_colours(boxes)
-    line = max(1, round(np.hypot(*canvas.size) / 500))
-    draw = ImageDraw.Draw(canvas)
+    colours = class_colours(names) if style.color_by == "class" else instance_colours(boxes)
+    line = _line_width(canvas)
+    writer = CaptionWriter(canvas)
     captions = []
-    for row, (info, colour) in enumerate(zip(infos, colours, strict=True)):
+    for row, info in enumerate(infos):
         left, top, right, bottom = boxes[row].astype(int).tolist()
         mask = (rows[top:bottom, left:right] == row).numpy()
         if mask.any():
-            _fill(canvas, mask, (left, top), colour, line)
-            captions.append((info, colour, _widest_place(mask), (left, top)))
-    for info, colour, ((x, y), radius), (left, top) in captions:
-        if 2 * radius >= _text_size(canvas.size):
-            name = prediction.categories[info["label"]]["name"]
-            place = np.array([left + x, top + y, left + x, top + y])
-            _draw_caption(draw, f"{name} {info['score']:.2f}", place, colour, canvas.size, centred=True)
+            _fill(canvas, mask, (left, top), _Paint(colours[row], line, _opacity(style)))
+            has_room = style.labels == "on" or min(mask.shape) >= writer.size
+            if style.labels != "off" and has_room:
+                (x, y), radius = _widest_place(mask)
+                if style.labels == "on" or 2 * radius >= writer.size:
+                    captions.append(
+                        (f"{names[row]} {info['score']:.2f}", (float(left + x), float(top + y)), colours[row])
+                    )
+    for caption, middle, colour in captions:
+        place = writer.place(caption, middle, centred=True)
+        if style.labels == "on" or writer.is_free(place):
+            writer.write(caption, place, colour)
+    if style.color_by == "class" and style.labels != "off":
+        _write_legend(writer, names, colours)
     return canvas
+
+
+def _canvas(image: ImageSource, size: tuple[int, int]) -> Image.Image:
+    pixels = read_image(image)
+    if tuple(pixels.shape[1:]) != size:
+        raise ValueError(f"expected an image of (H, W) = {size}, but got {tuple(pixels.shape[1:])}")
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+
+
+def _line_width(canvas: Image.Image) -> int:
+    return max(1, round(np.hypot(*canvas.size) / 500))
+
+
+def _opacity(style: OverlayStyle) -> float:
+    return 0.0 if style.outline else style.opacity
+
+
+def _write_at_box(
+    writer: CaptionWriter, caption: str, box: Float[np.ndarray, " 4"], colour: Colour, labels: Labels
+) -> None:
+    """Write at the upper left corner of a box; if labels are automatic, only where there is room."""
+    place = writer.place(caption, (float(box[0]), float(box[1])))
+    width, height = place[2] - place[0], place[3] - place[1]
+    fits = width * height <= _LARGEST_SHARE * float((box[2] - box[0]) * (box[3] - box[1]))
+    if labels == "on" or (fits and writer.is_free(place)):
+        writer.write(caption, place, colour)
+
+
+def _write_legend(writer: CaptionWriter, names: Sequence[str], colours: Sequence[Colour]) -> None:
+    """The classes with their numbers of instances, the commonest first, down the left side."""
+    colour_of = dict(zip(names, colours, strict=True))
+    top = 0.0
+    for name, count in Counter(names).most_common(_LONGEST_LEGEND):
+        line = f"{name or 'no class'}: {count}"
+        left, upper, right, lower = writer.place(line, (0.0, 0.0))
+        writer.write(line, (left, top, right, top + lower - upper), colour_of[name])
+        top += lower - upper
 
 
 def _widest_place(mask: Bool[np.ndarray, "h w"]) -> tuple[tuple[int, int], float]:
@@ -111,56 +198,29 @@ def _widest_place(mask: Bool[np.ndarray, "h w"]) -> tuple[tuple[int, int], float
     return (int(x), int(y)), float(distances[y, x])
 
 
-def instance_colours(boxes: np.ndarray) -> list[Colour]:
-    """A colour per box [N, 4] (xyxy), all different, and far apart for boxes that touch or lie close."""
-    unused = _palette(2 * len(boxes))  # with a choice left for the last box, too
-    chosen = np.zeros((len(boxes), 3))
-    for index, box in enumerate(boxes):
-        reach = 0.25 * (box[2:] - box[:2])
-        low, high = box[:2] - reach, box[2:] + reach
-        earlier = boxes[:index]
-        near = (earlier[:, :2] < high).all(axis=1) & (earlier[:, 2:] > low).all(axis=1)
-        best = 0
-        if near.any():
-            steps = (unused[:, None] - chosen[:index][near]) * _CHANNEL_WEIGHTS
-            best = int((steps**2).sum(axis=2).min(axis=1).argmax())
-        chosen[index] = unused[best]
-        unused = np.delete(unused, best, axis=0)
-    return [(int(red), int(green), int(blue)) for red, green, blue in chosen]
+@dataclass(frozen=True)
+class _Paint:
+    """Colour, width of the contour in pixels, and opacity of the fill."""
+
+    colour: Colour
+    line: int
+    opacity: float
 
 
-def _palette(count: int) -> np.ndarray:
-    """[count, 3] different colours in 0..255; each turn of the shades goes once around the hues."""
-    colours = dict.fromkeys(_colour(index) for index in range(count))
-    index = count
-    while len(colours) < count:  # hues of two turns may round to one colour
-        colours[_colour(index)] = None
-        index += 1
-    return np.array(list(colours), dtype=float).reshape(-1, 3)
-
-
-def _colour(index: int) -> Colour:
-    saturation, value = _SHADES[index // 12 % len(_SHADES)]
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * _GOLDEN_RATIO) % 1.0, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _draw_mask(canvas: Image.Image, prediction: InstancePrediction, index: int, colour: Colour, line: int) -> None:
+def _draw_mask(canvas: Image.Image, prediction: InstancePrediction, index: int, paint: _Paint) -> None:
     region, origin = paste_mask_region(
         prediction.mask_probabilities[index], prediction.boxes[index], prediction.image_size, prediction.frame
     )
     mask = (region > 0.5).numpy(force=True)
     if mask.any():
-        _fill(canvas, mask, origin, colour, line)
+        _fill(canvas, mask, origin, paint)
 
 
-def _fill(
-    canvas: Image.Image, mask: Bool[np.ndarray, "h w"], origin: tuple[int, int], colour: Colour, line: int
-) -> None:
+def _fill(canvas: Image.Image, mask: Bool[np.ndarray, "h w"], origin: tuple[int, int], paint: _Paint) -> None:
     """Paint a mask whose first pixel is at `origin` (x, y): its contour opaque, its inside see-through."""
-    thickness = max(1, min(line, min(mask.shape) // 12))  # a contour must not fill a small mask
-    opacity = np.where(_eroded(mask, thickness), np.uint8(255 * _FILL), np.uint8(255)) * mask
-    canvas.paste(colour, origin, Image.fromarray(opacity))
+    thickness = max(1, min(paint.line, min(mask.shape) // 12))  # a contour must not fill a small mask
+    opacity = np.where(_eroded(mask, thickness), np.uint8(255 * paint.opacity), np.uint8(255)) * mask
+    canvas.paste(paint.colour, origin, Image.fromarray(opacity))
 
 
 def _eroded(mask: Bool[np.ndarray, "h w"], radius: int) -> Bool[np.ndarray, "h w"]:
@@ -175,33 +235,3 @@ def _eroded(mask: Bool[np.ndarray, "h w"], radius: int) -> Bool[np.ndarray, "h w
             span += step
         inside = inside.T
     return inside
-
-
-def _draw_caption(
-    draw: ImageDraw.ImageDraw,
-    caption: str,
-    box: np.ndarray,
-    colour: Colour,
-    canvas_size: tuple[int, int],
-    centred: bool = False,
-) -> None:
-    """Write at the upper left corner of a box, or with its middle there."""
-    if not caption:
-        return
-    size = _text_size(canvas_size)
-    font = ImageFont.load_default(size)
-    left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
-    padding = size / 5
-    width, height = right - left + 2 * padding, bottom - top + 2 * padding
-    x = min(max(0.0, float(box[0]) - centred * width / 2), max(0.0, canvas_size[0] - width))
-    y = float(box[1]) - height if box[1] >= height else max(0.0, float(box[1]))
-    if centred:
-        y = min(max(0.0, float(box[1]) - height / 2), max(0.0, canvas_size[1] - height))
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-    draw.text((x + padding - left, y + padding - top), caption, fill="black" if bright else "white", font=font)
-
-
-def _text_size(canvas_size: tuple[int, int]) -> float:
-    """Height of the text in pixels."""
-    return max(10.0, float(np.hypot(*canvas_size)) / 65)

@@ -20,7 +20,7 @@ from maskwright.data.dataset import ListedImage
 from maskwright.data.json_file import is_text
 from maskwright.data.normalise import Kind, Normalised, Repairs, normalise_instances, shown_value
 from maskwright.data.orientation import TOLERANCE
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import PictureFolder, Pictures
 from maskwright.data.problems import Problem, commonest, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
@@ -126,7 +126,7 @@ class TextTable:
 
 
 def read_annotations(
-    path: str | Path, pictures: PictureFolder | None = None, *, needs_classes: bool = True
+    path: str | Path, pictures: Pictures | None = None, *, needs_classes: bool = True
 ) -> AnnotationIndex:
     """Read a COCO instances file whole, repaired where that can be done; broken entries become `problems`, not errors.
 
@@ -143,7 +143,7 @@ def read_annotations(
 
 
 def index_annotations(
-    normalised: Normalised, source: str, pictures: PictureFolder | None = None, *, needs_classes: bool = True
+    normalised: Normalised, source: str, pictures: Pictures | None = None, *, needs_classes: bool = True
 ) -> AnnotationIndex:
     """The same of a file's content after its repairs; `source` names it.
 
@@ -185,9 +185,7 @@ def index_annotations(
     )
 
 
-def read_normalised(
-    path: str | Path, pictures: PictureFolder | None = None, *, needs_classes: bool = True
-) -> Normalised:
+def read_normalised(path: str | Path, pictures: Pictures | None = None, *, needs_classes: bool = True) -> Normalised:
     """The content of a COCO instances file after its repairs; arguments as of `read_annotations`.
 
     Raises:
@@ -211,9 +209,9 @@ def require_lists(content: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
 
 
-def match_pictures(file_names: Sequence[str], pictures: PictureFolder | None, repairs: Repairs) -> None:
-    """Find the pictures of the names, and count those whose path is another one."""
-    if pictures is not None:
+def match_pictures(file_names: Sequence[str], pictures: Pictures | None, repairs: Repairs) -> None:
+    """Find the pictures of the names in a folder, and count those whose path is another one."""
+    if isinstance(pictures, PictureFolder):
         for name in pictures.match(file_names):
             repairs.add(Kind.PICTURE_NAME, f"{name!r} is taken for {pictures.path(name)}")
 

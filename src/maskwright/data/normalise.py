@@ -297,7 +297,7 @@ def _typed(value: Any) -> str:
     return shown_value(value) if isinstance(value, str) else f"the number {value!r}"
 
 
-def _listed_id(value: Any, listed: Mapping[Any, Any]) -> Any:
+def listed_id(value: Any, listed: Mapping[Any, Any]) -> Any:
     """The one of the `listed` ids that `value` means, or `value` itself where there is none."""
     number = _integer(value)
     if (type(value) in (int, str) and value in listed) or number is None:
@@ -313,7 +313,7 @@ def _repair_listed_ids(entries: _Entries, key: str, owners: _Entries) -> None:
         return
     listed = {identity: None for identity in ids if type(identity) in (int, str)}
     for position, _ in entries.objects():
-        value, means = column[position], _listed_id(column[position], listed)
+        value, means = column[position], listed_id(column[position], listed)
         if type(means) is type(value):
             continue
         if isinstance(value, float) and isinstance(means, int):
@@ -881,7 +881,7 @@ def _repair_segment(part: _Entries, row: int, segment: dict[str, Any], listed: M
     number = _integer(identity)
     if number is not None and type(identity) is not int:
         part.repair(row, "id", number, _kind_of_number(identity), f"id is {shown_value(identity)}")
-    means = _listed_id(category, listed)
+    means = listed_id(category, listed)
     if type(means) is not type(category):
         kind = Kind.WHOLE_FLOAT if isinstance(category, float) else Kind.ID_AS_LISTED
         reason = f"category_id is {_typed(category)}, the file lists {_typed(means)}"

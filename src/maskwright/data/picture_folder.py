@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from maskwright.data.images import register_heif
 from maskwright.data.matching import match_names
 from maskwright.data.orientation import ExifRule, Frame, Size, choose_frame
 from maskwright.errors import UserError
@@ -62,10 +63,7 @@ class PictureFolder:
             if row is None:
                 return None
             path = candidates[row]
-        try:
-            return picture_frame(path, exif="stored" if self.exif == "stored" else "upright").size
-        except UserError:
-            return None
+        return _size(path, self.exif)
 
     def frame(self, name: str, size: Size) -> Frame:
         """The frame of the picture's annotations; `size` is what the annotation file says.
@@ -93,6 +91,29 @@ class PictureFolder:
         return [Path(folder, name) for folder, _, names in walk for name in names if not name.startswith(".")]
 
 
+class PictureList:
+    """Pictures that are known one by one, which are matched with names elsewhere."""
+
+    def __init__(self, pictures: Sequence[Path], exif: ExifRule = "auto") -> None:
+        self._pictures = pictures
+        self.exif: ExifRule = exif
+
+    def size_of(self, name: str) -> Size | None:
+        """As `PictureFolder.size_of`."""
+        row = match_names([name], self._pictures).pictures[0]
+        return None if row is None else _size(self._pictures[row], self.exif)
+
+
+Pictures = PictureFolder | PictureList
+
+
+def _size(path: Path, exif: ExifRule) -> Size | None:
+    try:
+        return picture_frame(path, exif="stored" if exif == "stored" else "upright").size
+    except UserError:
+        return None
+
+
 def _files(folder: Path) -> set[str]:
     try:
         return {path.name for path in folder.iterdir()}
@@ -107,6 +128,7 @@ def picture_frame(path: Path, size: Size | None = None, exif: ExifRule = "auto")
         UserError: it cannot be read.
     """
     try:
+        register_heif()
         with Image.open(path) as picture:
             orientation = picture.getexif().get(ExifTags.Base.Orientation)
             return choose_frame((picture.height, picture.width), orientation, size, rule=exif)

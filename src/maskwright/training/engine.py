@@ -188,7 +188,7 @@ def _reading(name: str, dataset: SegmentationDataset) -> list[str]:
     lines = []
     for done, kinds in (("repaired", dataset.repaired), ("skipped", dataset.skipped)):
         if kinds:
-            counts = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
+            counts = "; ".join(f"{count} {kind}" for kind, count in kinds.items())
             lines.append(f"{done} in the {name} file: {counts} (`maskwright data check` says more)")
     return lines
 
