@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from coco_folder import HEIGHT, WIDTH, CocoFolder, annotation
 from panoptic_folder import PanopticFolder, segment, stripes
 
 from maskwright.apps.check_data import DataReport, check_data
 from maskwright.data.coco import CocoInstances
+from maskwright.data.normalise import Kind
 from maskwright.errors import UserError
 from maskwright.training.data_sets import open_data_sets
 from maskwright.training.options import InstanceDataOptions
@@ -338,3 +340,47 @@ def test_the_content_tells_the_format(panoptic: PanopticFolder, tmp_path):
         check_data(tmp_path / "missing.json")
     panoptic.write((np.zeros((2, 2), dtype=int), []))
     assert "void: 100.0%" in str(check_data(panoptic.annotations))
+
+
+def test_repairs_are_told_by_kind_apart_from_problems(coco):
+    coco.write([annotation(1, iscrowd="0"), annotation(2, iscrowd=None), annotation("c", image_id=2)], images=2)
+    report = check_data(coco.annotations, coco.images)
+    assert report.problems == []
+    text = str(report).splitlines()
+    start = text.index("repaired: 3")
+    assert text[start + 1 :] == [
+        f"  {Kind.ANNOTATION_ID}: 1, the first: annotation c of image 2: id is the text 'c'",
+        f"  {Kind.ISCROWD}: 2, the first: annotation 1 of image 1: iscrowd is the text '0'",
+        "problems: 0",
+        "usable for training: yes",
+    ]
+
+
+def test_boxes_that_look_like_corners_are_named(coco):
+    corners = [annotation(number, bbox=[9, 5, 15, 9], segmentation=[]) for number in (1, 2)]
+    coco.write([*corners, annotation(3, image_id=2)], images=2)
+    problems = check_data(coco.annotations).problems
+    told = [problem.reason for problem in problems if problem.kind == "boxes that look like corners"]
+    assert told == []  # a mask is evidence enough that they are none
+    coco.write([*corners, annotation(3, image_id=2, segmentation=[])], images=2)
+    problems = [problem for problem in check_data(coco.annotations).problems if problem.subject == "file"]
+    assert [problem.effect for problem in problems] == ["kept", "not for training"]
+    assert "2 of 3 reach beyond their images: they look like corners [x1, y1, x2, y2] (annotation 1 has" in str(
+        problems[0]
+    )
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_images_whose_frame_is_not_certain_are_named(coco, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", (WIDTH, HEIGHT)).save(coco.images / "1.jpg", exif=exif)
+    turned = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+    coco.write([annotation(1), annotation(2, image_id=2)], images=[turned, coco.picture("2.png", 2)])
+    report = check_data(coco.annotations, coco.images)
+    assert [(problem.id, problem.effect) for problem in report.problems] == [(1, "kept")]
+    assert f"1.jpg is taken upright, which is not certain: it has the EXIF orientation {orientation}" in str(report)
+    for rule in ("upright", "stored"):
+        assert check_data(coco.annotations, coco.images, exif=rule).problems == []
+    with pytest.warns(UserWarning, match="are taken upright"):
+        CocoInstances(coco.images, coco.annotations)[0]

@@ -1,6 +1,7 @@
 import copy
 import json
 import random
+from pathlib import Path
 
 import faster_coco_eval.core.mask as coco_mask
 import pytest
@@ -193,7 +194,7 @@ def test_annotation_ids_are_numbered_inside_and_kept(ids):
 def test_a_message_names_an_annotation_by_the_id_of_the_file():
     content = instances([annotation("roof-1", image_id=1.0), annotation("roof-2")])
     assert normalise_instances(content, "a.json").repairs.examples == {
-        Kind.ANNOTATION_ID: "annotation roof-1: id is the text 'roof-1'",
+        Kind.ANNOTATION_ID: "annotation roof-1 of image 1.0: id is the text 'roof-1'",
         Kind.WHOLE_FLOAT: "annotation roof-1 of image 1.0: image_id is 1.0",
     }
 
@@ -473,6 +474,12 @@ def test_files_of_another_form_are_left_for_the_reader(key, value):
         expected = copy.deepcopy(broken)
         normalise(broken, "a.json", lambda _: (HEIGHT, WIDTH))
         assert json.dumps(broken) == json.dumps(expected)
+
+
+def test_the_table_of_kinds_has_every_kind():
+    table = (Path(__file__).parents[2] / "docs" / "data_formats.md").read_text()
+    rows = [line.split(" | ")[0][2:] for line in table.splitlines() if line.startswith("| ")]
+    assert sorted(rows) == sorted(["kind", *Kind])
 
 
 # A clean file of any content, and ways to break all of it that change no meaning.

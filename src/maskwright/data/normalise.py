@@ -579,14 +579,13 @@ def _number_annotations(annotations: _Entries) -> None:
     sound = [number for number in numbers if type(number) is int and _in_range([number])]
     if len(set(sound)) == len(numbers):
         return
-    own_ids = annotations.column("id")
+    annotations.own_ids = own_ids = annotations.column("id")
     seen: set[int] = set()
     for position, _ in annotations.objects():
         reason = _reason_to_number(own_ids[position], seen)
         if reason:
             annotations.count(position, Kind.ANNOTATION_ID, reason)
         annotations.set(position, "id", position + 1)
-    annotations.own_ids = own_ids
 
 
 def _in_range(numbers: list[int]) -> bool:
