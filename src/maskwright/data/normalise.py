@@ -517,16 +517,17 @@ def _leave_out_categories(file: _File) -> None:
         return
     used = set(_used_categories(file))
     numbers = categories.column("id")
+    is_used = [type(number) is int and number in used for number in numbers]
     kept: dict[str, int] = {}
     left_out: set[int] = set()
-    for position, entry in sorted(categories.objects(), key=lambda item: numbers[item[0]] not in used):
+    for position, entry in sorted(categories.objects(), key=lambda item: not is_used[item[0]]):
         name = entry.get("name")
         if not isinstance(name, str) or kept.setdefault(name, position) == position:
             continue
         if entry == categories.items[kept[name]]:
             categories.count(position, Kind.REPEATED_ENTRY, "another entry is the same")
             left_out.add(position)
-        elif numbers[position] not in used and numbers[position] != numbers[kept[name]]:
+        elif not is_used[position] and numbers[position] != numbers[kept[name]]:
             reason = f"no annotation uses it, and {categories.name(kept[name])} has its name {name!r}, too"
             categories.count(position, Kind.UNUSED_CATEGORY, reason)
             left_out.add(position)
