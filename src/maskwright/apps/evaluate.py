@@ -36,15 +36,7 @@ from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
 from maskwright.evaluation.report import summarize
 from maskwright.files import write_json
 from maskwright.predictor import Predictor, load
-from maskwright.structures import (
-    BoxPrompted,
-    Category,
-    InstancePrediction,
-    PanopticPrediction,
-    PanopticTarget,
-    SegmentationModel,
-    Target,
-)
+from maskwright.structures import BoxPrompted, Category, InstancePrediction, PanopticPrediction, SegmentationModel
 
 BOXES = ("ground-truth", "predicted")
 
@@ -104,9 +96,11 @@ class EvaluateOptions:
             raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {self.boxes!r}")
         if self.exif not in get_args(ExifRule):
             raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
-        if self.panoptic_quality not in get_args(Variant):
-            expected = ", ".join(get_args(Variant))
-            raise UserError(f"the panoptic quality must be one of {expected}, but got {self.panoptic_quality!r}")
+        variants = get_args(Variant)
+        if self.panoptic_quality not in variants:
+            raise UserError(
+                f"the panoptic quality must be one of {', '.join(variants)}, but got {self.panoptic_quality!r}"
+            )
         if self.batch_size < 1 or self.num_workers < 0 or self.processes < 1:
             raise UserError(
                 "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
@@ -115,9 +109,13 @@ class EvaluateOptions:
 
     @cached_property
     def case(self) -> Case:
-        """What is compared with what; `UserError` where the annotation file cannot be read."""
+        """What is compared with what; `UserError` if the annotation file cannot be read, or `images` is missing."""
         if not isinstance(self.model, Predictor) and Path(self.model).suffix == ".json":
             return "files"
+        if self.images is None:
+            raise UserError(
+                "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
+            )
         if is_panoptic(self.annotations):
             return "panoptic"
         return "detections" if self.boxes == "predicted" else "masks"
@@ -158,50 +156,39 @@ def evaluate(**given: Any) -> Metric:
     if options.json is not None:
         outputs.append(Path(options.json))
     if options.case == "files":
-        inputs.append(cast(str, options.model))
+        inputs.append(str(options.model))
     check_outputs(outputs, *inputs)
-    metric = _compare_files(options) if options.case == "files" else _evaluate_model(options)
+    if options.case == "files":
+        maps = options.segmentations, options.predicted_segmentations
+        metric = compare_panoptic_files(
+            options.annotations, str(options.model), *maps, cast(Variant, options.panoptic_quality)
+        )
+    else:
+        metric = _evaluate_model(options)
     if options.json is not None:
         write_json(options.json, summarize(metric))
     return metric
 
 
-_FOR_FILES = {"model", "annotations", "segmentations", "predicted_segmentations", "panoptic_quality", "json"}
-_FOR_PANOPTIC = {"segmentations", "predicted_segmentations", "panoptic_quality"}
-
-
 def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
     """Refuse options that do not apply, and files that do not go together."""
+    for_maps = {"segmentations", "predicted_segmentations", "panoptic_quality"}
     if options.case == "files":
-        others = given.keys() - _FOR_FILES
+        others = given.keys() - for_maps - {"model", "annotations", "json"}
         reason = f"{options.model} is a file of predictions"
-    elif options.images is None:
-        raise UserError(
-            "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
-        )
     elif options.case == "panoptic":
         others = given.keys() & {"boxes", "seen", "predicted_segmentations"}
         reason = f"a model is evaluated on {options.annotations}, which is a COCO panoptic file"
     else:
-        others = given.keys() & _FOR_PANOPTIC
+        others = given.keys() & for_maps
         reason = f"{options.annotations} is no COCO panoptic file"
     if others:
-        names = [f"--{name.replace('_', '-')}" for name in given if name in others]  # as they were given
+        names = [f"--{name.replace('_', '-')}" for name in given if name in others]  # in the order given
         raise UserError(f"{', '.join(names)} cannot be given here, since {reason}")
-
-
-def _compare_files(options: EvaluateOptions) -> PanopticQuality:
-    if not is_panoptic(options.annotations):
+    if options.case == "files" and not is_panoptic(options.annotations):
         raise UserError(
             f"{options.annotations} is no COCO panoptic file, which alone a file of predictions is compared with"
         )
-    return compare_panoptic_files(
-        options.annotations,
-        cast(str, options.model),
-        options.segmentations,
-        options.predicted_segmentations,
-        cast(Variant, options.panoptic_quality),
-    )
 
 
 def _evaluate_model(options: EvaluateOptions) -> Metric:
@@ -270,7 +257,7 @@ def measure_share(share: Share) -> Measured:
     predictor = options.model
     if not isinstance(predictor, Predictor):
         device = device_of_process(options.device, share.rank, options.processes)
-        predictor = load(cast(str, options.model), device, options.precision, options.compile)
+        predictor = load(str(options.model), device, options.precision, options.compile)
     prepare = {"masks": _prepare_masks, "detections": _prepare_detections, "panoptic": _prepare_panoptic}
     dataset, measurement, to_save = prepare[options.case](share, predictor)
     places = iter(range(share.rank, len(dataset), options.processes))
@@ -286,7 +273,7 @@ def measure_share(share: Share) -> Measured:
 def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
     """Mask IoU with the boxes of the ground truth, in the file's categories."""
     options, model = share.options, predictor.model
-    dataset = CocoInstances(_images(options), options.annotations, exif=_exif(options))
+    dataset = CocoInstances(str(options.images), options.annotations, exif=_exif(options))
     _tell_reading(dataset, share)
     _require_instances(dataset.count_instances()[0], "mask of an instance", options.annotations)
     _require_instance_model(predictor, options)
@@ -297,7 +284,7 @@ def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
     known = cast(SegmentationModel, model).categories
     model_labels = torch.tensor(labels_of_names([category["name"] for category in categories], known))
 
-    def to_save(_: int, prediction: InstancePrediction, target: Target) -> list[dict[str, Any]]:
+    def to_save(_: int, prediction: InstancePrediction, target: Any) -> list[dict[str, Any]]:
         ids = [categories[label]["id"] for label in prediction.labels.tolist()]
         return prediction.to_coco(target["image_id"], ids)
 
@@ -314,7 +301,7 @@ def _prepare_detections(share: Share, predictor: Predictor) -> _Prepared:
         )
     known = cast(SegmentationModel, model).categories
     # No mask of the data set is decoded: the metric takes the truth from the file.
-    images, exif = _images(options), _exif(options)
+    images, exif = str(options.images), _exif(options)
     dataset = CocoInstances(images, options.annotations, categories=known, mask_classes=[], exif=exif)
     _tell_reading(dataset, share)
     _require_instances(sum(dataset.count_instances()), "instance", options.annotations)
@@ -332,7 +319,7 @@ def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
     if predictor.task != "panoptic":
         raise UserError(f"{options.annotations} is a panoptic file, but the model finds single instances only")
     known = cast(SegmentationModel, model).categories
-    images, exif = _images(options), _exif(options)
+    images, exif = str(options.images), _exif(options)
     dataset = CocoPanoptic(images, options.annotations, options.segmentations, categories=known, exif=exif)
     _tell_reading(dataset, share)
     listed = {category["name"]: category for category in dataset.file_categories}
@@ -342,8 +329,13 @@ def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
     category_ids = {label: category["id"] for label, category in matches.items()}
     file_names, map_names = dataset.file_names, new_map_names(dataset.file_names)
 
-    def to_save(place: int, prediction: PanopticPrediction, target: PanopticTarget) -> PredictedMap:
-        return PredictedMap.encode(prediction, target["image_id"], file_names[place], map_names[place])
+    def to_save(place: int, prediction: PanopticPrediction, target: Any) -> PredictedMap:
+        (height, width), image_id = prediction.image_size, target["image_id"]
+        colours, annotation = prediction.to_coco(image_id, map_names[place])
+        png = io.BytesIO()
+        Image.fromarray(colours).save(png, "PNG")
+        image = {"id": image_id, "file_name": file_names[place], "height": height, "width": width}
+        return PredictedMap(image, png.getvalue(), annotation)
 
     measurement = PanopticMaps(model, metric, predictor.inference, category_ids)
     return _Prepared(dataset, measurement, to_save)
@@ -358,16 +350,6 @@ class PredictedMap(NamedTuple):
     image: dict[str, Any]
     png: bytes
     annotation: dict[str, Any]
-
-    @classmethod
-    def encode(cls, prediction: PanopticPrediction, image_id: int | str, name: str, map_name: str) -> PredictedMap:
-        """Of the image with the file name `name`; its map's is `map_name`."""
-        height, width = prediction.image_size
-        colours, annotation = prediction.to_coco(image_id, map_name)
-        png = io.BytesIO()
-        Image.fromarray(colours).save(png, "PNG")
-        image = {"id": image_id, "file_name": name, "height": height, "width": width}
-        return cls(image, png.getvalue(), annotation)
 
     def entry(self) -> PanopticEntry:
         """As `write_panoptic` takes it."""
@@ -393,13 +375,9 @@ def _seen_classes(options: EvaluateOptions, model: Any, categories: Sequence[Cat
 
 def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
     """The images of a share in order, once each; the first process shows its progress on standard error."""
-    rank, count = share.rank, share.options.processes
+    options, rank, count = share.options, share.rank, share.options.processes
     loader = evaluation_loader(
-        dataset,
-        batch_size=share.options.batch_size,
-        rank=rank,
-        world_size=count,
-        num_workers=share.options.num_workers,
+        dataset, batch_size=options.batch_size, rank=rank, world_size=count, num_workers=options.num_workers
     )
     title = "evaluate" if count == 1 else f"evaluate (process 1 of {count})"
     total = len(range(rank, len(dataset), count))
@@ -407,10 +385,6 @@ def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
         for batch in loader:
             yield batch
             progress.update(len(batch[0]))
-
-
-def _images(options: EvaluateOptions) -> str | Path:
-    return cast("str | Path", options.images)
 
 
 def _exif(options: EvaluateOptions) -> ExifRule:

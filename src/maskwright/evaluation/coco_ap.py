@@ -88,20 +88,18 @@ class ClassAP:
 class CocoAP(Metric):
     """COCO's box AP and mask AP of detections, over all, seen and unseen classes.
 
-    Every number is, to 1e-14, what pycocotools gives for `box_results()` and `mask_results()` (a box's score is the
-    score of its mask, too), with these rules where an annotation lacks what pycocotools needs:
+    Every number equals, to 1e-14, what pycocotools gives for `box_results()` and `mask_results()`; a mask has the score
+    of its box. Where an annotation lacks what pycocotools needs, these rules hold:
 
-    - An instance without a mask is, for masks, a region to be ignored: its filled box, as a crowd. Detections that
-      lie in it are neither right nor wrong.
-    - An annotation without `area`, which decides the size class, has that of its mask, or of its box.
-    - Annotations are counted from 1 here, whatever their ids: pycocotools holds a match with annotation 0 for none.
+    - For mask AP, the filled box of an instance without a mask is a region to be ignored, like a crowd. Detections in
+      it are neither right nor wrong.
+    - The size class of an annotation without `area` comes from its mask, or else from its box.
+    - Annotations are numbered from 1, whatever their ids: pycocotools takes a match with annotation 0 for no match.
 
-    With `annotations`, the entries of the annotation file, the truth of an image is what the file says of its
-    `image_id`; then the numbers are those of the file, whose boxes and areas a `Target` does not hold exactly
-    (float32, cut off at the image; no area of the polygons). Without it the truth is the targets themselves.
-    Only images that were given to `update` count, each once.
-
-    Labels of predictions are positions in `categories`. With `annotations` only the ids and sizes of targets are read.
+    The truth of an image is its target. If `annotations` are given, the truth is instead what they say of its
+    `image_id`, and of targets only the ids and sizes are read. The numbers are then exactly those of the file: the
+    boxes of a `Target` are float32 and clipped to the image, and it has no areas.
+    Only images that were given to `update` count, each once. Labels of predictions are positions in `categories`.
 
     Source: pycocotools' COCOeval, by way of faster-coco-eval; the ignored regions are ours.
     """

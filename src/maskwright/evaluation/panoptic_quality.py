@@ -27,7 +27,7 @@ _COUNTS = ("iou", "true_positives", "false_positives", "false_negatives")
 
 @dataclass(frozen=True)
 class SegmentMap:
-    """The segments of one image.
+    """The segments of one image, predicted or true.
 
     rows: int [H, W], each pixel's row in the fields below, `VOID` or `UNLISTED`.
     labels: int64 [S]; iscrowd: bool [S].
@@ -72,11 +72,11 @@ class PanopticQuality(Metric):
     RQ = matches / (matches + unmatched predictions / 2 + unmatched truths / 2), and PQ = SQ RQ; means are over the
     classes that have a match, an unmatched prediction or an unmatched truth.
 
-    `official`: crowds match nothing and are not missed. A prediction without a match does not count where more than
-    half of it lies on void pixels or on the last crowd region of its class in the file's order. Ids of a file's PNG
-    that its JSON does not list are no void.
-    `in_house`: crowds of one class together are one segment like any other, and so are the segments of one stuff
-    class; a prediction does not count where more than half of it lies on void pixels.
+    `official`: crowds match nothing and are not missed. A prediction without a match does not count if more than half
+    of it lies on void pixels or on the last crowd region of its class in the file's order. Pixels whose id the file's
+    JSON does not list are not void.
+    `in_house`: all crowds of one class are one ordinary segment, and so are all segments of one stuff class. A
+    prediction without a match does not count if more than half of it lies on void pixels.
 
     A group without such a class (no stuff at all, say) has NaN where the originals divide by zero. A category without
     `isthing` is a thing. The truth of an image is its target; `add` takes it from elsewhere, files for instance.
