@@ -1,7 +1,7 @@
 """The command `maskwright`: its arguments, its exit codes, and one sentence for every mistake.
 
-Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and the
-rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
+Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and
+the rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
 Nothing heavy is imported before the verb is known.
 """
 
@@ -11,16 +11,15 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import maskwright
 from maskwright.errors import UserError
+from maskwright.signals import Terminated, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -28,14 +27,10 @@ if TYPE_CHECKING:
 DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, or a Hub repository"
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maskwright ARGUMENTS` (those of the process when None) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings(), _sigterm_as_interrupt():
+    with warnings.catch_warnings(), sigterm_as_interrupt():
         _quieten_libraries()
         try:
             code = _dispatch(given)
@@ -45,33 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refuse(str(error))
         except KeyboardInterrupt as error:
             print("\nmaskwright: stopped", file=sys.stderr)
-            return 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
+            return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
         except BrokenPipeError:
             # Whoever read our output has seen enough; Python's own flush at exit must not fail on it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except OSError as error:
             return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """While entered, SIGTERM raises what Ctrl-C raises; once, so that the way out is not interrupted."""
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python sets no handlers
-        yield
-        return
-    process = os.getpid()
-
-    def stop(*_: object) -> None:
-        if os.getpid() == process:  # a forked worker goes on until its caller ends it
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -123,9 +98,9 @@ def _predict(arguments: list[str]) -> int:
         type=str,
         metavar="FILE|DIR|BOXES",
         help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
-        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a COCO '
-        "file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that finds "
-        "objects or segments by itself",
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a '
+        "COCO file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that "
+        "finds objects or segments by itself",
     )
     parser.add_argument(
         "--annotations", type=str, metavar="FILE", help="COCO file with the images of a results list given as --boxes"

@@ -1,8 +1,8 @@
 """A journal of a long job: what is done survives Ctrl-C, kill and a full disk, and the same command goes on.
 
 A text file with one line per finished item, only ever appended to. A line is the JSON list
-`[checksum, [position, item]]`; the first one has the position -1 and says what the job is. Lines that are torn or do not
-fit their checksum count as not written.
+`[checksum, [position, item]]`; the first one has the position -1 and says what the job is. Lines that are torn or do
+not fit their checksum count as not written.
 
 Every line is handed to the operating system at once, so that a killed process loses nothing that it had appended; it
 is forced to the disk (fsync) every `SYNC_SECONDS` and at the end, so that a power failure loses that much at most.

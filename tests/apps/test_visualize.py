@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskwright.apps import captions
+from maskwright.apps.captions import drawable_name, font_file
 from maskwright.apps.colours import instance_colours
-from maskwright.apps.visualize import draw_overlay
+from maskwright.apps.visualize import OverlayStyle, draw_overlay
+from maskwright.errors import UserError
 from maskwright.structures import InstancePrediction
 
 
@@ -120,3 +123,114 @@ def test_large_images_with_many_boxes_are_fast(ellipse_model):
     started = time.process_time()
     draw_overlay(image, prediction)
     assert time.process_time() - started < 10
+
+
+def grid_boxes(count: int, side: float = 20.0, columns: int = 100) -> list[list[float]]:
+    places = [(index % columns * side, index // columns * side) for index in range(count)]
+    return [[x, y, x + 0.9 * side, y + 0.9 * side] for x, y in places]
+
+
+def test_any_number_of_boxes_has_colours_that_neighbours_do_not_share():
+    boxes = np.array(grid_boxes(5000))
+    colours = np.array(instance_colours(boxes), dtype=float).reshape(50, 100, 3)
+    assert np.linalg.norm(np.diff(colours, axis=0), axis=2).min() > 60
+    assert np.linalg.norm(np.diff(colours, axis=1), axis=2).min() > 60
+
+
+def test_boxes_that_all_lie_on_one_another_have_colours():
+    assert len(instance_colours(np.array([[0.0, 0, 9, 9]] * 2000))) == 2000
+
+
+def test_labels_and_frames_of_small_objects_step_back(ellipse_model):
+    image = Image.new("RGB", (400, 400), (90, 90, 90))
+    prediction = prediction_of(grid_boxes(400, columns=20), (400, 400), ellipse_model)
+    captions = ["nucleus 0.75"] * 400
+    automatic = draw_overlay(image, prediction, captions)
+    assert automatic == draw_overlay(image, prediction, captions, style=OverlayStyle(labels="off"))
+    changed = (np.asarray(automatic) != 90).any(axis=2)
+    assert (changed == prediction.masks.any(dim=0).numpy()).all()
+    assert automatic != draw_overlay(image, prediction, captions, style=OverlayStyle(labels="on"))
+
+
+def test_automatic_labels_do_not_lie_on_one_another(ellipse_model):
+    image = Image.new("RGB", (300, 300))
+    twins = prediction_of([[50, 50, 250, 250], [52, 52, 248, 248]], (300, 300), ellipse_model)
+    off = np.asarray(draw_overlay(image, twins, ["a", "b"], style=OverlayStyle(labels="off"))).astype(int)
+    both = [np.asarray(draw_overlay(image, twins, names)).astype(int) for names in (["kite", ""], ["kite", "kite"])]
+    assert (both[0] != off).any()
+    assert (both[0] == both[1]).all()
+
+
+def test_outline_and_opacity(ellipse_model):
+    image = Image.new("RGB", (200, 100), (90, 90, 90))
+    prediction = prediction_of([[20, 10, 180, 90]], (100, 200), ellipse_model)
+    (colour,) = instance_colours(prediction.boxes.numpy())
+    outline = np.asarray(draw_overlay(image, prediction, style=OverlayStyle(outline=True)))
+    assert outline[50, 100].tolist() == [90, 90, 90]
+    assert (outline == colour).all(axis=2).any()
+    full = np.asarray(draw_overlay(image, prediction, style=OverlayStyle(opacity=1.0)))
+    assert tuple(full[50, 100]) == colour
+
+
+def test_colours_by_class_are_the_same_in_every_picture_and_have_a_legend(ellipse_model):
+    image = Image.new("RGB", (400, 300), (90, 90, 90))
+    boxes = [[100, 100, 180, 180], [200, 100, 280, 180], [300, 100, 380, 180]]
+    prediction = prediction_of(boxes, (300, 400), ellipse_model)
+    by_class = OverlayStyle(color_by="class")
+    cat, kite = (7, "cat"), (None, "kite")
+    first = np.asarray(draw_overlay(image, prediction, classes=[cat, kite, cat], style=by_class))
+    middles = [first[140, x].tolist() for x in (140, 240, 340)]
+    assert middles[0] == middles[2] != middles[1]
+    assert (first[:30, :40] != 90).any()
+    second = np.asarray(draw_overlay(image, prediction, classes=[kite, (None, ""), cat], style=by_class))
+    assert [second[140, x].tolist() for x in (140, 340)] == [middles[1], middles[0]]
+
+
+@pytest.mark.parametrize("wrong", [{"labels": "some"}, {"color_by": "size"}, {"opacity": 2.0}])
+def test_styles_that_there_are_not(wrong: dict):
+    with pytest.raises(UserError, match=r"--(labels|color-by|opacity): expected"):
+        OverlayStyle(**wrong)
+
+
+class TestLetters:
+    @pytest.fixture(autouse=True)
+    def forgotten(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(captions, "_warned", [])
+        yield
+        for cached in (captions.font_file, captions._system_fonts):
+            cached.cache_clear()
+
+    def without_fonts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(captions, "FONT_FOLDERS", ())
+        for cached in (captions.font_file, captions._system_fonts):
+            cached.cache_clear()
+
+    def test_pillow_s_own_font_has_the_plain_letters_and_no_squares_for_others(self):
+        assert font_file("kite 0.93 (x)") == ""
+        assert not captions._has("", "圆")
+        assert not captions._has("", "ж")
+
+    @pytest.mark.parametrize(
+        ("name", "number", "written"),
+        [
+            ("naïve", 3, "naive"),
+            ("Größe", 3, "Groe"),
+            ("圆盘", 3, "class 3"),
+            ("кот", None, "class"),
+            ("猫cat", 5, "cat"),
+        ],
+    )
+    def test_without_a_font_names_are_written_in_ascii_or_as_numbers(self, monkeypatch, name, number, written):
+        self.without_fonts(monkeypatch)
+        if font_file(name) is not None:
+            pytest.skip("Pillow's own font has these letters")
+        with pytest.warns(UserWarning, match=f"no font of this system has the letters of '{name}'"):
+            assert drawable_name(name, number) == written
+        assert drawable_name("圆", 8) == "class 8"  # without another warning
+
+    def test_a_font_of_the_system_is_found_for_other_scripts(self):
+        if not any("DejaVuSans.ttf" in file for file in captions._system_fonts()):
+            pytest.skip("no font to be found here")
+        for name in ("кот", "naïve", "Ωμέγα"):
+            assert drawable_name(name, 1) == name
+            assert font_file(name) is not None

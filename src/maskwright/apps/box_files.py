@@ -158,7 +158,7 @@ def _in_pixels(pictures: list[PictureBoxes], source: object) -> list[PictureBoxe
     if len(boxes) and bool(((boxes >= 0) & (boxes <= 1)).all()):
         raise UserError(
             f"{source}: all of its boxes lie within 0..1, as fractions of the image do: expected pixels (x times the "
-            "width, y times the height of the image); folders of YOLO labels and MegaDetector results are taken as they are"
+            "width, y times the height of the image); YOLO labels and MegaDetector results are taken as they are"
         )
     return pictures
 
@@ -223,6 +223,7 @@ def _labelled(box: Any, label: Any, score: Any) -> _Box:
         box = [box.get(key) for key in _CORNERS]
     if score is not None and not (_is_number(score) and 0 <= score <= 1):
         return _Box(problem=f"expected a score in 0..1, but got {str(score)[:80]}")
+    score = None if score is None else float(score)
     if type(label) is int:
         return _Box(box, category_id=label, score=score)
     if label is not None and not isinstance(label, str):
@@ -285,7 +286,7 @@ def _coco_results(
     images, class_names = _names_of_ids(annotations, pictures) if annotations else ({}, {})
     for position, entry in enumerate(entries):
         identity = listed_id(entry.get("image_id"), images) if isinstance(entry, dict) else None
-        if type(identity) not in (int, str) or (annotations and identity not in images):
+        if isinstance(identity, bool | None | float | list | dict) or (annotations and identity not in images):
             known = f"an image of {annotations}" if annotations else "a number or a text"
             raise UserError(f"{source}: expected {known} as the image_id of entry {position}, but got {identity!r}")
         by_image.setdefault(identity, []).append(_result(entry, class_names))
@@ -406,8 +407,8 @@ def _yolo_row(words: Sequence[str], name_of: Callable[[int], str | None]) -> _Bo
 
 
 def _yolo_names(folder: Path) -> Callable[[int], str | None]:
-    """What the classes are called: by a `data.yaml` or `classes.txt` in the folder or above it; nothing, where none is."""
-    for place in (folder, *folder.absolute().parents[:3]):
+    """What the classes are called, by a `data.yaml` or `classes.txt` in the folder or above it, if there is one."""
+    for place in (folder, folder / "labels", *folder.absolute().parents[:3]):
         for file in (*sorted(place.glob("data*.y*ml")), place / "classes.txt"):
             if file.is_file():
                 names = _class_list(file)

@@ -41,7 +41,7 @@ _STYLED = ("bold", "condensed", "italic", "light", "mono", "oblique", "serif", "
 
 
 def drawable_name(name: str, number: int | None) -> str:
-    """A class's name as it can be written here: as it is, in ASCII letters, or its number; the latter with a warning."""
+    """A class's name as it can be written here: as it is, or else, with a warning, in ASCII or as its number."""
     if font_file(name) is not None:
         return name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().strip()
@@ -76,7 +76,7 @@ class CaptionWriter:
         self._placed = np.zeros((0, 4))
 
     def place(self, caption: str, anchor: tuple[float, float], centred: bool = False) -> Rectangle:
-        """Where a caption lies: with its lower left corner at `anchor` (below it where there is no room), or its middle."""
+        """Where a caption lies: with its lower left corner, or its middle, at `anchor`; within the picture."""
         left, top, right, bottom = self._extent(caption)
         padding = self.size / 5
         width, height = right - left + 2 * padding, bottom - top + 2 * padding
@@ -120,7 +120,7 @@ def _font(file: str, size: float) -> Font:
 @cache
 def font_file(text: str) -> str | None:
     """A font that has all letters of a text: an empty text is Pillow's own, None is none."""
-    letters = "".join(sorted({letter for letter in text if not letter.isspace()}))
+    letters = {letter for letter in text if unicodedata.category(letter) not in ("Cf", "Mn", "Zs")}  # unseen alone
     return next((file for file in ("", *_system_fonts()) if all(_has(file, letter) for letter in letters)), None)
 
 
@@ -140,8 +140,12 @@ def _system_fonts() -> tuple[str, ...]:
 def _has(file: str, letter: str) -> bool:
     """Whether a font draws a letter as anything but the picture that it has for missing ones."""
     try:
-        font = _font(file, 20.0)
-        drawn, missing = (font.getmask(text) for text in (letter, "\uffff"))
-    except (OSError, UnicodeEncodeError, ValueError):
+        return _drawn(file, letter) not in (_drawn(file, "\uffff"), _drawn(file, " "))
+    except (OSError, UnicodeEncodeError):
         return False
-    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+def _drawn(file: str, letter: str) -> bytes:
+    picture = Image.new("L", (40, 40))
+    ImageDraw.Draw(picture).text((8, 8), letter, fill=255, font=_font(file, 20.0))
+    return picture.tobytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
 from functools import cache
 from hashlib import blake2b
 
@@ -45,17 +44,11 @@ def instance_colours(boxes: Float[np.ndarray, "n 4"]) -> list[Colour]:
     return [palette[row] for row in chosen.tolist()]
 
 
-def class_colours(classes: Sequence[str]) -> list[Colour]:
-    """A colour per instance: that of its class, which is the same in other images unless too many classes meet."""
-    palette, distances = _palette(PALETTE_SIZE)
-    rows: dict[str, int] = {}
-    for name in dict.fromkeys(classes):
-        row = int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8).digest()) % PALETTE_SIZE
-        taken = list(rows.values())
-        if taken and distances[row, taken].min() < np.partition(distances[row], PALETTE_SIZE // 8)[PALETTE_SIZE // 8]:
-            row = int(distances[:, taken].min(axis=1).argmax())
-        rows[name] = row
-    return [palette[rows[name]] for name in classes]
+def class_colour(number: int | None, name: str) -> Colour:
+    """The colour of a class in every image: by its number, or by its name where it has none."""
+    if number is None:
+        number = int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8).digest())
+    return _palette(PALETTE_SIZE)[0][number % PALETTE_SIZE]
 
 
 @cache

@@ -63,10 +63,10 @@ def _refuse_without_boxes(jobs: Sequence[Job], spec: str) -> None:
     Raises:
         UserError: so.
     """
-    given = [(path, boxes) for path, boxes in jobs if boxes is not None]
-    wrong = [(path, boxes) for path, boxes in given if boxes.problems]
-    if wrong and all(len(boxes) == len(boxes.problems) for _, boxes in given):
-        path, boxes = wrong[0]
+    given = [boxes for _, boxes in jobs if boxes is not None]
+    wrong = [boxes for boxes in given if boxes.problems]
+    if wrong and all(len(boxes) == len(boxes.problems) for boxes in given):
+        boxes = wrong[0]
         place = min(boxes.problems)
         name = f"at {boxes.name!r}, " if boxes.name else ""
         raise UserError(f"{spec}: {name}box {place}: {boxes.problems[place]}")
@@ -77,6 +77,7 @@ def _match(entries: Sequence[PictureBoxes], pictures: Sequence[Path], spec: str,
     unmatched: list[str] = []
     unclear: list[str] = []
     for members, matches in _matches_by_naming(entries, pictures):
+        _note_repairs(members, pictures, matches, summary)
         for place, (entry, picture) in enumerate(zip(members, matches.pictures, strict=True)):
             if picture is not None:
                 found.setdefault(picture, []).append(entry)
@@ -84,19 +85,30 @@ def _match(entries: Sequence[PictureBoxes], pictures: Sequence[Path], spec: str,
                 unclear.append(f"{spec}: {_unclear(entry.name, [pictures[at] for at in matches.ambiguous[place]])}")
             else:
                 unmatched.append(entry.name)
-        for place in matches.other_prefix:
-            told = f"{members[place].name} is taken for {pictures[matches.pictures[place] or 0]}"
-            summary.note("repaired", "name with the folders of another machine", told)
     if not found:
         raise UserError(unclear[0] if unclear else _no_entry(entries, pictures, spec))
+    unlisted = [picture for position, picture in enumerate(pictures) if position not in found]
     for sentence in unclear:
         summary.note("failed", "entry of the box file that may mean several pictures", sentence)
     for name in unmatched:
         summary.note("left out", f"entry of {spec} without a picture among those given", name)
-    for position, picture in enumerate(pictures):
-        if position not in found:
-            summary.note("left out", f"picture that {spec} does not list", picture)
+    for picture in unlisted:
+        summary.note("left out", f"picture that {spec} does not list", picture)
     return [(pictures[position], entry) for position in sorted(found) for entry in found[position]]
+
+
+def _note_repairs(
+    entries: Sequence[PictureBoxes], pictures: Sequence[Path], matches: Matches, summary: RunSummary
+) -> None:
+    causes = {
+        "name with the folders of another machine": matches.other_prefix,
+        "name in another spelling than the picture's": matches.respelled,
+    }
+    for cause, places in causes.items():
+        for place in places:
+            picture = matches.pictures[place]
+            if picture is not None:
+                summary.note("repaired", cause, f"{entries[place].name} is taken for {pictures[picture]}")
 
 
 def _unclear(name: str, candidates: Sequence[Path]) -> str:
@@ -109,10 +121,12 @@ def _matches_by_naming(
     entries: Sequence[PictureBoxes], pictures: Sequence[Path]
 ) -> list[tuple[list[PictureBoxes], Matches]]:
     found = []
-    for naming in dict.fromkeys(entry.naming for entry in entries):
+    namings: tuple[Naming, ...] = ("file", "stem", "number")
+    for naming in namings:
         members = [entry for entry in entries if entry.naming == naming]
         names = [_named(entry.name, naming) for entry in members]
-        found.append((members, match_names(names, [_named_path(path, naming) for path in pictures])))
+        if members:
+            found.append((members, match_names(names, [_named_path(path, naming) for path in pictures])))
     return found
 
 

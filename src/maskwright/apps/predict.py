@@ -72,7 +72,7 @@ class PredictOptions:
         check_score_threshold(self.score_threshold)
         if self.max_detections < 1 or self.processes < 1:
             raise UserError(
-                f"expected max_detections and processes of 1 or more, but got {self.max_detections} and {self.processes}"
+                f"expected 1 or more max_detections and processes, but got {self.max_detections} and {self.processes}"
             )
         if self.annotations is not None and self.boxes is None:
             raise UserError("--annotations says what the ids of --boxes RESULTS.json are; it needs --boxes")
@@ -106,7 +106,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
     predictor = _load(options)
     out = _output_folder(options, predictor)
     jobs = _jobs(pairs, out)
-    journal_path = out / f"{RESULTS[predictor.task]}.journal"
+    journal_path = (out / RESULTS[predictor.task]).with_suffix(".journal")
     if predictor.task == "panoptic" and not journal_path.exists():
         _refuse_to_overwrite(jobs, out)
     work = PicturePredictor(options, out, predictor)
@@ -143,7 +143,7 @@ def _predict(jobs: Sequence[PictureJob], work: PicturePredictor, journal: Journa
 
 
 def _kept(journal: Journal, jobs: Sequence[PictureJob]) -> str:
-    return f"{len(journal)} of {len(jobs)} images are done and kept in {journal.path}: the same command goes on with the rest"
+    return f"{len(journal)} of {len(jobs)} images are done (in {journal.path}): the same command goes on from there"
 
 
 def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, predictor: Predictor, out: Path) -> None:
@@ -276,5 +276,5 @@ def _fingerprint(predictor: Predictor) -> str:
     digest = hashlib.sha256(f"{type(predictor.model).__name__} {predictor.device.type}".encode())
     for name, tensor in (*predictor.model.named_parameters(), *predictor.model.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

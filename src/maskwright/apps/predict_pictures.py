@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from maskwright.apps.box_files import PictureBoxes
 from maskwright.apps.captions import drawable_name
-from maskwright.apps.visualize import draw_overlay, draw_panoptic_overlay
+from maskwright.apps.outputs import write_picture
+from maskwright.apps.visualize import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
 from maskwright.data.images import read_annotated_image, read_image
-from maskwright.data.picture_files import OUTPUT_MARK
 from maskwright.data.picture_folder import picture_frame
 from maskwright.errors import UserError
-from maskwright.files import write_whole
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.predictor import Predictor, clip_to_image, load
 from maskwright.structures import InstancePrediction, PanopticPrediction, SegmentationModel
@@ -35,8 +33,8 @@ Record = dict[str, Any]
 """What the journal keeps of a picture.
 
 `failed`: (cause, sentence) of the picture or of its boxes. `usable`: whether it was predicted. Where it was: `line` for
-stdout; `masks` (how many), `results` (COCO) and `capped`, whether there were as many detections as may be; or `image` and
-`annotation` (COCO panoptic).
+stdout; `masks` (how many), `results` (COCO) and `capped`, whether there were as many detections as may be; or `image`
+and `annotation` (COCO panoptic).
 """
 
 _OF_ONE_PICTURE = frozenset({None, errno.ENAMETOOLONG, errno.EINVAL})
@@ -117,9 +115,9 @@ class PicturePredictor:
         record["results"] = _results(prediction, job, kept)
         outputs = [f"{len(prediction)} masks"]
         if options.overlays:
-            classes = _class_names(prediction, given, kept)
+            classes = _classes(prediction, given, kept)
             scores = (prediction.scores * prediction.mask_scores).tolist()
-            captions = [f"{name} {score:.2f}".strip() for name, score in zip(classes, scores, strict=True)]
+            captions = [f"{name} {score:.2f}".strip() for (_, name), score in zip(classes, scores, strict=True)]
             draw = partial(draw_overlay, image, prediction, captions, classes, options.overlay_style)
             outputs += self._write(job, f"{job.name}_overlay.jpg", draw, failed)
         if options.masks:
@@ -156,12 +154,7 @@ class PicturePredictor:
         path = self._out / name
         picture: Image.Image = draw()
         try:
-            if path.suffix == ".jpg":
-                write_whole(path, lambda to: picture.save(to, format="JPEG", quality=92, comment=OUTPUT_MARK))
-            else:
-                mark = PngInfo()
-                mark.add_text("Comment", OUTPUT_MARK)
-                write_whole(path, lambda to: picture.save(to, format="PNG", pnginfo=mark))
+            write_picture(path, picture)
         except UserError as error:
             if getattr(error.__cause__, "errno", None) not in _OF_ONE_PICTURE:
                 raise
@@ -230,17 +223,15 @@ def _empty_mask(image_size: tuple[int, int]) -> dict[str, Any]:
     return encode_masks(torch.zeros(1, 1, 1), torch.tensor([[0.0, 0, 1, 1]]), image_size, "pixel")[0]
 
 
-def _class_names(prediction: InstancePrediction, given: PictureBoxes | None, kept: Sequence[int]) -> list[str]:
-    """The name of each instance's class as it can be written here, empty where it has none."""
+def _classes(prediction: InstancePrediction, given: PictureBoxes | None, kept: Sequence[int]) -> list[ClassOf]:
+    """The number of each instance's class, and its name as it can be written here."""
     if given is None:
-        known = [
-            prediction.categories[label] if prediction.categories else None for label in prediction.labels.tolist()
-        ]
-        return [drawable_name(category["name"], category["id"]) if category else "" for category in known]
-    if given.class_names is None:
-        return [""] * len(kept)
-    numbers = given.category_ids or [None] * len(given)
-    return [drawable_name(given.class_names[place] or "", numbers[place]) for place in kept]
+        known = [prediction.categories[label] for label in prediction.labels.tolist() if prediction.categories]
+        found = [(category["id"], category["name"]) for category in known] or [(None, "")] * len(prediction)
+    else:
+        numbers, names = given.category_ids or [None] * len(given), given.class_names or [None] * len(given)
+        found = [(numbers[place], names[place] or "") for place in kept]
+    return [(number, drawable_name(name, number)) for number, name in found]
 
 
 def _mask_picture(prediction: InstancePrediction, index: int) -> Image.Image:

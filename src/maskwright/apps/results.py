@@ -21,9 +21,9 @@ def write_results(journal: Journal, predictor: Predictor, out: Path) -> str:
     """Write the file of all results, in the order of the pictures; says what is in it.
 
     `predictions.json`: COCO results with compressed RLE; an image's instances in the order of its boxes, also of those
-    that could not be used, whose mask is empty and whose score is 0. `image_id` and `category_id` are the box file's, else
-    the image's file name and the model's; `box_score` is the box file's, which is a factor of `score`, too; a class
-    without a number has a `category_name`. `panoptic.json`: COCO's panoptic format (`maskwright data check
+    that could not be used, whose mask is empty and whose score is 0. `image_id` and `category_id` are the box file's,
+    else the image's file name and the model's; `box_score` is the box file's, which is a factor of `score`, too; a
+    class without a number has a `category_name`. `panoptic.json`: COCO's panoptic format (`maskwright data check
     out/panoptic.json --segmentations out` reads it).
 
     Raises:

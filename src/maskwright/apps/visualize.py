@@ -1,11 +1,10 @@
-"""Pictures of predictions: masks that one can tell apart, drawn inside their boxes only, and captions where there is room."""
+"""Pictures of predictions: masks that one can tell apart, inside their boxes only, and captions where there is room."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from maskwright.apps.captions import CaptionWriter, drawable_name
-from maskwright.apps.colours import Colour, class_colours, instance_colours
+from maskwright.apps.colours import Colour, class_colour, instance_colours
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
 from maskwright.ops.panoptic_map import rows_of_ids, segment_boxes
@@ -22,8 +21,11 @@ from maskwright.ops.paste import paste_mask_region
 from maskwright.predictor import ImageSource
 from maskwright.structures import InstancePrediction, PanopticPrediction
 
-Labels = Literal["auto", "on", "off"]
-ColorBy = Literal["instance", "class"]
+ClassOf = tuple[int | None, str]
+"""The number of a class, None where it has none, and its name, empty where there is no class."""
+
+LABELS = ("auto", "on", "off")
+COLOR_BY = ("instance", "class")
 
 _SMALL = 24  # a box with a side of fewer line widths gets no frame
 _LARGEST_SHARE = 0.4  # of a box's area that an automatic label may have
@@ -41,15 +43,15 @@ class OverlayStyle:
         color_by: a colour for each `instance`, or for each `class`, with a legend.
     """
 
-    labels: Labels = "auto"
+    labels: str = "auto"
     outline: bool = False
     opacity: float = 0.45
-    color_by: ColorBy = "instance"
+    color_by: str = "instance"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("labels", self.labels, Labels), ("color-by", self.color_by, ColorBy)):
-            if value not in get_args(known):
-                raise UserError(f"--{name}: expected one of {', '.join(get_args(known))}, but got {value!r}")
+        for name, value, known in (("labels", self.labels, LABELS), ("color-by", self.color_by, COLOR_BY)):
+            if value not in known:
+                raise UserError(f"--{name}: expected one of {', '.join(known)}, but got {value!r}")
         if not 0 <= self.opacity <= 1:
             raise UserError(f"--opacity: expected a number in 0..1, but got {self.opacity}")
 
@@ -58,7 +60,7 @@ def draw_overlay(
     image: ImageSource,
     prediction: InstancePrediction,
     captions: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[ClassOf] | None = None,
     style: OverlayStyle | None = None,
 ) -> Image.Image:
     """The image with every mask filled and outlined in a colour of its own, and its box in thin lines.
@@ -70,7 +72,7 @@ def draw_overlay(
         image: the predicted image, as `read_image` takes it.
         prediction: in pixels of that image.
         captions: a text per instance, written at its box; an empty one is left out.
-        classes: the name of each instance's class, for colours by class and their legend.
+        classes: number and name of each instance's class, for colours by class and their legend.
         style: None takes the default one.
 
     Raises:
@@ -83,7 +85,7 @@ def draw_overlay(
             raise ValueError(f"expected {len(prediction)} {what}, one per instance, but got {len(texts)}")
     boxes = prediction.boxes.numpy(force=True)
     by_class = style.color_by == "class" and classes is not None
-    colours = class_colours(classes or ()) if by_class else instance_colours(boxes)
+    colours = [class_colour(*one) for one in classes or ()] if by_class else instance_colours(boxes)
     line = _line_width(canvas)
     order: list[int] = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
     for index in order:
@@ -95,12 +97,12 @@ def draw_overlay(
             corners = (left, top, max(left, right - 1), max(top, bottom - 1))
             draw.rectangle(corners, outline=colours[index], width=max(1, line // 2))
     writer = CaptionWriter(canvas)
+    if by_class and style.labels != "off":
+        _write_legend(writer, classes or ())
     if captions is not None and style.labels != "off":
         for index in order:
             if captions[index]:
                 _write_at_box(writer, captions[index], boxes[index], colours[index], style.labels)
-    if by_class and style.labels != "off":
-        _write_legend(writer, classes or (), colours)
     return canvas
 
 
@@ -124,11 +126,12 @@ def draw_panoptic_overlay(
     canvas = _canvas(image, prediction.image_size)
     infos = sorted(prediction.segments_info, key=lambda info: -info["area"])
     categories = [prediction.categories[info["label"]] for info in infos]
-    names = [drawable_name(category["name"], category["id"]) for category in categories]
+    classes = [(category["id"], drawable_name(category["name"], category["id"])) for category in categories]
     ids = torch.tensor([info["id"] for info in infos], dtype=torch.int64)
     rows = rows_of_ids(prediction.segmentation.cpu(), ids)
     boxes = segment_boxes(rows, len(infos)).numpy()
-    colours = class_colours(names) if style.color_by == "class" else instance_colours(boxes)
+    by_class = style.color_by == "class"
+    colours = [class_colour(*one) for one in classes] if by_class else instance_colours(boxes)
     line = _line_width(canvas)
     writer = CaptionWriter(canvas)
     captions = []
@@ -142,14 +145,14 @@ def draw_panoptic_overlay(
                 (x, y), radius = _widest_place(mask)
                 if style.labels == "on" or 2 * radius >= writer.size:
                     captions.append(
-                        (f"{names[row]} {info['score']:.2f}", (float(left + x), float(top + y)), colours[row])
+                        (f"{classes[row][1]} {info['score']:.2f}", (float(left + x), float(top + y)), colours[row])
                     )
+    if by_class and style.labels != "off":
+        _write_legend(writer, classes)
     for caption, middle, colour in captions:
         place = writer.place(caption, middle, centred=True)
         if style.labels == "on" or writer.is_free(place):
             writer.write(caption, place, colour)
-    if style.color_by == "class" and style.labels != "off":
-        _write_legend(writer, names, colours)
     return canvas
 
 
@@ -169,7 +172,7 @@ def _opacity(style: OverlayStyle) -> float:
 
 
 def _write_at_box(
-    writer: CaptionWriter, caption: str, box: Float[np.ndarray, " 4"], colour: Colour, labels: Labels
+    writer: CaptionWriter, caption: str, box: Float[np.ndarray, " 4"], colour: Colour, labels: str
 ) -> None:
     """Write at the upper left corner of a box; if labels are automatic, only where there is room."""
     place = writer.place(caption, (float(box[0]), float(box[1])))
@@ -179,14 +182,13 @@ def _write_at_box(
         writer.write(caption, place, colour)
 
 
-def _write_legend(writer: CaptionWriter, names: Sequence[str], colours: Sequence[Colour]) -> None:
+def _write_legend(writer: CaptionWriter, classes: Sequence[ClassOf]) -> None:
     """The classes with their numbers of instances, the commonest first, down the left side."""
-    colour_of = dict(zip(names, colours, strict=True))
     top = 0.0
-    for name, count in Counter(names).most_common(_LONGEST_LEGEND):
+    for (number, name), count in Counter(classes).most_common(_LONGEST_LEGEND):
         line = f"{name or 'no class'}: {count}"
         left, upper, right, lower = writer.place(line, (0.0, 0.0))
-        writer.write(line, (left, top, right, top + lower - upper), colour_of[name])
+        writer.write(line, (left, top, right, top + lower - upper), class_colour(number, name))
         top += lower - upper
 
 

@@ -55,11 +55,13 @@ class Matches:
     pictures: per name, the position of its picture, or None.
     ambiguous: of names without a picture that may mean several, or of which several may mean one: those pictures.
     other_prefix: positions of names that were matched by the end that they have in common with their picture's path.
+    respelled: positions of the others that were not matched as they stand.
     """
 
     pictures: list[int | None]
     ambiguous: dict[int, list[int]] = field(default_factory=dict)
     other_prefix: list[int] = field(default_factory=list)
+    respelled: list[int] = field(default_factory=list)
 
 
 def match_names(names: Sequence[str], pictures: Sequence[Path]) -> Matches:
@@ -92,6 +94,7 @@ class _Matching:
         self._found: list[int | None] = [None] * len(names)
         self._ambiguous: dict[int, list[int]] = {}
         self._other_prefix: list[int] = []
+        self._respelled: list[int] = []
         self._taken: set[int] = set()
         self._named_folders: set[Path] = set()
 
@@ -104,6 +107,8 @@ class _Matching:
                 candidates = [picture for picture in ending if picture not in self._taken]
                 if len(candidates) == 1:
                     self._take(members, candidates[0])
+                    if spelling is not _as_written:
+                        self._respelled.extend(members)
                     if len(parts) > 1:
                         self._named_folders.add(self._folder(candidates[0]))
                 elif candidates:
@@ -134,7 +139,7 @@ class _Matching:
     def result(self) -> Matches:
         """What has been matched."""
         ambiguous = {name: found for name, found in sorted(self._ambiguous.items()) if self._found[name] is None}
-        return Matches(self._found, ambiguous, sorted(self._other_prefix))
+        return Matches(self._found, ambiguous, sorted(self._other_prefix), sorted(self._respelled))
 
     def _groups(self, spelling: Spelling) -> Iterator[tuple[dict[Parts, list[int]], list[int]]]:
         """All names (by their parts) and pictures of one file name, where a name of these is still open."""

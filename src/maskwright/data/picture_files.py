@@ -36,8 +36,8 @@ def find_pictures(patterns: Sequence[str], out: str | Path) -> PictureFiles:
     """The pictures that files, folders (with the folders in them) and glob patterns stand for.
 
     Of folders and patterns: every format that `read_image` reads, but no hidden files or folders (macOS writes a
-    `._NAME.jpg` beside every file) and no pictures that this package wrote: those with its mark, and in the output folder
-    `out`, unless it is one of `patterns`, those that are called so. A file that is named itself is taken as it is.
+    `._NAME.jpg` beside every file) and no pictures that this package wrote: those with its mark, and in the output
+    folder `out`, unless it is one of `patterns`, those that are called so. A file that is named itself is taken.
 
     Raises:
         UserError: a pattern stands for nothing, or a folder has no pictures.

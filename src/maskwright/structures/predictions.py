@@ -52,8 +52,9 @@ class InstancePrediction:
         """COCO result entries: `image_id, category_id, segmentation` (compressed RLE) and `score`.
 
         `category_ids` (one per instance) overrides the model's own categories; without either, the
-        `category_id` is 1. An instance without a class, whose label is -1, has none. Instances are pasted and encoded one by one, inside their boxes only. There is
-        no `bbox`: with it, COCO evaluation would take object sizes from boxes instead of masks.
+        `category_id` is 1. An instance without a class, whose label is -1, has none. Instances are pasted and encoded
+        one by one, inside their boxes only. There is no `bbox`: with it, COCO evaluation would take object sizes from
+        boxes instead of masks.
         """
         encoded = encode_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
         return [

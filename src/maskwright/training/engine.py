@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
+from maskwright.signals import Terminated
 from maskwright.training.averaging import ExponentialAverage
 from maskwright.training.checkpoints import RunCheckpoints, read_step
 from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
@@ -121,7 +123,8 @@ def _run(
     except SystemExit as error:
         if stop_request.signal_number is None:
             raise
-        raise KeyboardInterrupt from error  # Lightning turns a second Ctrl-C into an exit
+        # Lightning turns a second signal, and SIGTERM before the first step, into an exit.
+        raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
 
 
 def _create_checkpoints(recipe: Recipe, folder: Path, stop_request: StopRequest) -> RunCheckpoints:
