@@ -16,6 +16,7 @@ from tqdm import tqdm
 from maskwright.data.categories import match_name, parse_categories
 from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
 from maskwright.files import read_json_object
@@ -62,11 +63,9 @@ def compare_panoptic_files(
 
 
 def tell_reading(annotations: str | Path, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> None:
-    """Count on standard error the entries of a file that were left out, and those that were repaired, by kind."""
-    for done, kinds in (("repaired", repaired), ("skipped", skipped)):
-        if kinds:
-            counts = "; ".join(f"{count} {kind}" for kind, count in kinds.items())
-            print(f"{done} in {annotations}: {counts} (`maskwright data check` says more)", file=sys.stderr)
+    """Count on standard error the entries of a file that were repaired, and those that were left out, by kind."""
+    for note in reading_notes(str(annotations), skipped, repaired):
+        print(note, file=sys.stderr)
 
 
 def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,3 +54,15 @@ def commonest(problems: Sequence[Problem], total: int) -> str:
     kind, count = Counter(problem.kind for problem in problems).most_common(1)[0]
     example = next(problem for problem in problems if problem.kind == kind)
     return f"the commonest cause, in {count} of {total}: {kind}; the first: {example}"
+
+
+def reading_notes(source: str, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> list[str]:
+    """What became of the broken entries of `source`, a line for the repaired and one for the skipped ones, if any."""
+    notes = []
+    if repaired:
+        counts = "; ".join(f"{count} x {kind}" for kind, count in repaired.items())
+        notes.append(f"repaired in {source}: {counts} (`maskwright data check` shows an example of each)")
+    if skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+        notes.append(f"skipped in {source}: {counts} (`maskwright data check` names each)")
+    return notes

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
 from maskwright.models.hub import family_class
 from maskwright.signals import Terminated
@@ -180,20 +181,14 @@ def _announce(
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    lines += _reading("training", data_sets.training)
+    lines += _reading_notes("training", data_sets.training)
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
-        lines += _reading("validation", data_sets.validation)
+        lines += _reading_notes("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _reading(name: str, dataset: SegmentationDataset) -> list[str]:
-    """What was repaired and what was left out while a file was read, by kind."""
-    lines = []
-    for done, kinds in (("repaired", dataset.repaired), ("skipped", dataset.skipped)):
-        if kinds:
-            counts = "; ".join(f"{count} {kind}" for kind, count in kinds.items())
-            lines.append(f"{done} in the {name} file: {counts} (`maskwright data check` says more)")
-    return lines
+def _reading_notes(name: str, dataset: SegmentationDataset) -> list[str]:
+    return reading_notes(f"the {name} file", dataset.skipped, dataset.repaired)
 
 
 def _quieten_lightning() -> None:
