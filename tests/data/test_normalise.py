@@ -387,12 +387,21 @@ LOW = {"bbox": [40, 95, 20, 10], "segmentation": [[40, 95, 60, 95, 60, 105, 40, 
 """Below the bottom of a picture of 90 rows."""
 
 
+def sizes_of(normalised) -> list[tuple[int, int]]:
+    return [(entry["height"], entry["width"]) for entry in normalised.content["images"]]
+
+
 def test_sizes_are_swapped_where_boxes_show_it():
     content = instances([annotation(1, **LOW), annotation(2, image_id=2)])
     normalised = normalise_instances(content, "a.json", lambda _: PORTRAIT)
-    assert [(entry["height"], entry["width"]) for entry in normalised.content["images"]] == [PORTRAIT, (HEIGHT, WIDTH)]
-    assert normalised.repairs.counts == {Kind.SWAPPED_SIZE: 1}
+    assert sizes_of(normalised) == [PORTRAIT, PORTRAIT]  # the first image says it of the second
+    assert normalised.repairs.counts == {Kind.SWAPPED_SIZE: 2}
     assert normalise_instances(content, "a.json", lambda _: (HEIGHT, WIDTH)).content is content
+    assert normalise_instances(content, "a.json").content is content
+    wide = annotation(2, image_id=2, bbox=[100, 10, 20, 10], segmentation=[])
+    content = instances([annotation(1, **LOW), wide, annotation(3, image_id=3)], images=[image(1), image(2), image(3)])
+    normalised = normalise_instances(content, "a.json", lambda _: PORTRAIT)
+    assert sizes_of(normalised) == [PORTRAIT, (HEIGHT, WIDTH), (HEIGHT, WIDTH)]  # the second one says the opposite
 
 
 @pytest.mark.parametrize("said", [{"info": {"contributor": "Label Studio"}}, {"exif": "upright"}, {"exif": "stored"}])

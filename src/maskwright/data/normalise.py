@@ -447,21 +447,32 @@ def _swap_sizes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> None:
     """Swap a height and a width where the picture has them so, and something says that the picture is right.
 
     Label Studio lists the sizes as stored of pictures that it shows upright. In other files, boxes that reach beyond
-    the size listed, and fit the swapped one, say it. Where the frame was asked for, the picture is right in it.
+    the size listed, and fit the swapped one, say it: of their own image, and of all others if none says the opposite.
+    Where the frame was asked for, the picture is right in it.
     """
-    images = file.images
-    if file.size_of is None or not images.items:
+    images, size_of = file.images, file.size_of
+    if size_of is None or not images.items:
         return
-    sizes = _image_sizes(images)
+    names, sizes = images.column("file_name"), _image_sizes(images)
     fit, fit_swapped = (_images_that_fit(file, boxes, part) for part in (sizes, sizes[:, ::-1]))
-    doubted = ~fit | (file.exif != "auto" or shows_upright_pictures(file.content))
-    names = images.column("file_name")
-    for position in np.flatnonzero((sizes > 0).all(1) & doubted & fit_swapped).tolist():
+    possible = (sizes > 0).all(1) & (sizes[:, 0] != sizes[:, 1])
+
+    def has_swapped_picture(position: int) -> bool:
+        height, width = sizes[position].tolist()
+        return isinstance(names[position], str) and size_of(names[position]) == (width, height)
+
+    def with_swapped_pictures(chosen: Bool[np.ndarray, " i"]) -> list[int]:
+        return [position for position in np.flatnonzero(possible & chosen).tolist() if has_swapped_picture(position)]
+
+    swapped = with_swapped_pictures(~fit & fit_swapped)
+    asked = file.exif != "auto" or shows_upright_pictures(file.content)
+    if asked or (swapped and not with_swapped_pictures(fit & ~fit_swapped)):
+        swapped = with_swapped_pictures(fit_swapped)
+    for position in swapped:
         height, width = sizes[position].astype(int).tolist()
-        if height != width and isinstance(names[position], str) and file.size_of(names[position]) == (width, height):
-            reason = f"height x width is {height} x {width}, the picture has {width} x {height} pixels"
-            images.repair(position, "height", width, Kind.SWAPPED_SIZE, reason)
-            images.set(position, "width", height)
+        reason = f"height x width is {height} x {width}, the picture has {width} x {height} pixels"
+        images.repair(position, "height", width, Kind.SWAPPED_SIZE, reason)
+        images.set(position, "width", height)
 
 
 def _image_sizes(images: _Entries) -> Float64[np.ndarray, "i 2"]:
