@@ -373,7 +373,7 @@ def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) 
 
 def _hint(parser: ArgumentParser, arguments: Sequence[str]) -> str:
     """What may have been meant by an argument that is unknown, or by a value that looks like one."""
-    known = re.findall(r"(?<!\S)--[a-z][a-z-]*", parser.format_usage())
+    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_usage())
     for argument, following in pairwise([*arguments, ""]):
         if argument in known and re.match(r"-[\d.]", following):
             return f"; did you mean {argument}={following}?"

@@ -218,3 +218,14 @@ def test_a_detector_that_finds_more_than_it_may_is_told(monkeypatch: pytest.Monk
 def test_options_that_cannot_be(changes: dict, words: str):
     with pytest.raises(UserError, match=words):
         PredictOptions(**{"boxes": "0,0,9,9", **changes})
+
+
+def test_a_run_or_a_recipe_is_no_model(tmp_path: Path):
+    weights = tmp_path / "runs" / "mine" / "best"
+    weights.mkdir(parents=True)
+    (weights / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="this is the folder of a training run; its weights are in runs/mine/best"):
+        predict_files(["a.png"], PredictOptions(model="runs/mine", boxes="0,0,9,9"))
+    for recipe in ("deep_mac/tiny", "mine.yaml"):
+        with pytest.raises(UserError, match=f"--model {recipe}: this is a recipe"):
+            predict_files(["a.png"], PredictOptions(model=recipe, boxes="0,0,9,9"))

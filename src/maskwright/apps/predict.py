@@ -27,6 +27,7 @@ from maskwright.data.picture_files import find_pictures
 from maskwright.errors import UserError
 from maskwright.journal import Journal
 from maskwright.predictor import DEFAULT_MODEL, MAX_DETECTIONS, Predictor, check_score_threshold, load
+from maskwright.training.recipes import recipe_names
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def _load(options: PredictOptions) -> Predictor:
     Raises:
         UserError: there is no such model, or it does not go with the other options.
     """
+    _refuse_what_is_no_model(options.model)
     predictor = load(options.model, options.device, options.precision, options.compile)
     if options.boxes is None and predictor.needs_boxes:
         raise UserError(
@@ -186,6 +188,22 @@ def _load(options: PredictOptions) -> Predictor:
     if predictor.task == "panoptic" and (options.boxes is not None or options.masks):
         raise UserError(f"{options.model} finds all segments by itself: it takes no --boxes and has no --masks")
     return predictor
+
+
+def _refuse_what_is_no_model(name: str) -> None:
+    """Refuse the folder of a training run, or a recipe, with a word on what to give.
+
+    Raises:
+        UserError: so.
+    """
+    weights = next(
+        (Path(name) / part for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), None
+    )
+    if weights is not None and not (Path(name) / "config.json").exists():
+        raise UserError(f"--model {name}: this is the folder of a training run; its weights are in {weights}")
+    if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
+        told = "a weights folder, or a bundled model (see `maskwright models`)"
+        raise UserError(f"--model {name}: this is a recipe, which `maskwright train` makes a model of; expected {told}")
 
 
 def _output_folder(options: PredictOptions, predictor: Predictor) -> Path:
