@@ -205,7 +205,7 @@ class TestPredict:
             ('{"a.png": [[9, 0, 5, 5]]}', "at 'a.png', box 0: expected corners"),
             ('{"x/a.png": [], "y/a.png": []}', "'x/a.png' is not the only name there that may mean a.png"),
             ('{"images": [], "categories": []}', "a COCO file without annotations has no boxes"),
-            ('{"images": [], "annotations": []}', "categories"),
+            ('{"images": [], "annotations": []}', "it lists no images"),
         ],
     )
     def test_wrong_box_files(self, capsys, content: str, words: str):
@@ -216,9 +216,14 @@ class TestPredict:
         assert not Path("masks").exists()
 
     def test_a_size_that_contradicts_the_coco_file(self, capsys):
-        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 30, "height": 40}])
+        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 41, "height": 30}])
         sentence = refused(capsys, "predict", "a.png", "--boxes", "boxes.json")
-        assert "a.png has 30 x 40 pixels (height x width), but boxes.json says 40 x 30" in sentence
+        assert "a.png has 30 x 40 pixels (height x width), but boxes.json says 30 x 41" in sentence
+
+    def test_a_coco_file_with_swapped_sizes(self, capsys):
+        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 30, "height": 40}])
+        assert len(predict("a.png", "--boxes", "boxes.json")) == 2
+        assert "repaired: 1 x image height and width swapped" in capsys.readouterr().err
 
     def test_a_coco_file_annotates_the_pixels_as_stored(self, folder: Path):
         exif = Image.Exif()

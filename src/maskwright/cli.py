@@ -107,6 +107,7 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
+    _add_exif(parser)
     _add_loading(parser)
     parser.add_argument("--processes", type=int, default=1, help="processes that share the images, each with the model")
     parser.add_argument(
@@ -203,6 +204,7 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--save-results", type=str, metavar="OUT", help="write the predictions as COCO results (or panoptic file), too"
     )
+    _add_exif(parser)
     _add_loading(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
@@ -251,6 +253,7 @@ def _check_data(arguments: list[str]) -> int:
         metavar="DIR",
         help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
     )
+    _add_exif(parser)
     values = _parse(parser, arguments)
 
     from maskwright.apps.check_data import check_data
@@ -340,6 +343,18 @@ def _add_loading(parser: ArgumentParser) -> None:
         "--precision", type=str, default="float32", help="bfloat16 is faster on processors and GPUs that have it"
     )
     parser.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many images")
+
+
+def _add_exif(parser: ArgumentParser) -> None:
+    """The frame of annotations, where the evidence is not to decide."""
+    parser.add_argument(
+        "--exif",
+        type=str,
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="what the boxes of pictures with an EXIF orientation are drawn on: the upright picture, the pixels as "
+        "stored, or what sizes and boxes say (auto; upright where they say nothing)",
+    )
 
 
 def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) -> dict[str, Any]:

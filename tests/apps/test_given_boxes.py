@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from maskwright.apps.given_boxes import boxes_of_pictures
 from maskwright.apps.run_summary import RunSummary
+from maskwright.data.normalise import Kind
 from maskwright.errors import UserError
 
 BOX = [1, 2, 3, 4]
@@ -179,7 +181,35 @@ class TestCoco:
         for annotation in content["annotations"]:
             annotation["iscrowd"] = 1
         assert given(content, "a.jpg", "b.jpg", summary=summary) == {"a.jpg": [[0, 0, 1, 2]], "b.jpg": [[1, 0, 2, 2]]}
-        assert "CVAT" in summary.causes["repaired", "crowd taken as a single instance"][1]
+        assert "CVAT" in summary.causes["repaired", Kind.ALL_CROWDS][1]
+
+    @pytest.mark.parametrize("categories", [[], None])
+    def test_boxes_need_no_classes(self, summary: RunSummary, categories: Any):
+        content = coco("a.jpg") | {"categories": categories}
+        del content["annotations"][0]["category_id"]
+        content["annotations"].append({"id": 9, "image_id": 0, "category_id": 5, "bbox": [1, 1, 4, 4]})
+        Path("boxes.json").write_text(json.dumps(content))
+        ((_, found),) = boxes_of_pictures("boxes.json", [Path("a.jpg")], summary)
+        assert found is not None
+        assert (found.category_ids, found.class_names) == ([None, 5], None)
+        assert summary.exit_code == 0
+
+    def test_sizes_come_from_the_pictures(self, summary: RunSummary):
+        Image.new("RGB", (9, 7)).save("a.jpg")
+        content = coco("a.jpg")
+        del content["images"][0]["width"], content["images"][0]["height"]
+        Path("boxes.json").write_text(json.dumps(content))
+        ((_, found),) = boxes_of_pictures("boxes.json", [Path("a.jpg")], summary)
+        assert found is not None
+        assert found.image_size == (7, 9)
+        assert ("repaired", Kind.SIZE_OF_PICTURE) in summary.causes
+
+    def test_boxes_that_look_wrong_are_noticed(self, summary: RunSummary):
+        content = coco("a.jpg")
+        content["annotations"][0]["bbox"] = [3, 3, 20, 4]
+        assert given(content, "a.jpg", summary=summary) == {"a.jpg": [[3, 3, 9, 7]]}
+        assert ("noticed", "bbox beyond the image") in summary.causes
+        assert summary.exit_code == 0
 
     @pytest.mark.parametrize("content", [{"images": []}, {"images": [{"id": 1, "file_name": "a.jpg"}], "info": {}}])
     def test_a_file_without_annotations(self, content: dict):

@@ -22,6 +22,8 @@ from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import AnnotationIndex, read_annotations, read_images
 from maskwright.data.categories import parse_categories
 from maskwright.data.images import picture_suffixes
+from maskwright.data.normalise import Kind, listed_id, normalise_instances
+from maskwright.data.picture_folder import PictureList
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.predictor import read_boxes
@@ -80,10 +82,13 @@ class _Box:
     problem: str | None = None
 
 
-def read_box_file(path: Path, summary: RunSummary, annotations: str | None = None) -> list[PictureBoxes]:
+def read_box_file(
+    path: Path, summary: RunSummary, annotations: str | None = None, pictures: PictureList | None = None
+) -> list[PictureBoxes]:
     """The boxes in a file or folder, by picture, in its order; what it lacks or leaves out goes to `summary`.
 
     annotations: a COCO file which says what the `image_id`s and `category_id`s of a results list are.
+    pictures: those of the run, whose sizes are read where a COCO file does not tell them.
 
     Raises:
         UserError: the file cannot be read, has another form, or its boxes are not in pixels where they must be.
@@ -92,7 +97,7 @@ def read_box_file(path: Path, summary: RunSummary, annotations: str | None = Non
         return _yolo_labels(path)
     content = _read_json(path)
     if isinstance(content, list) and content and all(_is_result(entry) for entry in content[:100]):
-        return _in_pixels(_coco_results(content, str(path), annotations), path)
+        return _in_pixels(_coco_results(content, str(path), annotations, pictures), path)
     if annotations is not None:
         raise UserError(f"--annotations is for a COCO results list, which {path} is not")
     if isinstance(content, list):
@@ -100,7 +105,7 @@ def read_box_file(path: Path, summary: RunSummary, annotations: str | None = Non
     images = content.get("images")
     if isinstance(images, list) and (not images or isinstance(images[0], dict)):
         if "annotations" in content:
-            return _in_pixels(_coco_instances(path, summary), path)
+            return _coco_instances(path, summary, pictures)
         if "detection_categories" in content or (images and "detections" in images[0]):
             return _megadetector(content, summary)
         raise UserError(f"{path}: a COCO file without annotations has no boxes")
@@ -233,36 +238,39 @@ def _is_number(value: Any) -> bool:
 # COCO
 
 
-def _coco_instances(path: Path, summary: RunSummary) -> list[PictureBoxes]:
-    index = read_annotations(path)
+def _coco_instances(path: Path, summary: RunSummary, pictures: PictureList | None) -> list[PictureBoxes]:
+    index = read_annotations(path, pictures, needs_classes=False)
     index.refuse_unusable()
+    for kind, count in index.repairs.counts.items():
+        summary.note("repaired", kind, f"{path}, {index.repairs.examples[kind]}", count)
     for problem in index.problems:
         if problem.effect == "dropped":
             summary.note("failed", f"annotation left out ({problem.kind})", f"{path}, {problem}")
-    crowds = int(index.iscrowd.sum())
-    if crowds and crowds == len(index.iscrowd):
-        told = f"{path}: all of its annotations are crowds, as CVAT writes masks that were drawn with its brush"
-        summary.note("repaired", "crowd taken as a single instance", told, crowds)
-    elif crowds:
-        first = index.ids[index.iscrowd.argmax()]
-        summary.note("left out", "crowd, which is no single instance", f"{path}, annotation {first}", crowds)
-    instances = ~index.iscrowd if crowds < len(index.iscrowd) else index.iscrowd
-    return [_coco_picture(index, row, instances) for row in range(len(index.image_ids))]
+        elif problem.effect == "kept":
+            summary.note("noticed", problem.kind, f"{path}, {problem}")
+    if index.iscrowd.any():
+        first = index.own_id(int(index.iscrowd.argmax()))
+        cause = "crowd, which is no single instance"
+        summary.note("left out", cause, f"{path}, annotation {first}", int(index.iscrowd.sum()))
+    return [_coco_picture(index, row) for row in range(len(index.image_ids))]
 
 
-def _coco_picture(index: AnnotationIndex, row: int, instances: Any) -> PictureBoxes:
-    members = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
-    kept = instances[members]
-    categories = [index.categories[position] for position in index.category_rows[members][kept].tolist()]
-    image_id = index.image_ids[row]
-    height, width = index.image_sizes[row].tolist()
+def _coco_picture(index: AnnotationIndex, row: int) -> PictureBoxes:
+    members = index.rows_of(row)
+    kept = ~index.iscrowd[members]
+    categories = [
+        index.categories[position] if position >= 0 else None
+        for position in index.category_rows[members][kept].tolist()
+    ]
+    image = index.image(row)
+    names_are_numbers = Kind.NO_CATEGORIES in index.repairs.counts
     return PictureBoxes(
-        name=index.file_names[row],
+        name=image.file_name,
         boxes=torch.from_numpy(index.boxes[members][kept]),
-        category_ids=[category["id"] for category in categories],
-        class_names=[category["name"] for category in categories],
-        image_id=image_id if isinstance(image_id, str) else int(image_id),
-        image_size=(height, width),
+        category_ids=[category["id"] if category else None for category in categories],
+        class_names=None if names_are_numbers else [category["name"] if category else None for category in categories],
+        image_id=image.id,
+        image_size=image.size,
     )
 
 
@@ -270,27 +278,29 @@ def _is_result(entry: Any) -> bool:
     return isinstance(entry, dict) and "image_id" in entry and "bbox" in entry
 
 
-def _coco_results(entries: list[Any], source: str, annotations: str | None) -> list[PictureBoxes]:
+def _coco_results(
+    entries: list[Any], source: str, annotations: str | None, pictures: PictureList | None
+) -> list[PictureBoxes]:
     """A list of `{image_id, category_id, bbox, score}`; without a COCO file, an id is a stem, as ultralytics has it."""
     by_image: dict[int | str, list[_Box]] = {}
-    images, class_names = _names_of_ids(annotations) if annotations else ({}, {})
+    images, class_names = _names_of_ids(annotations, pictures) if annotations else ({}, {})
     for position, entry in enumerate(entries):
-        identity = entry.get("image_id") if isinstance(entry, dict) else None
+        identity = listed_id(entry.get("image_id"), images) if isinstance(entry, dict) else None
         if isinstance(identity, bool | None | float | list | dict) or (annotations and identity not in images):
             known = f"an image of {annotations}" if annotations else "a number or a text"
             raise UserError(f"{source}: expected {known} as the image_id of entry {position}, but got {identity!r}")
         by_image.setdefault(identity, []).append(_result(entry, class_names))
     numbers = any(type(identity) is int for identity in by_image)
-    pictures = []
+    found = []
     for identity, boxes in by_image.items():
         picture = _picture(str(identity), iter(boxes), image_id=identity)
         if annotations:
-            pictures.append(replace(picture, **images[identity]))
+            found.append(replace(picture, **images[identity]))
         elif PurePosixPath(picture.name).suffix.lower() in picture_suffixes():
-            pictures.append(picture)
+            found.append(picture)
         else:
-            pictures.append(replace(picture, naming="number" if numbers else "stem"))
-    return pictures
+            found.append(replace(picture, naming="number" if numbers else "stem"))
+    return found
 
 
 def _result(entry: dict[str, Any], class_names: Mapping[int, str]) -> _Box:
@@ -304,14 +314,16 @@ def _result(entry: dict[str, Any], class_names: Mapping[int, str]) -> _Box:
     return replace(found, category_id=category, class_name=class_names.get(category) if category is not None else None)
 
 
-def _names_of_ids(annotations: str) -> tuple[dict[Any, dict[str, Any]], dict[int, str]]:
+def _names_of_ids(annotations: str, pictures: PictureList | None) -> tuple[dict[Any, dict[str, Any]], dict[int, str]]:
     """Of a COCO file: name and size of each image id, and the name of each category id."""
     content = read_json_object(annotations, ("images",))
     if not isinstance(content["images"], list):
         raise UserError(f"{annotations}: 'images' must be a list")
+    content = normalise_instances(
+        {"annotations": [], **content}, annotations, pictures.size_of if pictures is not None else None
+    ).content
     columns = read_images(content["images"], [])
-    sizes = map(tuple, columns.sizes.tolist())
-    rows = zip(columns.rows, columns.file_names, sizes, strict=True)
+    rows = zip(columns.ids.tolist(), columns.file_names, map(tuple, columns.sizes.tolist()), strict=True)
     categories = parse_categories(content["categories"], annotations) if content.get("categories") else []
     images = {identity: {"name": name, "image_size": size} for identity, name, size in rows}
     return images, {category["id"]: category["name"] for category in categories}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from maskwright.data.categories import match_name, parse_categories
 from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
 from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
 from maskwright.files import read_json_object
@@ -61,11 +62,10 @@ def compare_panoptic_files(
     return metric
 
 
-def tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:
-    """Count on standard error the entries of a file that were left out, by kind."""
-    if skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
+def tell_reading(annotations: str | Path, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> None:
+    """Count on standard error the entries of a file that were repaired, and those that were left out, by kind."""
+    for note in reading_notes(str(annotations), skipped, repaired):
+        print(note, file=sys.stderr)
 
 
 def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
@@ -74,7 +74,7 @@ def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
         content["images"] = _images(content["annotations"], folder, str(annotations))
     truth = index_panoptic_annotations(content, str(annotations))
     truth.refuse_unusable()
-    tell_skipped(truth.skipped, annotations)
+    tell_reading(annotations, truth.skipped, truth.repairs.counts)
     return truth
 
 

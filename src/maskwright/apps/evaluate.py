@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_skipped
+from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_reading
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.processes import device_of_process, run_jobs
 from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
@@ -23,8 +23,10 @@ from maskwright.data.coco import CocoInstances
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.data.ground_truth import read_ground_truth
 from maskwright.data.loaders import Batch, evaluation_loader
+from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_folder, new_map_names, write_panoptic
 from maskwright.data.panoptic_annotations import is_panoptic
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
@@ -59,6 +61,7 @@ class EvaluateOptions:
         segmentations: the folder of a panoptic file's PNGs; None takes the one beside it that is named like it.
         predicted_segmentations: the same for a file of predictions.
         panoptic_quality: one of `panoptic_quality.Variant`.
+        exif: the frame that the annotations of images with an EXIF orientation are in (`choose_frame`).
         json: write all numbers to this file, too.
         save_results: write the predictions to this file, too. Masks and detections are COCO results; the detected boxes
             go to a file beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the
@@ -78,6 +81,7 @@ class EvaluateOptions:
     segmentations: str | Path | None = None
     predicted_segmentations: str | Path | None = None
     panoptic_quality: str = "official"
+    exif: str = "auto"
     json: str | Path | None = None
     save_results: str | Path | None = None
     batch_size: int = 4
@@ -90,6 +94,8 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if self.boxes not in BOXES:
             raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {self.boxes!r}")
+        if self.exif not in get_args(ExifRule):
+            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
         variants = get_args(Variant)
         if self.panoptic_quality not in variants:
             raise UserError(
@@ -267,8 +273,8 @@ def measure_share(share: Share) -> Measured:
 def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
     """Mask IoU with the boxes of the ground truth, in the file's categories."""
     options, model = share.options, predictor.model
-    dataset = CocoInstances(str(options.images), options.annotations)
-    _tell_skipped(dataset, share)
+    dataset = CocoInstances(str(options.images), options.annotations, exif=_exif(options))
+    _tell_reading(dataset, share)
     _require_instances(dataset.count_instances()[0], "mask of an instance", options.annotations)
     _require_instance_model(predictor, options)
     if not isinstance(model, BoxPrompted):
@@ -295,11 +301,13 @@ def _prepare_detections(share: Share, predictor: Predictor) -> _Prepared:
         )
     known = cast(SegmentationModel, model).categories
     # No mask of the data set is decoded: the metric takes the truth from the file.
-    dataset = CocoInstances(str(options.images), options.annotations, categories=known, mask_classes=[])
-    _tell_skipped(dataset, share)
+    images, exif = str(options.images), _exif(options)
+    dataset = CocoInstances(images, options.annotations, categories=known, mask_classes=[], exif=exif)
+    _tell_reading(dataset, share)
     _require_instances(sum(dataset.count_instances()), "instance", options.annotations)
     categories = read_categories(options.annotations)
-    metric = CocoAP(categories, _seen_classes(options, model, categories), read_ground_truth(options.annotations))
+    truth = read_ground_truth(options.annotations, PictureFolder(images, exif))
+    metric = CocoAP(categories, _seen_classes(options, model, categories), truth)
     metric_labels = torch.tensor(labels_of_names([category["name"] for category in known], categories))
     measurement = DetectedInstances(model, metric, predictor.inference, metric_labels)
     return _Prepared(dataset, measurement, None)
@@ -311,8 +319,9 @@ def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
     if predictor.task != "panoptic":
         raise UserError(f"{options.annotations} is a panoptic file, but the model finds single instances only")
     known = cast(SegmentationModel, model).categories
-    dataset = CocoPanoptic(str(options.images), options.annotations, options.segmentations, categories=known)
-    _tell_skipped(dataset, share)
+    images, exif = str(options.images), _exif(options)
+    dataset = CocoPanoptic(images, options.annotations, options.segmentations, categories=known, exif=exif)
+    _tell_reading(dataset, share)
     listed = {category["name"]: category for category in dataset.file_categories}
     names = [match_name(category["name"], list(listed)) for category in known]
     matches = {label: listed[name] for label, name in enumerate(names) if name is not None}
@@ -378,9 +387,13 @@ def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
             progress.update(len(batch[0]))
 
 
-def _tell_skipped(dataset: SegmentationDataset, share: Share) -> None:
+def _exif(options: EvaluateOptions) -> ExifRule:
+    return cast(ExifRule, options.exif)
+
+
+def _tell_reading(dataset: SegmentationDataset, share: Share) -> None:
     if share.rank == 0:
-        tell_skipped(dataset.skipped, share.options.annotations)
+        tell_reading(share.options.annotations, dataset.skipped, dataset.repaired)
 
 
 def _require_instance_model(predictor: Predictor, options: EvaluateOptions) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from maskwright.apps.box_files import FORMS, Naming, PictureBoxes, inline_boxes, read_box_file
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.matching import Matches, match_names
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureList
 from maskwright.errors import UserError
 
 Job = tuple[Path, PictureBoxes | None]
@@ -16,7 +18,11 @@ Job = tuple[Path, PictureBoxes | None]
 
 
 def boxes_of_pictures(
-    spec: str, pictures: Sequence[Path], summary: RunSummary, annotations: str | None = None
+    spec: str,
+    pictures: Sequence[Path],
+    summary: RunSummary,
+    annotations: str | None = None,
+    exif: ExifRule = "auto",
 ) -> list[Job]:
     """Every picture with the boxes that `spec` gives for it, in the order of the pictures.
 
@@ -28,6 +34,7 @@ def boxes_of_pictures(
         pictures: files.
         summary: of the run.
         annotations: see `read_box_file`.
+        exif: the frame of the boxes of a COCO file, where it is known.
 
     Raises:
         UserError: no such file, a file of another form, no picture that it lists, or no box of these that is one.
@@ -38,7 +45,7 @@ def boxes_of_pictures(
             raise UserError(f"--boxes {spec}: no such file; expected {FORMS}")
         entries = [inline_boxes(spec)]
     else:
-        entries = read_box_file(Path(spec), summary, annotations)
+        entries = read_box_file(Path(spec), summary, annotations, PictureList(pictures, exif))
     if len(entries) == 1 and not entries[0].name:
         if len(pictures) != 1:
             told = "boxes without the name of a picture are for one image"

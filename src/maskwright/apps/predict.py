@@ -22,6 +22,7 @@ from maskwright.apps.processes import run_jobs
 from maskwright.apps.results import RESULTS, write_results
 from maskwright.apps.run_summary import RunSummary
 from maskwright.apps.visualize import OverlayStyle
+from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_files import find_pictures
 from maskwright.errors import UserError
 from maskwright.journal import Journal
@@ -37,6 +38,7 @@ class PredictOptions:
         boxes: the boxes: `x1,y1,x2,y2;...` for one image, or a file or folder of boxes (`read_box_file`); in pixels of
             the upright image (a COCO file: of the image as it gives its size).
         annotations: a COCO file that says what the ids of a COCO results list in `boxes` are.
+        exif: what boxes of images with an EXIF orientation were drawn on (`choose_frame`).
         model: a bundled model, a weights folder, or a Hub repository.
         out: folder for the results and the pictures; made where it is missing.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
@@ -53,6 +55,7 @@ class PredictOptions:
 
     boxes: str | None = None
     annotations: str | None = None
+    exif: ExifRule = "auto"
     model: str = DEFAULT_MODEL
     out: str = "masks"
     device: str = "auto"
@@ -100,7 +103,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
         summary.note("left out", f"picture that is {reason}", path)
     pairs: list[Job] = [(path, None) for path in found.paths]
     if options.boxes is not None:
-        pairs = boxes_of_pictures(options.boxes, found.paths, summary, options.annotations)
+        pairs = boxes_of_pictures(options.boxes, found.paths, summary, options.annotations, options.exif)
     predictor = _load(options)
     out = _output_folder(options, predictor)
     jobs = _jobs(pairs, out)

@@ -20,6 +20,7 @@ from maskwright.apps.outputs import write_picture
 from maskwright.apps.visualize import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
 from maskwright.data.images import read_annotated_image, read_image
+from maskwright.data.picture_folder import picture_frame
 from maskwright.errors import UserError
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.predictor import Predictor, clip_to_image, load
@@ -173,9 +174,12 @@ def _load(model: str, device: str, precision: str, compile: bool) -> Predictor:
 
 
 def _read(job: PictureJob, options: PredictOptions) -> UInt8[Tensor, "3 h w"]:
-    if job.boxes is None or job.boxes.image_size is None:
+    size = None if job.boxes is None else job.boxes.image_size
+    if size is None and options.exif == "stored":
+        size = picture_frame(job.path, exif=options.exif).size
+    if size is None:
         return read_image(job.path)
-    return read_annotated_image(job.path, job.boxes.image_size, str(options.annotations or options.boxes))
+    return read_annotated_image(job.path, size, str(options.annotations or options.boxes), options.exif)
 
 
 def _boxes_inside(given: PictureBoxes, size: tuple[int, int]) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:

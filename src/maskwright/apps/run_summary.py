@@ -8,15 +8,15 @@ from typing import Literal
 
 from maskwright.errors import UserError
 
-Section = Literal["repaired", "left out", "failed"]
+Section = Literal["repaired", "noticed", "left out", "failed"]
 
 
 @dataclass
 class RunSummary:
     """Counts by cause.
 
-    `repaired` was used all the same, `left out` is what nobody meant or what has no box, `failed` was asked for and
-    could not be done.
+    `repaired` was used all the same, `noticed` is used as it stands though it looks wrong, `left out` is what nobody
+    meant or what has no box, `failed` was asked for and could not be done.
 
     strict: whether the first failure ends the run.
     causes: (section, cause) -> [count, the first example].
@@ -48,7 +48,7 @@ class RunSummary:
 
     def print(self) -> None:
         """Write a line for each cause to stderr."""
-        order: list[Section] = ["repaired", "left out", "failed"]
+        order: list[Section] = ["repaired", "noticed", "left out", "failed"]
         for (section, cause), (count, example) in sorted(self.causes.items(), key=lambda row: order.index(row[0][0])):
             told = f"{section}: {count} x {cause}, {'for example' if count > 1 else 'namely'} {example}"
             print(" ".join(told.split()), file=sys.stderr)

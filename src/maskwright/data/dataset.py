@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from maskwright.data.normalise import Repairs
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 from maskwright.structures import Category, Task
@@ -215,6 +218,7 @@ class DataSource:
     categories: the label space to map the file's classes to, by name (a model's `categories`); None takes the file's.
     mask_classes: of a file of instances, whose masks may be learnt: `all`, `voc`, `non_voc` or names out of the label
         space (`resolve_mask_classes`).
+    exif: the frame that the annotations of pictures with an EXIF orientation are in (`choose_frame`).
     """
 
     images: str | Path
@@ -222,6 +226,7 @@ class DataSource:
     segmentations: str | Path | None = None
     categories: Sequence[Category] | None = None
     mask_classes: str | Sequence[str] = "all"
+    exif: ExifRule = "auto"
 
 
 class ListedImage(NamedTuple):
@@ -240,6 +245,7 @@ class Inspection:
     summary: its counts, as lines of text.
     classes: a row for each class in file order, by the heads of the table's columns.
     problems: every broken entry, in the order found.
+    repairs: what was corrected.
     images: all that can be used.
     learnable_images: how many of them have an instance, crowds apart, that can be learnt from.
     lesson: in words, what such an image has.
@@ -249,6 +255,7 @@ class Inspection:
     summary: Sequence[str]
     classes: Sequence[Mapping[str, str]]
     problems: Sequence[Problem]
+    repairs: Repairs
     images: Sequence[ListedImage]
     learnable_images: int
     lesson: str
@@ -283,8 +290,12 @@ class FileDataset(SegmentationDataset):
 
     @classmethod
     @abstractmethod
-    def inspect(cls, annotations: str | Path, segmentations: str | Path | None = None) -> Inspection:
-        """All that the file holds, every mask decoded; the images themselves are not opened.
+    def inspect(
+        cls, annotations: str | Path, segmentations: str | Path | None = None, pictures: PictureFolder | None = None
+    ) -> Inspection:
+        """All that the file holds, every mask decoded.
+
+        Of `pictures`, only those are opened whose size or name the file does not tell.
 
         Raises:
             UserError: it is not a file of this format at all, or a folder does not exist.

@@ -13,7 +13,14 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from maskwright.data.orientation import ExifRule, choose_frame
 from maskwright.errors import UserError
+
+UNCERTAIN_FRAME = (
+    "images with an EXIF orientation whose size does not tell whether they were annotated as stored are taken upright: "
+    "`maskwright data check --images` names them, --exif (data.exif in a recipe) overrules"
+)
+"""The warning about annotations whose frame is not certain; it names no image, so that it is given once."""
 
 _HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 _NEVER_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # Pillow knows them, but has no decoder
@@ -64,10 +71,13 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
     raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
 
 
-def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+def read_annotated_image(
+    path: Path, size: tuple[int, int], source: str, exif: ExifRule = "auto"
+) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
-    COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
+    An EXIF orientation is applied where the annotations are in the upright frame (`choose_frame`). Where that is not
+    certain, there is a warning.
 
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
@@ -76,11 +86,15 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     try:
         register_heif()
         with Image.open(path) as stored:
-            if (stored.height, stored.width) == size:
+            orientation = stored.getexif().get(ExifTags.Base.Orientation)
+            frame = choose_frame((stored.height, stored.width), orientation, size, rule=exif)
+            if not frame.upright:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
     except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
+    if not frame.certain:
+        warnings.warn(UNCERTAIN_FRAME, stacklevel=2)
     found = tuple(image.shape[1:])
     if found != size:
         raise UserError(

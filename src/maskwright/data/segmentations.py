@@ -59,11 +59,16 @@ class Segmentations:
             planes[position][inside] = plane[inside]
         return torch.from_numpy(planes).transpose(1, 2), torch.from_numpy(filled)
 
-    def covers_pixels(self, row: int, image_size: tuple[int, int]) -> bool:
-        """Whether annotation `row` has a mask with at least one pixel; cheaper than decoding it where it can be."""
-        if self.kinds[row] != POLYGONS:
-            return bool(self.decode([row], image_size)[1][0])
-        return bool(coco_mask.area(self._encode(row, image_size)) > 0)
+    def extent(self, row: int, image_size: tuple[int, int]) -> list[float] | None:
+        """The corners x1, y1, x2, y2 of the pixels of the mask of annotation `row`; None where it has no pixel."""
+        code = self._encode(row, image_size)
+        if self.kinds[row] != POLYGONS:  # what toBbox takes for granted
+            try:
+                coco_mask.decode(code)
+            except (RuntimeError, ValueError):  # the counts are malformed or do not fill the plane exactly
+                return None
+        x, y, width, height = coco_mask.toBbox(code).tolist()
+        return [x, y, x + width, y + height] if width > 0 and height > 0 else None
 
     def _encode(self, row: int, image_size: tuple[int, int]) -> dict[str, Any]:
         """One annotation as compressed run lengths of `image_size`."""

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
@@ -200,15 +201,14 @@ def _announce(
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    lines += _skipped("training", data_sets.training)
+    lines += _reading_notes("training", data_sets.training)
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
-        lines += _skipped("validation", data_sets.validation)
+        lines += _reading_notes("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
-    counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
-    return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
+def _reading_notes(name: str, dataset: SegmentationDataset) -> list[str]:
+    return reading_notes(f"the {name} file", dataset.skipped, dataset.repaired)
 
 
 def _quieten_lightning() -> None:
