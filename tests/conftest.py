@@ -22,6 +22,7 @@ class EllipseModel(nn.Module):
     task = "instance"
     needs_boxes = True
     categories = ()
+    mask_classes = ()
 
     def __init__(self, mask_size: int = 32) -> None:
         super().__init__()
