@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from maskwright.structures import ImageFeatures, ImageGeometry, InstancePrediction
 
-# The networks of the tests are small, and threads that wait for each other on a busy machine cost minutes.
-torch.set_num_threads(1)
+# For this process and those that tests start. The networks of the tests are small, and threads that wait for each other
+# on a busy machine cost minutes; more than one shows whether results depend on their number.
+THREADS = os.environ.get("MASKWRIGHT_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS
+torch.set_num_threads(int(THREADS))
 
 
 class EllipseModel(nn.Module):
