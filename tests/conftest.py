@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from maskwright.structures import ImageFeatures, ImageGeometry, InstancePrediction
 
-# For this process and those that tests start. The networks of the tests are small, and threads that wait for each other
-# on a busy machine cost minutes; more than one shows whether results depend on their number.
+# Of this process and of those that tests start. The networks of the tests are small, and threads that wait for each
+# other on a busy machine cost minutes.
 THREADS = os.environ.get("MASKWRIGHT_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
-torch.set_num_threads(int(THREADS))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    """As many for each test, also after one of a benchmark, which sets its own."""
+    torch.set_num_threads(int(THREADS))
 
 
 class EllipseModel(nn.Module):

@@ -33,20 +33,26 @@ class Rounding:
     compute: a network's results by name, `KIND/NAME`: outputs, losses, gradients or statistics.
     sequential_norms: in training mode the reference's batch norms add up their n values one after the other, which
         rounds n times: their sums are off by sqrt(n) units, not by one.
+    dtype: another one where ours computes in nothing else.
     """
 
     def __init__(
-        self, create: Callable[[], nn.Module], compute: Callable[[Any], Results], *, sequential_norms: bool = False
+        self,
+        create: Callable[[], nn.Module],
+        compute: Callable[[Any], Results],
+        *,
+        sequential_norms: bool = False,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
-        self.create, self.compute, self.sequential_norms = create, compute, sequential_norms
-        self.exact = compute(create().double())
+        self.create, self.compute, self.sequential_norms, self.dtype = create, compute, sequential_norms, dtype
+        self.exact = compute(create().to(dtype))
 
     @cached_property
     def spread(self) -> dict[str, float]:
         """The largest difference that roundings make to each result."""
         spread = dict.fromkeys(self.exact, 0.0)
         for seed in SEEDS:
-            network = self.create().double()
+            network = self.create().to(self.dtype)
             put_in_roundings(network, seed, self.sequential_norms)
             for name, value in self.compute(network).items():
                 spread[name] = max(spread[name], largest(value - self.exact[name]))
