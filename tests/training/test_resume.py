@@ -12,9 +12,8 @@ import pytest
 from maskwright.training.run import main
 
 TRAIN = """
-import sys, torch
+import sys
 from maskwright.training.run import main
-torch.set_num_threads(1)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -168,6 +168,7 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
 def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
     arguments, tmp_path, stop_after, capsys, number, code
 ):
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with stop_after(2, number):
         assert main(arguments) == code
     said = capsys.readouterr()
@@ -176,8 +177,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
         f"stopped with a checkpoint of step 2; go on with: maskwright train {' '.join(arguments)} --resume last"
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
 
 
 def test_what_is_trained_on_is_said_first(recipe, capsys):
