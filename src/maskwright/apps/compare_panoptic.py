@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from tqdm import tqdm
 from maskwright.data.categories import match_name, parse_categories
 from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
+from maskwright.data.problems import count_skipped
 from maskwright.errors import UserError
-from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
+from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, rows_of_map
 from maskwright.files import read_json_object
 from maskwright.structures import Category
 
@@ -27,7 +27,7 @@ def compare_panoptic_files(
     predictions: str | Path,
     segmentations: str | Path | None = None,
     predicted_segmentations: str | Path | None = None,
-    variant: Variant = "official",
+    variant: str = "official",
 ) -> PanopticQuality:
     """Panoptic quality of a file of predictions against a file of annotations, as panopticapi's script takes them.
 
@@ -61,20 +61,14 @@ def compare_panoptic_files(
     return metric
 
 
-def tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:
-    """Count on standard error the entries of a file that were left out, by kind."""
-    if skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
-
-
 def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
     content = read_json_object(annotations, ("annotations", "categories"))
     if "images" not in content:
         content["images"] = _images(content["annotations"], folder, str(annotations))
     truth = index_panoptic_annotations(content, str(annotations))
     truth.refuse_unusable()
-    tell_skipped(truth.skipped, annotations)
+    if truth.skipped:
+        print(f"skipped in {annotations}: {count_skipped(truth.skipped)}", file=sys.stderr)
     return truth
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import parse_categories, read_categories
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
+from maskwright.data.problems import count_skipped
 from maskwright.errors import UserError
 from maskwright.structures import Category, PanopticTarget
 
@@ -61,8 +63,7 @@ class Counts:
             f"void: {self.void / max(self.pixels, 1):.1%} of all pixels",
         ]
         if self.problems:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.problems.items())
-            lines.append(f"broken annotations: {kinds} (`maskwright data check` names each)")
+            lines.append(f"broken annotations: {count_skipped(self.problems)}")
         return "\n".join(lines)
 
 
@@ -83,15 +84,14 @@ def panoptic_from_instances(
     1, 2, ... in each image: instances in the order of the file, then stuff.
 
     Args:
-        instances: a COCO instances file; its classes are things.
-        out: the COCO panoptic file to write.
-        stuff: a folder with a PNG per image, named like it, whose values are category ids (less `stuff_offset`); or a
-            COCO file whose annotations are stuff regions of the images of the same ids, the smaller on top. Without it
-            the file has things only.
-        stuff_categories: a COCO file whose `categories` list the stuff classes (those with `isthing` true are left
-            out); other stuff is void. A folder needs it; a file of stuff has its own.
-        stuff_offset: what is added to the PNG's values (1 where they are the category ids less 1, as in COCO-Stuff).
-        segmentations: the folder for the PNGs, which must not exist; None takes the one beside `out` named like it.
+        instances: COCO instances file; its classes are things.
+        out: COCO panoptic file to write.
+        stuff: folder with one PNG of category ids per image, named like it; or COCO file of stuff regions with the same
+            image ids (the smaller region on top). Without it the result has only things.
+        stuff_categories: COCO file whose `categories` are the stuff classes (those with `isthing` true are ignored);
+            all other stuff is void. Required for a folder of PNGs; a COCO file of stuff has its own.
+        stuff_offset: added to the PNGs' values (1 if they are category ids less 1, as in COCO-Stuff).
+        segmentations: folder for the PNGs, which must not exist; by default beside `out`, named like it.
 
     Raises:
         UserError: an input is missing or unusable, classes of things and stuff share an id or a name, or an output
@@ -106,6 +106,16 @@ def panoptic_from_instances(
     stuff_map = _open_stuff(stuff, stuff_offset, index, counts)
     write_panoptic(out, _entries(index, categories, stuff_map, counts), categories, segmentations)
     return counts
+
+
+OPTIONS = panoptic_from_instances
+
+
+def run(**given: Any) -> int:
+    """Write the file; print what is in it, and its name."""
+    print(panoptic_from_instances(**given))
+    print(given["out"])
+    return 0
 
 
 def _read(annotations: str | Path, counts: Counts) -> AnnotationIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,3 +44,8 @@ def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
     if refused:
         others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
         raise UserError(f"{source}: {refused[0]}{others}")
+
+
+def count_skipped(skipped: Mapping[str, int]) -> str:
+    """How many entries of each kind were skipped, in words for a message."""
+    return ", ".join(f"{count} {kind}" for kind, count in skipped.items()) + " (`maskwright data check` names each)"

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.problems import count_skipped
 from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
@@ -205,8 +206,7 @@ def _announce(
 
 
 def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
-    counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
-    return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
+    return [f"skipped in the {name} file: {count_skipped(dataset.skipped)}"] if dataset.skipped else []
 
 
 def _quieten_lightning() -> None:
