@@ -54,8 +54,10 @@ def compare_panoptic_files(
     identities = tqdm(truth.image_ids.tolist(), unit="image", file=sys.stderr, desc="evaluate", disable=None)
     for row, identity in enumerate(identities):
         prediction, annotated = _segments(predicted, places[identity], folder), _segments(truth, row, truth_folder)
+        listed = truth.areas[truth.offsets[row] : truth.offsets[row + 1]]
+        annotated = replace(annotated, areas=np.where(listed == NO_AREA, annotated.areas, listed))
         try:
-            metric.add(identity, prediction, _with_listed_areas(annotated, truth, row))
+            metric.add(identity, prediction, annotated)
         except ValueError as error:
             raise UserError(f"{predictions}: {error}") from error
     return metric
@@ -121,11 +123,10 @@ def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:
 
 def _annotated_images(truth: PanopticIndex) -> list[dict[str, Any]]:
     """Entries of `images` for the images of an index."""
+    pairs = zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
     return [
         {"id": identity, "file_name": truth.file_names[row], "height": height, "width": width}
-        for row, (identity, (height, width)) in enumerate(
-            zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
-        )
+        for row, (identity, (height, width)) in enumerate(pairs)
     ]
 
 
@@ -146,9 +147,3 @@ def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
     id_map = read_id_map(folder / index.map_names[row], (height, width), index.source)
     rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
     return SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
-
-
-def _with_listed_areas(segments: SegmentMap, index: PanopticIndex, row: int) -> SegmentMap:
-    """The segments of one image with the file's own areas, where it has them."""
-    listed = index.areas[index.offsets[row] : index.offsets[row + 1]]
-    return replace(segments, areas=np.where(listed == NO_AREA, segments.areas, listed))
