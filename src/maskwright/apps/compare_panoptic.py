@@ -54,7 +54,7 @@ def compare_panoptic_files(
     identities = tqdm(truth.image_ids.tolist(), unit="image", file=sys.stderr, desc="evaluate", disable=None)
     for row, identity in enumerate(identities):
         prediction, annotated = _segments(predicted, places[identity], folder), _segments(truth, row, truth_folder)
-        listed = truth.areas[truth.offsets[row] : truth.offsets[row + 1]]
+        listed = truth.areas[truth.rows_of(row)]
         annotated = replace(annotated, areas=np.where(listed == NO_AREA, annotated.areas, listed))
         try:
             metric.add(identity, prediction, annotated)
@@ -123,10 +123,10 @@ def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:
 
 def _annotated_images(truth: PanopticIndex) -> list[dict[str, Any]]:
     """Entries of `images` for the images of an index."""
-    pairs = zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
+    images = [truth.image(row) for row in range(len(truth.image_ids))]
     return [
-        {"id": identity, "file_name": truth.file_names[row], "height": height, "width": width}
-        for row, (identity, (height, width)) in enumerate(pairs)
+        {"id": image.id, "file_name": image.file_name, "height": image.size[0], "width": image.size[1]}
+        for image in images
     ]
 
 
@@ -142,8 +142,7 @@ def _of_images(entries: Any, images: list[dict[str, Any]]) -> Any:
 
 def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
     """One image of a file; areas are counted in its PNG."""
-    part = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
-    height, width = index.image_sizes[row].tolist()
-    id_map = read_id_map(folder / index.map_names[row], (height, width), index.source)
+    part = index.rows_of(row)
+    id_map = read_id_map(folder / index.map_names[row], index.image(row).size, index.source)
     rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
     return SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
