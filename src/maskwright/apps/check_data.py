@@ -69,7 +69,7 @@ def check_data(
     """Read an annotation file as training does, decode every mask, and report all that is found.
 
     Args:
-        annotations: COCO instances or COCO panoptic file; its content tells which of the `FORMATS` it has.
+        annotations: COCO instances or COCO panoptic file (any of the `FORMATS`).
         images: image folder; if given, every image is read and its size compared with the file's.
         segmentations: folder of a panoptic file's PNGs; by default the one beside the file, named like it.
 
