@@ -14,6 +14,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +68,8 @@ def _dispatch(arguments: list[str]) -> int:
         close = get_close_matches(first, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
         raise UserError(f"there is no command {first!r}; {hint}")
-    return VERBS[first][1](rest)
+    _, command = VERBS[first]
+    return _run(first, command, rest) if isinstance(command, str) else command(rest)
 
 
 def _usage() -> str:
@@ -161,168 +164,46 @@ def _train(arguments: list[str]) -> int:
     return train(arguments)
 
 
-def _evaluate(arguments: list[str]) -> int:
-    parser = _parser("evaluate")
-    parser.add_argument(
-        "model",
-        type=str,
-        help=f"{DEFAULT_MODEL_HELP}; or a .json file of panoptic predictions, which are compared without any model",
-    )
-    parser.add_argument(
-        "--images", type=str, metavar="DIR", help="folder of the images (not for predictions in a file)"
-    )
-    parser.add_argument(
-        "--annotations", type=str, required=True, metavar="FILE", help="COCO instances, or COCO panoptic"
-    )
-    parser.add_argument(
-        "--boxes",
-        type=str,
-        default="ground-truth",
-        help="ground-truth: mask IoU with the file's boxes; predicted: AP of what the model finds",
-    )
-    parser.add_argument(
-        "--seen",
-        type=str,
-        help="classes whose masks were trained on: all, voc, non_voc, or names with commas (default: the model's own)",
-    )
-    parser.add_argument(
-        "--segmentations",
-        type=str,
-        metavar="DIR",
-        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
-    )
-    parser.add_argument(
-        "--predicted-segmentations", type=str, metavar="DIR", help="the same, of panoptic predictions in a file"
-    )
-    parser.add_argument(
-        "--panoptic-quality",
-        type=str,
-        default="official",
-        help="official: COCO's own; in_house: as the DeepLab2 trainer counts",
-    )
-    parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
-    parser.add_argument(
-        "--save-results", type=str, metavar="OUT", help="write the predictions as COCO results (or panoptic file), too"
-    )
-    _add_exif(parser)
-    _add_loading(parser)
-    parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
-    parser.add_argument(
-        "--processes", type=int, default=1, help="processes that share the images, each with a GPU where there are more"
-    )
-    given = _parse(parser, arguments, defaults=False)  # which options apply depends on the files
-
-    from maskwright.apps.evaluate import evaluate
-    from maskwright.evaluation.report import tables_of
-
-    print(tables_of(evaluate(**given)))
-    return 0
-
-
-def _convert(arguments: list[str]) -> int:
-    parser = _parser("convert")
-    parser.add_argument(
-        "checkpoint", type=str, help="a TensorFlow 2 checkpoint (its prefix DIR/ckpt-0), or a SavedModel's variables"
-    )
-    parser.add_argument("--family", type=str, required=True, help="the model's: deep_mac, deep_marc or max_deeplab")
-    parser.add_argument(
-        "--recipe",
-        type=str,
-        required=True,
-        metavar="NAME|FILE",
-        help="whose model section describes the checkpoint; without model.categories it has COCO's 90 classes, or its "
-        "133 panoptic ones",
-    )
-    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the weights folder to write")
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.convert import convert_checkpoint
-
-    convert_checkpoint(**values)
-    return 0
-
-
-def _check_data(arguments: list[str]) -> int:
-    parser = _parser("data check")
-    parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances, or COCO panoptic")
-    parser.add_argument("--images", type=str, metavar="DIR", help="also read every image in this folder")
-    parser.add_argument(
-        "--segmentations",
-        type=str,
-        metavar="DIR",
-        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
-    )
-    _add_exif(parser)
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.check_data import check_data
-
-    report = check_data(**values)
-    print(report)
-    return 0 if report.usable else 2
-
-
-def _make_panoptic(arguments: list[str]) -> int:
-    parser = _parser("data panoptic")
-    parser.add_argument(
-        "instances",
-        type=str,
-        metavar="FILE",
-        help="COCO instances; their classes are things. The smaller of two masks lies on top, instances lie on crowds, "
-        "crowds on stuff; a box without a mask is void where nothing lies on it",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        required=True,
-        metavar="FILE",
-        help="the panoptic file to write; PNGs go to its stem's folder",
-    )
-    parser.add_argument(
-        "--stuff",
-        type=str,
-        metavar="DIR|FILE",
-        help="PNGs of category ids, named like the images, or COCO stuff regions",
-    )
-    parser.add_argument(
-        "--stuff-categories", type=str, metavar="FILE", help="COCO file whose `categories` list the stuff classes"
-    )
-    parser.add_argument(
-        "--stuff-offset", type=int, default=0, help="added to the PNGs' values (1 where they are category ids less 1)"
-    )
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.panoptic_from_instances import panoptic_from_instances
-
-    print(panoptic_from_instances(**values))
-    print(values["out"])
-    return 0
-
-
-def _models(arguments: list[str]) -> int:
-    parser = _parser("models")
-    parser.add_argument("--recipe", type=str, metavar="NAME|FILE", help="print this recipe with all of its values")
-    recipe = _parse(parser, arguments)["recipe"]
-
-    from maskwright.apps.models import list_models, print_recipe
-
-    if recipe is None:
-        list_models()
-    else:
-        print_recipe(recipe)
-    return 0
-
-
-VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
-    "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", _evaluate),
-    "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
-    "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
-    "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", _make_panoptic),
-    "models": ("list the bundled models and the recipes, or print one recipe", _models),
+    "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
+    "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
+    "data check": ("count what a COCO file holds, and name every broken annotation", "check_data"),
+    "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
+    "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
+"""Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).
+
+Such a module has `OPTIONS`, a function or dataclass whose parameters are the arguments of the command and whose
+docstring explains them (the first parameter is positional if it has no default), and `run`, which takes those that were
+given by name and returns the exit code.
+"""
+
+
+def _run(verb: str, module_name: str, arguments: list[str]) -> int:
+    module = import_module(f"maskwright.apps.{module_name}")
+    parser = _parser(verb)
+    _add_options(parser, module.OPTIONS)
+    return module.run(**_parse(parser, arguments, defaults=False))
+
+
+def _add_options(parser: ArgumentParser, options: Callable[..., Any]) -> None:
+    from docstring_parser import parse
+
+    texts = {text.arg_name: " ".join((text.description or "").split()) for text in parse(options.__doc__ or "").params}
+    parameters = signature(options, eval_str=True).parameters.values()
+    for position, parameter in enumerate(parameters):
+        name, help_text = f"--{parameter.name.replace('_', '-')}", texts[parameter.name]
+        kind = parameter.annotation if parameter.annotation in (int, float) else str
+        if parameter.annotation is bool:
+            parser.add_argument(name, action="store_true", help=help_text)
+        elif parameter.default is not parameter.empty:
+            parser.add_argument(name, type=kind, default=parameter.default, help=help_text)
+        elif position == 0:
+            parser.add_argument(parameter.name, type=kind, help=help_text)
+        else:
+            parser.add_argument(name, type=kind, required=True, help=help_text)
 
 
 def _parser(verb: str) -> ArgumentParser:

@@ -22,12 +22,13 @@ from PIL import Image
 SIZE = (48, 64)
 PICTURES = 4
 FORMATS = {  # suffix -> Pillow's name
-    "jpg": "JPEG", "jfif": "JPEG", "png": "PNG", "bmp": "BMP", "gif": "GIF", "tif": "TIFF", "webp": "WEBP", "ppm": "PPM",
-    "tga": "TGA", "pcx": "PCX", "jp2": "JPEG2000", "avif": "AVIF", "ico": "ICO", "sgi": "SGI", "dds": "DDS", "im": "IM",
+    "jpg": "JPEG", "jfif": "JPEG", "png": "PNG", "bmp": "BMP", "gif": "GIF", "tif": "TIFF", "webp": "WEBP",
+    "ppm": "PPM", "tga": "TGA", "pcx": "PCX", "jp2": "JPEG2000", "avif": "AVIF", "ico": "ICO", "sgi": "SGI", "dds": "DDS", "im": "IM",
 }  # fmt: skip
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, "", "0", "1", "2.0", "x", "é漢字🎈", "\u0000", "a" * 5000, -1, 0, 1, 1.0, 1.5, 2**31, 2**63, 2**70,
-    -(2**70), 1e308, 1e-320, math.nan, math.inf, -math.inf, [], {}, [[]], [None], [0, 0, 0, 0], [1, 2], ["1", "2", "3", "4"],
+    None, True, False, "", "0", "1", "2.0", "x", "é漢字🎈", "\u0000", "a" * 5000, -1, 0, 1, 1.0, 1.5, 2**31, 2**63,
+    2**70, -(2**70), 1e308, 1e-320, math.nan, math.inf, -math.inf, [], {}, [[]], [None], [0, 0, 0, 0], [1, 2],
+    ["1", "2", "3", "4"],
     {"size": [1, 1], "counts": "x"}, {"size": [48, 64], "counts": [3072]}, [[1, 1, 2, 2]], [[0, 0, 10, 0, 10, 10]],
     "../../etc/passwd", "im0.jpg", "<b>", "%s{0}",
 )  # fmt: skip
@@ -86,9 +87,7 @@ def instances() -> dict[str, Any]:
 
 def boxes() -> dict[str, Any]:
     """The boxes as `{file name: [[x1, y1, x2, y2], ...]}`."""
-    return {
-        f"im{index}.jpg": [[x - r, y - r, x + r, y + r] for x, y, r in discs(index)] for index in range(PICTURES)
-    }
+    return {f"im{index}.jpg": [[x - r, y - r, x + r, y + r] for x, y, r in discs(index)] for index in range(PICTURES)}
 
 
 def panoptic(folder: Path) -> dict[str, Any]:
@@ -166,7 +165,11 @@ def change_value(rng: random.Random, folder: Path) -> tuple[str, str, frozenset[
         others = {"wrap": [old], "text": str(old), "float": float(old) if isinstance(old, int) else str(old)}
         parent[key] = others.get(how, rng.choice(ODD_VALUES))
     (folder / file).write_text(json.dumps(content))
-    return file, f"{how} at {file}:{'/'.join(map(str, path))}, {str(old)[:40]!r} -> {_short(parent, key)}", _hurt(file, path)
+    return (
+        file,
+        f"{how} at {file}:{'/'.join(map(str, path))}, {str(old)[:40]!r} -> {_short(parent, key)}",
+        _hurt(file, path),
+    )
 
 
 def _short(parent: Any, key: Any) -> str:

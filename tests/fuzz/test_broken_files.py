@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from broken_files import break_world, commands, write_world
-from conftest import EllipseModel
 
+from conftest import EllipseModel
 from maskwright.cli import main
 
 FIRST = int(os.environ.get("MASKWRIGHT_FUZZ_FIRST", "0"))

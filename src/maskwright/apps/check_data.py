@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maskwright.data.dataset import Inspection, ListedImage
 from maskwright.data.formats import format_of
@@ -82,11 +83,12 @@ def check_data(
     """Read an annotation file as training does, decode every mask, and report all that is found.
 
     Args:
-        annotations: a file of any of the `FORMATS`; its content tells which.
-        images: a folder; each image in it is also read, and its size compared with the file's. Images whose annotations
-            may be in another frame than the one that is taken are named.
-        segmentations: the folder of a panoptic file's PNGs; None takes the one beside the file that is named like it.
-        exif: the frame of the annotations of images with an EXIF orientation, where it is known.
+        annotations: COCO instances or COCO panoptic file (any of the `FORMATS`).
+        images: image folder; if given, every image is read and its size compared with the file's. Images whose
+            annotations may be in another frame than the one that is taken are named.
+        segmentations: folder of a panoptic file's PNGs; by default the one beside the file, named like it.
+        exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
+            decides by sizes, boxes and polygons.
 
     Raises:
         UserError: the file is of no known format, a folder does not exist, or `segmentations` has no use.
@@ -99,6 +101,16 @@ def check_data(
     if pictures is not None:
         problems += _image_problems(found.images, pictures, found.source)
     return DataReport(found.source, found.summary, found.classes, found.repairs, problems)
+
+
+OPTIONS = check_data
+
+
+def run(**given: Any) -> int:
+    """Print the report; the exit code is 2 for a file that `maskwright train` would refuse."""
+    report = check_data(**given)
+    print(report)
+    return 0 if report.usable else 2
 
 
 def _training_problems(found: Inspection) -> list[Problem]:

@@ -34,12 +34,13 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     skipped and counted.
 
     Args:
-        checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
-        family: a key of `CONVERTERS`.
-        recipe: a recipe's name, or a YAML file; only `family`, `model` and `data.mask_classes` matter. A detector
-            without `model.categories` gets COCO's 90 classes, a panoptic model its 133. `data.mask_classes` (all,
-            where it is left out) become the model's `mask_classes`; a panoptic model has none.
-        out: the weights folder; it appears whole or not at all.
+        checkpoint: prefix (DIR/ckpt-0), `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's
+            `variables` folder.
+        family: deep_mac, deep_marc or max_deeplab.
+        recipe: recipe name or YAML file that describes the model; only `family`, `model` and `data.mask_classes`
+            (default: all classes) are read. Without `model.categories` a detector gets COCO's 90 classes, a panoptic
+            model COCO's 133.
+        out: weights folder to write; it appears whole or not at all.
 
     Raises:
         UserError: the checkpoint or the recipe cannot be read, or they do not fit each other.
@@ -63,6 +64,15 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     save_pretrained(model, out, card=_card(conversion, checkpoint, resolved))
     print(_report(conversion, variables))
     print(out)
+
+
+OPTIONS = convert_checkpoint
+
+
+def run(**given: Any) -> int:
+    """Convert."""
+    convert_checkpoint(**given)
+    return 0
 
 
 def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> Conversion:

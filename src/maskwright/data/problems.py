@@ -63,6 +63,10 @@ def reading_notes(source: str, skipped: Mapping[str, int], repaired: Mapping[str
         counts = "; ".join(f"{count} x {kind}" for kind, count in repaired.items())
         notes.append(f"repaired in {source}: {counts} (`maskwright data check` shows an example of each)")
     if skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        notes.append(f"skipped in {source}: {counts} (`maskwright data check` names each)")
+        notes.append(f"skipped in {source}: {count_skipped(skipped)}")
     return notes
+
+
+def count_skipped(skipped: Mapping[str, int]) -> str:
+    """How many entries of each kind were skipped, in words for a message."""
+    return ", ".join(f"{count} {kind}" for kind, count in skipped.items()) + " (`maskwright data check` names each)"
