@@ -28,7 +28,9 @@ from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
+    BEST_WEIGHTS,
     LAST_CHECKPOINT,
+    LAST_WEIGHTS,
     TENSORBOARD,
     check_new,
     check_resumable,
@@ -43,7 +45,7 @@ from maskwright.training.task import TrainingTask
 class TrainingResult:
     """How a run ended.
 
-    folder: of the run, with the weights folders `last` and (after a validation) `best`.
+    folder: of the run.
     step: the optimizer step of the newest checkpoint, counted from the beginning of the run.
     metrics: of the last validation of this call; empty where there was none.
     signal_number: the signal that stopped the run early, or None.
@@ -55,6 +57,16 @@ class TrainingResult:
     metrics: dict[str, float]
     signal_number: int | None
     is_first_process: bool
+
+    @property
+    def best(self) -> Path:
+        """The weights folder of the best validation; it is there after the first one."""
+        return self.folder / BEST_WEIGHTS
+
+    @property
+    def last(self) -> Path:
+        """The weights folder of the newest checkpoint."""
+        return self.folder / LAST_WEIGHTS
 
 
 def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
