@@ -163,7 +163,7 @@ def test_a_detector_is_used_without_boxes(ellipse_model):
     class Detecting(nn.Module):
         needs_boxes = False
 
-        def forward(self, images, *, score_threshold):
+        def forward(self, images, *, score_threshold, max_detections):
             assert not self.training
             boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) * score_threshold
             return ellipse_model.masks_from_boxes(ellipse_model.encode(images), [boxes])

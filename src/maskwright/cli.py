@@ -1,6 +1,7 @@
 """The command `maskwright`: its arguments, its exit codes, and one sentence for every mistake.
 
-Exit code 0: done. 2: the input is wrong, and a sentence on stderr says how. 130: stopped by Ctrl-C.
+Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and
+the rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
 Nothing heavy is imported before the verb is known.
 """
 
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import maskwright
 from maskwright.errors import UserError
+from maskwright.signals import Terminated, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -26,7 +30,7 @@ DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folde
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maskwright ARGUMENTS` (those of the process when None) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sigterm_as_interrupt():
         _quieten_libraries()
         try:
             code = _dispatch(given)
@@ -34,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except UserError as error:
             return _refuse(str(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             print("\nmaskwright: stopped", file=sys.stderr)
-            return 130
+            return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
         except BrokenPipeError:
             # Whoever read our output has seen enough; Python's own flush at exit must not fail on it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,18 +87,28 @@ def _usage() -> str:
 
 def _predict(arguments: list[str]) -> int:
     parser = _parser("predict")
-    parser.add_argument("images", nargs="+", type=str, help="image files, folders, or quoted glob patterns")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=str,
+        help="image files, folders (searched with the folders in them), or quoted patterns",
+    )
     parser.add_argument(
         "--boxes",
         type=str,
-        metavar="FILE|BOXES",
+        metavar="FILE|DIR|BOXES",
         help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
-        '{"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file; left out for a model that finds objects or segments '
-        "by itself",
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a '
+        "COCO file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that "
+        "finds objects or segments by itself",
+    )
+    parser.add_argument(
+        "--annotations", type=str, metavar="FILE", help="COCO file with the images of a results list given as --boxes"
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
     _add_loading(parser)
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the images, each with the model")
     parser.add_argument(
         "--masks", action="store_true", help="also write each instance's mask as a PNG; a panoptic map is one"
     )
@@ -104,12 +118,40 @@ def _predict(arguments: list[str]) -> int:
         default=0.3,
         help="without --boxes: the smallest score of a detection, or of a segment of a panoptic map",
     )
+    parser.add_argument(
+        "--max-detections", type=int, default=1000, help="without --boxes: the number of detections in an image at most"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first image or box that fails")
+    _add_overlays(parser)
     values = _parse(parser, arguments)
 
     from maskwright.apps.predict import PredictOptions, predict_files
+    from maskwright.drawing.overlays import OverlayStyle
 
-    predict_files(values.pop("images"), PredictOptions(**values))
-    return 0
+    style = OverlayStyle(**{name: values.pop(name) for name in ("labels", "outline", "opacity", "color_by")})
+    overlays = not values.pop("no_overlays")
+    images = values.pop("images")
+    return predict_files(images, PredictOptions(**values, overlays=overlays, overlay_style=style)).exit_code
+
+
+def _add_overlays(parser: ArgumentParser) -> None:
+    parser.add_argument("--no-overlays", action="store_true", help="write no overlays")
+    parser.add_argument(
+        "--labels",
+        type=str,
+        default="auto",
+        metavar="auto|on|off",
+        help="names and scores in overlays; auto: of objects that are large enough",
+    )
+    parser.add_argument("--outline", action="store_true", help="overlays show contours only")
+    parser.add_argument("--opacity", type=float, default=0.45, help="of the masks in overlays, from 0 to 1")
+    parser.add_argument(
+        "--color-by",
+        type=str,
+        default="instance",
+        metavar="instance|class",
+        help="what has a colour of its own in overlays",
+    )
 
 
 def _train(arguments: list[str]) -> int:
@@ -309,7 +351,20 @@ def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) 
     except ArgumentError as error:
         text = " ".join(str(error).split())
         text = re.sub(r"""Parser key "(\w+)": Expected an? <class '(\w+)'>\. Got value: """, _typed, text)
-        raise UserError(f"{text} (see `{parser.prog} --help`)") from error
+        raise UserError(f"{text}{_hint(parser, arguments)} (see `{parser.prog} --help`)") from error
+
+
+def _hint(parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """What may have been meant by an argument that is unknown, or by a value that looks like one."""
+    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_usage())
+    for argument, following in pairwise([*arguments, ""]):
+        if argument in known and re.match(r"-[\d.]", following):
+            return f"; did you mean {argument}={following}?"
+        name = argument.partition("=")[0]
+        close = get_close_matches(name, known, n=1) if name.startswith("--") and name not in known else []
+        if close:
+            return f"; did you mean {close[0]}?"
+    return ""
 
 
 def _typed(match: re.Match[str]) -> str:

@@ -1,12 +1,18 @@
-"""Checks of where results go, before any work."""
+"""Where results go: checks before any work, folders, and pictures that are known again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from maskwright.data.picture_files import OUTPUT_MARK
 from maskwright.errors import UserError
+from maskwright.files import write_whole
 
 
 def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:
@@ -40,13 +46,36 @@ def check_can_make(folder: Path) -> None:
         raise UserError(f"--out {folder}: cannot write in {existing} (Permission denied)")
 
 
-def make_folder(folder: Path) -> None:
-    """Make an output folder, where it is missing.
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make an output folder, where it is missing; after a refusal, what was made is removed if it is empty still.
 
     Raises:
         UserError: it cannot be made.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot make this folder ({error.strerror})") from error
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):  # something is in it
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a JPEG or PNG, whole, with the mark by which `find_pictures` leaves it out.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if path.suffix == ".jpg":
+        write_whole(path, lambda to: picture.save(to, format="JPEG", quality=92, comment=OUTPUT_MARK))
+    else:
+        mark = PngInfo()
+        mark.add_text("Comment", OUTPUT_MARK)
+        write_whole(path, lambda to: picture.save(to, format="PNG", pnginfo=mark))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,29 @@ from torch import Tensor
 
 from maskwright.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Lower-case file suffixes that are taken for pictures when a folder is searched."""
-
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError)
-"""What Pillow's decoders raise for broken data."""
-
+_HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+_NEVER_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # Pillow knows them, but has no decoder
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
 _CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Lower-case file suffixes that are taken for pictures when a folder is searched: of all formats that are read."""
+    Image.init()
+    readable = Image.OPEN.keys() - _NEVER_DECODED
+    return _HEIF_SUFFIXES | {suffix for suffix, name in Image.registered_extensions().items() if name in readable}
+
+
+@cache
+def register_heif() -> None:
+    """Have Pillow read HEIC pictures, where pillow-heif is installed."""
+    with suppress(ModuleNotFoundError):
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+        register_heif_opener()
 
 
 def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[Tensor, "3 h w"]:
@@ -59,11 +74,12 @@ def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt
     """
     require_file(path, source)
     try:
+        register_heif()
         with Image.open(path) as stored:
             if (stored.height, stored.width) == size:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
-    except DECODER_ERRORS as error:  # a UserError is a ValueError
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
     found = tuple(image.shape[1:])
     if found != size:
@@ -90,17 +106,21 @@ def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+            register_heif()
             with Image.open(path) as image:
                 return _from_pil(image, str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...)") from error
+        hint = "; for HEIC: pip install pillow-heif" if path.suffix.lower() in _HEIF_SUFFIXES else ""
+        raise UserError(
+            f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...){hint}"
+        ) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: too large an image ({error})") from error
     except UserError:
         raise
-    except DECODER_ERRORS as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskwright.data.coco import CocoDataset
 from maskwright.data.dataset import DataSource, Inspection, InstanceTable, Transforms
-from maskwright.data.images import DECODER_ERRORS, require_file
+from maskwright.data.images import require_file
 from maskwright.data.panoptic_annotations import (
     NO_AREA,
     PanopticIndex,
@@ -207,7 +207,7 @@ def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[Tensor,
         with Image.open(path) as stored:
             form, mode = stored.format, stored.mode
             colours = np.asarray(stored.convert("RGB"))
-    except DECODER_ERRORS as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the segmentation {path}: {error}") from error
     if form != "PNG" or mode not in ("RGB", "RGBA", "P"):
         raise UserError(f"the segmentation {path} must be a PNG in colours (RGB), but is a {form} of mode {mode}")

@@ -104,23 +104,26 @@ class InstancePrediction(Pictured):
         """COCO result entries: `image_id, category_id, segmentation` (compressed RLE) and `score`.
 
         `category_ids` (one per instance) overrides the model's own categories; without either, the
-        `category_id` is 1. Instances are pasted and encoded one by one, inside their boxes only. There is
-        no `bbox`: with it, COCO evaluation would take object sizes from boxes instead of masks.
+        `category_id` is 1. An instance without a class, whose label is -1, has none. Instances are pasted and encoded
+        one by one, inside their boxes only. There is no `bbox`: with it, COCO evaluation would take object sizes from
+        boxes instead of masks.
         """
         encoded = encode_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
         return [
             {
                 "image_id": image_id,
-                "category_id": category_ids[i] if category_ids is not None else self._category_id(i),
+                **({"category_id": category_ids[i]} if category_ids is not None else self._category_id(i)),
                 "segmentation": segmentation,
                 "score": round(float(self.scores[i] * self.mask_scores[i]), 5),
             }
             for i, segmentation in enumerate(encoded)
         ]
 
-    def _category_id(self, index: int) -> int:
+    def _category_id(self, index: int) -> dict[str, int]:
         label = int(self.labels[index])
-        return self.categories[label]["id"] if 0 <= label < len(self.categories) else 1
+        if label < 0:
+            return {}
+        return {"category_id": self.categories[label]["id"] if label < len(self.categories) else 1}
 
     def to_supervision(self) -> Any:
         """The same instances as `supervision.Detections`.

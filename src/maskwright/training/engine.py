@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
+from maskwright.signals import Terminated
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
 from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
@@ -117,10 +119,10 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
         try:
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to the KeyboardInterrupt of a second Ctrl-C
+        except SystemExit as error:  # Lightning's answer to a second signal, and to SIGTERM before the first step
             if stop_request.signal_number is None:
                 raise
-            raise KeyboardInterrupt from error
+            raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
     return TrainingResult(
         folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
     )
