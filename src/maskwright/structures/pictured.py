@@ -6,7 +6,6 @@ import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from jaxtyping import UInt8
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskwright.errors import UserError
-from maskwright.files import write_whole
+from maskwright.files import write_picture
 
 _MOST_CLASSES = 5  # that a line of text names
 
@@ -73,12 +72,12 @@ class Pictured(ABC):
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
-            save_picture(overlay, path / "overlay.jpg")
+            write_picture(path / "overlay.jpg", overlay)
             self._save_parts(path, image_id)
         elif suffix == ".json":
             self._save_json(path, image_id)
         else:
-            save_picture(self.overlay(), path)
+            write_picture(path, self.overlay())
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the overlay, or where there is no image the text."""
@@ -89,19 +88,6 @@ class Pictured(ABC):
         content = io.BytesIO()
         picture.save(content, "PNG")
         return content.getvalue()
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole, in the format of the path's suffix.
-
-    Raises:
-        UserError: the suffix is that of no picture format, or it cannot be written.
-    """
-    formats = Image.registered_extensions()
-    kind = formats.get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise UserError(f"cannot save {path}: expected a picture such as .jpg or .png, .json, or a folder's name")
-    write_whole(path, partial(picture.save, format=kind, **({"quality": 92} if kind == "JPEG" else {})))
 
 
 def require_image(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[Tensor, "3 h w"]:

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from maskwright.files import write_json
+from maskwright.files import write_json, write_picture
 from maskwright.ops.contours import trace_contours
 from maskwright.ops.frames import BoxFrame
 from maskwright.ops.panoptic_map import encode_ids, rows_of_ids, segment_areas, segment_boxes
 from maskwright.ops.paste import encode_masks, paste_mask_region, paste_masks
-from maskwright.structures.pictured import Pictured, one_line, require_image, save_picture
+from maskwright.structures.pictured import Pictured, one_line, require_image
 from maskwright.structures.targets import Category
 
 
@@ -98,7 +98,7 @@ class InstancePrediction(Pictured):
         for index, (probability, box) in enumerate(zip(self.mask_probabilities, self.boxes, strict=True)):
             (mask,) = paste_masks(probability[None], box[None], self.image_size, self.frame)  # one plane at a time
             picture = Image.fromarray(mask.numpy(force=True)).convert("L")
-            save_picture(picture, folder / f"mask_{index}.png")
+            write_picture(folder / f"mask_{index}.png", picture)
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO result entries: `image_id, category_id, segmentation` (compressed RLE) and `score`.
@@ -199,7 +199,7 @@ class PanopticPrediction(Pictured):
         colours, annotation = self.to_coco(image_id, f"{Path(str(image_id)).stem}.png")
         maps = path.with_suffix("")
         maps.mkdir(exist_ok=True)
-        save_picture(Image.fromarray(colours), maps / annotation["file_name"])
+        write_picture(maps / annotation["file_name"], Image.fromarray(colours))
         image = {"id": image_id, "file_name": str(image_id), "height": height, "width": width}
         write_json(path, {"images": [image], "annotations": [annotation], "categories": list(self.categories)})
 

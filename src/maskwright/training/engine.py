@@ -41,6 +41,7 @@ from maskwright.training.run_folder import (
     take,
 )
 from maskwright.training.task import TrainingTask
+from maskwright.training.validation_pictures import ValidationPictures
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
     _quieten_lightning()
     options = recipe.trainer
     callbacks: list[Callback] = [] if options.ema_decay is None else [ExponentialAverage(options.ema_decay)]
-    callbacks += [RunRecords(folder, options.log_every_steps), checkpoints]
+    callbacks += [RunRecords(folder, options.log_every_steps), ValidationPictures(), checkpoints]
     try:
         return Trainer(
             accelerator=options.accelerator,
