@@ -70,7 +70,7 @@ class InstancePrediction(Pictured):
         polygons = []
         for probability, box in zip(self.mask_probabilities, self.boxes, strict=True):
             region, origin = paste_mask_region(probability, box, self.image_size, self.frame)
-            polygons.append([contour + np.int32(origin) for contour in trace_contours(region > 0.5)])
+            polygons.append([contour + np.array(origin, dtype=np.int32) for contour in trace_contours(region > 0.5)])
         return polygons
 
     def overlay(self) -> Image.Image:
