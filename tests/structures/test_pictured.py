@@ -51,6 +51,8 @@ def panoptic() -> PanopticPrediction:
 def test_a_line_of_text(instances: InstancePrediction, panoptic: PanopticPrediction):
     assert repr(instances) == "InstancePrediction: 2 masks on 30 x 20, 1 dog"
     assert repr(panoptic) == "PanopticPrediction: 2 segments on 30 x 20, 1 sky, 1 dog"
+    one = replace(panoptic, segments_info=panoptic.segments_info[:1])
+    assert repr(one) == "PanopticPrediction: 1 segment on 30 x 20, 1 sky"
     many = [Category(id=number, name=f"c{number}") for number in range(8)]
     rows = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])
     picked = {

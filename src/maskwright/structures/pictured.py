@@ -104,16 +104,21 @@ def require_image(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[Tensor, "3 h w"
     return image
 
 
-def one_line(kind: str, found: str, image_size: tuple[int, int], class_names: Sequence[str]) -> str:
+def one_line(kind: str, found: tuple[int, str], image_size: tuple[int, int], class_names: Sequence[str]) -> str:
     """A prediction as a line of text: how many of what on an image, and of which classes.
 
-    kind: of prediction; `found` says how many of what.
+    kind: of prediction; `found` says how many of what, in the singular.
     image_size: (height, width), which stand there as width x height.
     class_names: the name of each instance or segment, where there is one.
     """
     height, width = image_size
     counts = Counter(class_names).most_common()
-    parts = [f"{kind}: {found} on {width} x {height}", *(f"{count} {name}" for name, count in counts[:_MOST_CLASSES])]
+    number, thing = found
+    things = thing if number == 1 else f"{thing}s"
+    parts = [
+        f"{kind}: {number} {things} on {width} x {height}",
+        *(f"{count} {name}" for name, count in counts[:_MOST_CLASSES]),
+    ]
     if len(counts) > _MOST_CLASSES:
         parts.append(f"and {len(counts) - _MOST_CLASSES} more classes")
     return ", ".join(parts)

@@ -52,7 +52,7 @@ class InstancePrediction(Pictured):
 
     def __repr__(self) -> str:
         names = [name for name in self._class_names() if name]
-        return one_line("InstancePrediction", f"{len(self)} masks", self.image_size, names)
+        return one_line("InstancePrediction", (len(self), "mask"), self.image_size, names)
 
     @property
     def masks(self) -> Bool[Tensor, "n h w"]:
@@ -182,7 +182,7 @@ class PanopticPrediction(Pictured):
 
     def __repr__(self) -> str:
         names = [self.categories[info["label"]]["name"] for info in self.segments_info]
-        return one_line("PanopticPrediction", f"{len(self)} segments", self.image_size, names)
+        return one_line("PanopticPrediction", (len(self), "segment"), self.image_size, names)
 
     def overlay(self) -> Image.Image:
         """The image with each segment, its class and its score.
