@@ -130,7 +130,7 @@ def _predict(arguments: list[str]) -> int:
     values = _parse(parser, arguments)
 
     from maskwright.apps.predict import PredictOptions, predict_files
-    from maskwright.apps.visualize import OverlayStyle
+    from maskwright.drawing.overlays import OverlayStyle
 
     style = OverlayStyle(**{name: values.pop(name) for name in ("labels", "outline", "opacity", "color_by")})
     overlays = not values.pop("no_overlays")

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+import maskwright
 from maskwright.apps import evaluate as evaluate_app
 from maskwright.cli import main
 from maskwright.errors import UserError
@@ -401,3 +402,11 @@ def test_a_class_that_the_detector_does_not_know_is_refused(detector: Predictor,
     (data / "instances.json").write_text(text)
     with pytest.raises(UserError, match="classes that the model does not know: ladle"):
         evaluate(detector, data, data / "instances.json", boxes="predicted")
+
+
+def test_python_evaluates_as_the_command_line_does(weights: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    metric = maskwright.evaluate(weights, images=data, annotations=data / "instances.json")
+    numbers = data / "numbers.json"
+    given = ["evaluate", str(weights), "--images", str(data), "--annotations", str(data / "instances.json")]
+    assert main([*given, "--json", str(numbers)]) == 0
+    assert json.loads(numbers.read_text()) == summarize(metric)

@@ -14,8 +14,8 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageFile
 
-from maskwright.apps.captions import font_file
 from maskwright.apps.predict import PredictOptions, predict_files
+from maskwright.drawing.captions import font_file
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
 

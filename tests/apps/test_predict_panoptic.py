@@ -12,7 +12,7 @@ from PIL import Image
 from maskwright.apps import predict
 from maskwright.apps.check_data import check_data
 from maskwright.apps.predict import PredictOptions, predict_files
-from maskwright.apps.visualize import draw_panoptic_overlay
+from maskwright.drawing.overlays import draw_panoptic_overlay
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
 from maskwright.structures import Category, PanopticPrediction, SegmentInfo

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from maskwright.apps.outputs import write_picture
 from maskwright.data.images import read_image
 from maskwright.data.picture_files import find_pictures
 from maskwright.errors import UserError
+from maskwright.files import write_picture
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ SIZE = (48, 64)
 PICTURES = 4
 FORMATS = {  # suffix -> Pillow's name
     "jpg": "JPEG", "jfif": "JPEG", "png": "PNG", "bmp": "BMP", "gif": "GIF", "tif": "TIFF", "webp": "WEBP",
-    "ppm": "PPM", "tga": "TGA", "pcx": "PCX", "jp2": "JPEG2000", "avif": "AVIF", "ico": "ICO", "sgi": "SGI", "dds": "DDS", "im": "IM",
+    "ppm": "PPM", "tga": "TGA", "pcx": "PCX", "jp2": "JPEG2000", "avif": "AVIF", "ico": "ICO", "sgi": "SGI",
+    "dds": "DDS", "im": "IM",
 }  # fmt: skip
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, "", "0", "1", "2.0", "x", "é漢字🎈", "\u0000", "a" * 5000, -1, 0, 1, 1.0, 1.5, 2**31, 2**63,

@@ -10,8 +10,8 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Target
 from maskwright.training.data_sets import DataSets, open_data_sets
+from maskwright.training.engine import train
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run import train
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import maskwright
 from maskwright.errors import UserError
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.measurement import MasksFromBoxes, measurements_of
@@ -254,3 +255,28 @@ def test_mixed_precision_and_channels_last_save_plain_float32_weights(recipe, tm
     weights = from_pretrained(tmp_path / "run" / "last").state_dict()
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
     assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_python_trains_as_the_command_line_does(coco, arguments, tmp_path):
+    images, file = coco
+    values = {
+        "data.images": images,
+        "data.annotations": str(file),
+        "data.mask_classes": ["person", "dog"],
+        "data.validation_share": 0.5,
+        "trainer.output": tmp_path / "python",
+        "trainer.ema_decay": None,
+        "trainer.steps": 2,
+    }
+    result = maskwright.train(arguments[0], values)
+    given = [
+        *arguments, "--data.mask_classes=[person, dog]", "--data.validation_share=0.5", "--trainer.ema_decay=null",
+        "--trainer.steps=2",
+    ]  # fmt: skip
+    assert main(given) == 0
+    assert losses(result.folder) == losses(tmp_path / "run")
+    assert from_pretrained(result.best).mask_classes == from_pretrained(result.last).mask_classes == ["person", "dog"]
+
+    assert maskwright.train(arguments[0], {**values, "trainer.steps": 3}, resume=True).step == 3
+    with pytest.raises(UserError, match="imagse"):
+        maskwright.train(arguments[0], {"data.imagse": images})

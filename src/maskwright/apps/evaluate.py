@@ -125,8 +125,14 @@ class EvaluateOptions:
         return [path, path.with_name(f"{path.stem}.bbox{path.suffix}")] if self.boxes == "predicted" else [path]
 
 
-def evaluate(**given: Any) -> Metric:
-    """Compare a model's predictions with a COCO file's annotations, at the images' own resolution.
+def evaluate(model: str | Path | Predictor, **given: Any) -> Metric:
+    """Compare a model's predictions with a COCO file's annotations, as `maskwright evaluate` does.
+
+        metric = maskwright.evaluate("deep-mac-tiny", images="photos", annotations="held_out.json")
+        metric.compute()["mask_iou"]
+
+    Images are compared at their own resolution. `compute()` of the metric gives the numbers of all instances and of
+    groups by name, `per_class()` those of each class.
 
     The files decide which metric is returned:
 
@@ -141,13 +147,16 @@ def evaluate(**given: Any) -> Metric:
     Broken annotations are skipped and counted on standard error.
 
     Args:
-        given: fields of `EvaluateOptions`; one that does not apply to the files is refused.
+        model: a bundled model, a weights folder, a Hub repository, or what `maskwright.load` returned; or a `.json`
+            file of panoptic predictions, which is compared without any model.
+        given: `annotations`, `images` and the other fields of `EvaluateOptions`, all named like the command's options;
+            one that does not apply to the files is refused.
 
     Raises:
         UserError: an option, a file or a model cannot be used, or the file has nothing to compare; nothing is written.
     """
-    options = EvaluateOptions(**given)
-    _refuse(options, given)
+    options = EvaluateOptions(model, **given)
+    _refuse(options, {"model": model, **given})
     outputs, inputs = options.results_files, [options.annotations]
     if options.json is not None:
         outputs.append(Path(options.json))

@@ -1,4 +1,4 @@
-"""Where results go: checks before any work, folders, and pictures that are known again."""
+"""Where results go: checks before any work, and folders."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-from maskwright.data.picture_files import OUTPUT_MARK
 from maskwright.errors import UserError
-from maskwright.files import write_whole
 
 
 def check_outputs(files: Sequence[Path], *inputs: str | Path) -> None:
@@ -65,17 +60,3 @@ def output_folder(folder: Path) -> Iterator[None]:
             for path in made:
                 path.rmdir()
         raise
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a JPEG or PNG, whole, with the mark by which `find_pictures` leaves it out.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    if path.suffix == ".jpg":
-        write_whole(path, lambda to: picture.save(to, format="JPEG", quality=92, comment=OUTPUT_MARK))
-    else:
-        mark = PngInfo()
-        mark.add_text("Comment", OUTPUT_MARK)
-        write_whole(path, lambda to: picture.save(to, format="PNG", pnginfo=mark))

@@ -21,9 +21,9 @@ from maskwright.apps.predict_pictures import PictureJob, PicturePredictor, map_n
 from maskwright.apps.processes import run_jobs
 from maskwright.apps.results import RESULTS, write_results
 from maskwright.apps.run_summary import RunSummary
-from maskwright.apps.visualize import OverlayStyle
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_files import find_pictures
+from maskwright.drawing.overlays import OverlayStyle
 from maskwright.errors import UserError
 from maskwright.journal import Journal
 from maskwright.predictor import DEFAULT_MODEL, MAX_DETECTIONS, Predictor, check_score_threshold, load

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from maskwright.apps.box_files import PictureBoxes
-from maskwright.apps.captions import drawable_name
-from maskwright.apps.outputs import write_picture
-from maskwright.apps.visualize import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.data.categories import labels_of_names
 from maskwright.data.images import read_annotated_image, read_image
 from maskwright.data.picture_folder import picture_frame
+from maskwright.drawing.captions import drawable_name
+from maskwright.drawing.overlays import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.errors import UserError
+from maskwright.files import write_picture
 from maskwright.ops.paste import encode_masks, paste_masks
 from maskwright.predictor import Predictor, clip_to_image, load
 from maskwright.structures import InstancePrediction, PanopticPrediction, SegmentationModel

@@ -13,9 +13,7 @@ from PIL import Image
 
 from maskwright.data.images import picture_suffixes
 from maskwright.errors import UserError
-
-OUTPUT_MARK = "maskwright output"
-"""A comment in the pictures that this package writes, by which it knows them again."""
+from maskwright.files import OUTPUT_MARK
 
 _OUTPUT_NAME = re.compile(r".+_(?:overlay\.jpg|mask_\d+\.png|panoptic\.png)", re.DOTALL)
 

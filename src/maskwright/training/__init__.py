@@ -20,6 +20,7 @@ After `trainer.accumulate` batches:
 5. `optimizers`: the optimizer takes a step over the model's parameter groups, and the learning rate its next value.
 6. `callbacks`: `ExponentialAverage` averages the weights; `RunRecords` writes the losses and moves the progress bar;
    `RunCheckpoints` saves, if it is time, and stops the run after its last step or at a signal (`StopRequest`).
-7. `task` and `validation`, every `trainer.validate_every_steps` steps and after the last one: the averaged weights are
-   measured; `RunRecords` writes the metrics, and `RunCheckpoints` saves the weights, as `best` if they are.
+7. `task` and `evaluation.measurement`, every `trainer.validate_every_steps` steps and after the last one: the averaged
+   weights are measured; `validation_pictures` shows some images in TensorBoard, `RunRecords` writes the metrics, and
+   `RunCheckpoints` saves the weights, as `best` if they are.
 """

@@ -31,7 +31,9 @@ from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
+    BEST_WEIGHTS,
     LAST_CHECKPOINT,
+    LAST_WEIGHTS,
     TENSORBOARD,
     check_new,
     check_resumable,
@@ -40,13 +42,14 @@ from maskwright.training.run_folder import (
     take,
 )
 from maskwright.training.task import TrainingTask
+from maskwright.training.validation_pictures import ValidationPictures
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """How a run ended.
 
-    folder: of the run, with the weights folders `last` and (after a validation) `best`.
+    folder: of the run.
     step: the optimizer step of the newest checkpoint, counted from the beginning of the run.
     metrics: of the last validation of this call; empty where there was none.
     signal_number: the signal that stopped the run early, or None.
@@ -58,6 +61,16 @@ class TrainingResult:
     metrics: dict[str, float]
     signal_number: int | None
     is_first_process: bool
+
+    @property
+    def best(self) -> Path:
+        """The weights folder of the best validation; it is there after the first one."""
+        return self.folder / BEST_WEIGHTS
+
+    @property
+    def last(self) -> Path:
+        """The weights folder of the newest checkpoint."""
+        return self.folder / LAST_WEIGHTS
 
 
 def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
@@ -157,7 +170,7 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
     _quieten_lightning()
     options = recipe.trainer
     callbacks: list[Callback] = [] if options.ema_decay is None else [ExponentialAverage(options.ema_decay)]
-    callbacks += [RunRecords(folder, options.log_every_steps), checkpoints]
+    callbacks += [RunRecords(folder, options.log_every_steps), ValidationPictures(), checkpoints]
     try:
         return Trainer(
             accelerator=options.accelerator,

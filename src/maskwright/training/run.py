@@ -1,15 +1,61 @@
-"""`maskwright train`: from the command line to a recipe and its run, and what is said at the end."""
+"""A run from Python, `maskwright.train`, and from the command line, `maskwright train`."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from maskwright.errors import UserError
 from maskwright.training.recipes import help_parser, recipe_names, resolve_recipe
-from maskwright.training.run_folder import BEST_WEIGHTS
+
+if TYPE_CHECKING:
+    from maskwright.training.engine import TrainingResult
+
+
+def train(
+    recipe: str | os.PathLike[str], values: Mapping[str, Any] | None = None, *, resume: bool = False
+) -> TrainingResult:
+    """Train a model as `maskwright train RECIPE --KEY VALUE ...` does.
+
+        result = maskwright.train("deep_mac/tiny", {
+            "data.images": "photos", "data.annotations": "boxes.json",
+            "trainer.initial_weights": "deep-mac-tiny", "trainer.steps": 150,
+        })
+        predictor = maskwright.load(result.best)
+
+    Args:
+        recipe: a recipe's name (`maskwright models` lists them), or the path of a YAML file.
+        values: of keys of the recipe, in place of its own; `maskwright train RECIPE --help` lists the keys.
+        resume: go on with the run in the folder `trainer.output`, as `--resume last`.
+
+    Returns:
+        How the run ended, and where its weights are. After Ctrl-C it is the result up to there, with `signal_number`.
+
+    Raises:
+        UserError: the recipe, a key, a value, the data or the run's folder cannot be used, or Lightning is missing
+            (`pip install 'maskwright[train]'`).
+    """
+    return _run(os.fspath(recipe), [f"--{key}={_text(value)}" for key, value in (values or {}).items()], resume)
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+
+
+def _run(name: str, overrides: Sequence[str], resume: bool) -> TrainingResult:
+    recipe = resolve_recipe(name, overrides)
+    try:
+        from maskwright.training import engine
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs {error.name}: pip install 'maskwright[train]'") from error
+    return engine.train(recipe, resume=resume)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,19 +75,14 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"expected a recipe first, as in `maskwright train NAME|FILE`; the recipes are {names}")
     name, *rest = arguments
     resume, overrides = _split_resume(rest)
-    recipe = resolve_recipe(name, overrides)
-    try:
-        from maskwright.training.engine import train
-    except ModuleNotFoundError as error:
-        raise UserError(f"training needs {error.name}: pip install 'maskwright[train]'") from error
-    result = train(recipe, resume=resume)
+    result = _run(name, overrides, resume)
     if result.is_first_process and result.signal_number is not None:
         again = shlex.join(["maskwright", "train", name, *overrides, "--resume", "last"])
         print(f"stopped with a checkpoint of step {result.step}; go on with: {again}", file=sys.stderr)
     elif result.is_first_process:
         metric, score = next(iter(result.metrics.items()))
         print(f"finished {result.step} steps; {metric} {score:.4f}", file=sys.stderr)
-        print(result.folder / BEST_WEIGHTS)
+        print(result.best)
     return 0 if result.signal_number is None else 128 + result.signal_number
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskwright.apps import captions
-from maskwright.apps.captions import drawable_name, font_file
-from maskwright.apps.colours import instance_colours
-from maskwright.apps.visualize import OverlayStyle, draw_overlay
+from maskwright.drawing import captions
+from maskwright.drawing.captions import drawable_name, font_file
+from maskwright.drawing.colours import instance_colours
+from maskwright.drawing.overlays import OverlayStyle, draw_overlay
 from maskwright.errors import UserError
 from maskwright.structures import InstancePrediction
 

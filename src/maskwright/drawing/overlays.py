@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from torch import Tensor
 
-from maskwright.apps.captions import CaptionWriter, drawable_name
-from maskwright.apps.colours import Colour, class_colour, instance_colours
-from maskwright.data.images import read_image
+from maskwright.drawing.captions import CaptionWriter, drawable_name
+from maskwright.drawing.colours import Colour, class_colour, instance_colours
 from maskwright.errors import UserError
 from maskwright.ops.panoptic_map import rows_of_ids, segment_boxes
 from maskwright.ops.paste import paste_mask_region
-from maskwright.predictor import ImageSource
 from maskwright.structures import InstancePrediction, PanopticPrediction
+
+Picture = Image.Image | UInt8[Tensor, "3 h w"]
+"""An image to draw on; a tensor is RGB, as `read_image` gives it."""
 
 ClassOf = tuple[int | None, str]
 """The number of a class, None where it has none, and its name, empty where there is no class."""
@@ -57,7 +59,7 @@ class OverlayStyle:
 
 
 def draw_overlay(
-    image: ImageSource,
+    image: Picture,
     prediction: InstancePrediction,
     captions: Sequence[str] | None = None,
     classes: Sequence[ClassOf] | None = None,
@@ -69,7 +71,7 @@ def draw_overlay(
     and the size of text follow the size of the image; boxes of small objects are left out.
 
     Args:
-        image: the predicted image, as `read_image` takes it.
+        image: the predicted image; it stays as it is.
         prediction: in pixels of that image.
         captions: a text per instance, written at its box; an empty one is left out.
         classes: number and name of each instance's class, for colours by class and their legend.
@@ -107,7 +109,7 @@ def draw_overlay(
 
 
 def draw_panoptic_overlay(
-    image: ImageSource, prediction: PanopticPrediction, style: OverlayStyle | None = None
+    image: Picture, prediction: PanopticPrediction, style: OverlayStyle | None = None
 ) -> Image.Image:
     """The image with every segment filled and outlined in a colour of its own, its name and score in its widest part.
 
@@ -115,7 +117,7 @@ def draw_panoptic_overlay(
     than the text is high are left out, unless the style wants all labels.
 
     Args:
-        image: the predicted image, as `read_image` takes it.
+        image: the predicted image; it stays as it is.
         prediction: in pixels of that image.
         style: None takes the default one.
 
@@ -156,11 +158,14 @@ def draw_panoptic_overlay(
     return canvas
 
 
-def _canvas(image: ImageSource, size: tuple[int, int]) -> Image.Image:
-    pixels = read_image(image)
-    if tuple(pixels.shape[1:]) != size:
-        raise ValueError(f"expected an image of (H, W) = {size}, but got {tuple(pixels.shape[1:])}")
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+def _canvas(image: Picture, size: tuple[int, int]) -> Image.Image:
+    if isinstance(image, Tensor):
+        canvas = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True)))
+    else:
+        canvas = image.convert("RGB")
+    if (canvas.height, canvas.width) != size:
+        raise ValueError(f"expected an image of (H, W) = {size}, but got {(canvas.height, canvas.width)}")
+    return canvas
 
 
 def _line_width(canvas: Image.Image) -> int:
