@@ -15,7 +15,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
@@ -37,6 +36,8 @@ from maskwright.training.run_folder import (
     take,
 )
 from maskwright.training.task import TrainingTask
+
+_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
     if data_sets.training.task == "instance":  # of a panoptic map every class has masks
-        values["mask_classes"] = data_sets.training.mask_classes
+        values["mask_classes"] = data_sets.training.find_mask_classes()
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:
@@ -183,7 +184,7 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
 
 
 def _announce(
-    recipe: Recipe, folder: Path, model: nn.Module, data_sets: DataSets, trainer: Trainer, start: int
+    recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, trainer: Trainer, start: int
 ) -> None:
     """What is about to happen, on stderr."""
     options, batch_size = recipe.trainer, recipe.data.batch_size
@@ -193,6 +194,7 @@ def _announce(
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
         "training: " + data_sets.training.contents(),
+        *_seen(model),
         "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
@@ -202,6 +204,15 @@ def _announce(
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
         lines += _skipped("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
+
+
+def _seen(model: Family[Any]) -> list[str]:
+    """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
+    if model.task == "panoptic":
+        return []
+    names = ", ".join(model.mask_classes[:_NAMES_SHOWN])
+    more = ", ..." if len(model.mask_classes) > _NAMES_SHOWN else ""
+    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({names}{more})"]
 
 
 def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
