@@ -12,8 +12,8 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Target
 from maskwright.training.data_sets import DataSets, open_data_sets
-from maskwright.training.recipes import resolve_recipe
 from maskwright.training.engine import train
+from maskwright.training.recipes import resolve_recipe
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_data_check_and_training_agree_on_what_is_usable(options, tmp_path, usab
     if usable == 2:
         open_data_sets(options, 64, None)
     else:
-        with pytest.raises(UserError, match="no image to (train|validate) on has an instance with a usable mask"):
+        with pytest.raises(UserError, match=r"no image to (train|validate) on has an instance with a usable mask"):
             open_data_sets(options, 64, None)
 
 

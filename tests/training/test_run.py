@@ -173,7 +173,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
-        f"stopped with a checkpoint of step 2; go on with: maskwright train {' '.join(arguments)} --resume last"
+        f"stopped with a checkpoint of step 2; go on with: maskwright train {tmp_path / 'run'} --resume last"
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
+from maskwright.signals import Terminated
+from maskwright.structures import Category
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
 from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
@@ -27,17 +30,14 @@ from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
-    LAST_CHECKPOINT,
     TENSORBOARD,
     check_new,
-    check_resumable,
-    read_step,
+    read_run,
     run_folder,
+    shorten,
     take,
 )
 from maskwright.training.task import TrainingTask
-
-_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
             longer finite.
     """
     folder = run_folder(recipe)
-    if is_first_process():  # the others find a folder that the first one has already taken
-        if resume:
-            check_resumable(folder, recipe)
-        else:
-            check_new(folder)
-    checkpoint = folder / LAST_CHECKPOINT if resume and (folder / LAST_CHECKPOINT).is_file() else None
-    start = 0 if checkpoint is None else read_step(checkpoint)
+    saved = read_run(folder) if resume else None
+    if saved is not None:
+        saved.require_same_recipe(recipe)
+    elif is_first_process():  # the others find a folder that the first one has already taken
+        check_new(folder)
+    start = 0 if saved is None else saved.step
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
-    if data_sets is None:
-        data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
-    else:
-        data_sets = prepare_data_sets(data_sets, recipe.data, recipe.model["image_size"])
+    data_sets = _open(recipe, data_sets, [] if saved is None else saved.categories)
     model = build_model(recipe, data_sets)
+    if saved is not None:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        saved.require_same_model(model.stored_values(), shapes)
     task = TrainingTask(model, recipe)
+    checkpoint = None if saved is None else saved.checkpoint
     if checkpoint is None and recipe.trainer.initial_weights is not None:
         start_from(model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
@@ -106,13 +106,26 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
         try:
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to the KeyboardInterrupt of a second Ctrl-C
+        except SystemExit as error:
             if stop_request.signal_number is None:
                 raise
-            raise KeyboardInterrupt from error
+            # Lightning turns a second signal, and SIGTERM before the first step, into an exit.
+            raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
     return TrainingResult(
         folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
     )
+
+
+def _open(recipe: Recipe, data_sets: DataSets | None, saved_categories: list[Category]) -> DataSets:
+    """The data sets of a run; files that list its classes in another order than it began with are mapped by name."""
+    image_size = recipe.model["image_size"]
+    if data_sets is not None:
+        return prepare_data_sets(data_sets, recipe.data, image_size)
+    opened = open_data_sets(recipe.data, image_size, recipe.model.get("categories"))
+    before, now = ([category["name"] for category in some] for some in (saved_categories, opened.training.categories))
+    if before != now and sorted(before) == sorted(now):
+        return open_data_sets(recipe.data, image_size, saved_categories)
+    return opened
 
 
 def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
@@ -210,9 +223,7 @@ def _seen(model: Family[Any]) -> list[str]:
     """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
     if model.task == "panoptic":
         return []
-    names = ", ".join(model.mask_classes[:_NAMES_SHOWN])
-    more = ", ..." if len(model.mask_classes) > _NAMES_SHOWN else ""
-    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({names}{more})"]
+    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({shorten(model.mask_classes)})"]
 
 
 def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
