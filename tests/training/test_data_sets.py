@@ -10,7 +10,7 @@ from maskwright.apps.check_data import check_data
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
-from maskwright.structures import Target
+from maskwright.structures import PanopticTarget, Target
 from maskwright.training.data_sets import DataSets, open_data_sets
 from maskwright.training.engine import train
 from maskwright.training.recipes import resolve_recipe
@@ -199,3 +199,41 @@ def test_data_sets_that_do_not_fit_are_refused(recipe):
     other.task = "panoptic"
     with pytest.raises(UserError, match=r"of the tasks 'instance' \(training\) and 'panoptic' \(validation\)"):
         train(recipe, data_sets=DataSets(Squares(4), other))
+
+
+class Segments(SegmentationDataset):
+    """An image of three segments: one with pixels, one without, and a crowd."""
+
+    task = "panoptic"
+
+    def __init__(self) -> None:
+        self.categories = [{"id": number, "name": name} for number, name in enumerate(("sky", "bird", "flock"))]
+
+    def __len__(self) -> int:
+        return 1
+
+    def read_sample(self, index: int) -> tuple[torch.Tensor, PanopticTarget]:
+        segmentation = torch.tensor([[0, 0], [2, -1]], dtype=torch.int32)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8), PanopticTarget(
+            segmentation=segmentation,
+            labels=torch.tensor([0, 1, 2]),
+            iscrowd=torch.tensor([False, False, True]),
+            ids=torch.tensor([1, 2, 3]),
+            image_id=0,
+        )
+
+
+def test_segments_without_a_pixel_and_crowds_are_no_masks():
+    assert Segments().mask_labels(0) == {0}
+    assert Segments().find_mask_classes() == ["sky"]
+    assert Segments().count_instances() == (1, 1)
+
+
+def test_data_sets_of_ones_own_with_classes_in_another_order_are_not_resumed(recipe):
+    first, other = Squares(4), Squares(4)
+    first.categories = [{"id": 4, "name": "square"}, {"id": 5, "name": "disc"}]
+    train(recipe, data_sets=DataSets(first, first))
+    other.categories = first.categories[::-1]
+    longer = replace(recipe, trainer=replace(recipe.trainer, steps=3))
+    with pytest.raises(UserError, match=r"another order now \(disc, square; in this run square, disc\)"):
+        train(longer, resume=True, data_sets=DataSets(other, other))

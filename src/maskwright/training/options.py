@@ -37,7 +37,8 @@ class DataOptions:
         validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name, that is validated on
-            and never trained on when there is no `validation_annotations`.
+            and never trained on when there is no `validation_annotations`. Both sides get an image with masks wherever
+            two images have them.
         batch_size: images per device and pass; a step takes `trainer.accumulate` passes.
         num_workers: loader processes per device; 0 loads in the training process.
         flip: probability of a horizontal flip.
