@@ -106,10 +106,9 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
         try:
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:
+        except SystemExit as error:  # Lightning's answer to a second signal, and to SIGTERM before the first step
             if stop_request.signal_number is None:
                 raise
-            # Lightning turns a second signal, and SIGTERM before the first step, into an exit.
             raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
     return TrainingResult(
         folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
@@ -196,6 +195,13 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _seen(model: Family[Any]) -> list[str]:
+    """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
+    if model.task == "panoptic":
+        return []
+    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({shorten(model.mask_classes)})"]
+
+
 def _announce(
     recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, trainer: Trainer, start: int
 ) -> None:
@@ -217,13 +223,6 @@ def _announce(
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
         lines += _skipped("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
-
-
-def _seen(model: Family[Any]) -> list[str]:
-    """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
-    if model.task == "panoptic":
-        return []
-    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({shorten(model.mask_classes)})"]
 
 
 def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:

@@ -36,9 +36,9 @@ class DataOptions:
             some, or COCO panoptic where the model finds panoptic maps.
         validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
-        validation_share: share of the training images, chosen by a hash of the file name, that is validated on
-            and never trained on when there is no `validation_annotations`. Both sides get an image with masks wherever
-            two images have them.
+        validation_share: share of the training images, chosen by a hash of the file name and so that both sides have
+            masks if two images do, that is validated on
+            and never trained on when there is no `validation_annotations`.
         batch_size: images per device and pass; a step takes `trainer.accumulate` passes.
         num_workers: loader processes per device; 0 loads in the training process.
         flip: probability of a horizontal flip.
