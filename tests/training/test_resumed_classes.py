@@ -119,3 +119,12 @@ def test_a_recipe_that_was_edited_in_the_folder_is_compared_with_the_checkpoint(
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
     refused([str(recipe.parent), "--resume", "--trainer.steps=2"], "trainer.seed is 0 in this run", "1")
+
+
+def test_runs_and_recipes_are_no_models(begun, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="folder of a training run") as caught:
+        from_pretrained(run)
+    assert f"{run / 'best'} and {run / 'last'}" in str(caught.value)
+    with pytest.raises(UserError, match=r"deep_mac/tiny is the name of a recipe.*bundled: .*deep-mac-tiny"):
+        from_pretrained("deep_mac/tiny")
