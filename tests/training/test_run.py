@@ -175,7 +175,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
-        f"stopped with a checkpoint of step 2; go on with: maskwright train {' '.join(arguments)} --resume last"
+        f"stopped with a checkpoint of step 2; go on with: maskwright train {tmp_path / 'run'} --resume last"
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert {each: signal.getsignal(each) for each in handlers} == handlers
@@ -186,7 +186,8 @@ def test_what_is_trained_on_is_said_first(recipe, capsys):
     said = capsys.readouterr()
     # 12 images with 3 instances each but one; persons alone have masks to learn, kites have none at all.
     assert "training: 8 images, 7 instances with masks, 14 with boxes only; masks of 1 of 3 classes" in said.err
-    assert "validation: 4 images, 8 instances with masks, 4 with boxes only; masks of 3 of 3 classes" in said.err
+    assert "validation: 4 images, 8 instances with masks, 4 with boxes only; masks of 2 of 3 classes" in said.err
+    assert "seen classes, whose masks are learnt: 1 (person)\n" in said.err
     assert "batch: 4 images (2 per device x 1 device(s) x 2 accumulated)" in said.err
     assert "6/6" in said.err
     assert "loss=" in said.err

@@ -149,13 +149,21 @@ def push_to_hub(folder: str | Path, repository: str) -> None:
 
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
+    in_it = [str(path / name) for name in ("best", "last") if (path / name / "config.json").is_file()]
+    if in_it and not (path / "config.json").is_file():
+        raise UserError(f"{path} is the folder of a training run; its weights folders are {' and '.join(in_it)}")
     if path.is_dir():
         return path
     if (BUNDLED / path / "config.json").is_file():
         return BUNDLED / path
+    names = ", ".join(bundled_names()) or "none"
+    if path.parts[:1] and path.parts[0] in FAMILIES:
+        raise UserError(
+            f"{name_or_path} is the name of a recipe, which `maskwright train` makes a model of; expected a weights "
+            f"folder, a repository of the Hub or a bundled model (bundled: {names})"
+        )
     is_repository = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
     if not is_repository:
-        names = ", ".join(bundled_names()) or "none"
         raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names})")
     return _download(str(name_or_path))
 

@@ -16,7 +16,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.data.problems import reading_notes
@@ -24,6 +23,7 @@ from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
 from maskwright.signals import Terminated
+from maskwright.structures import Category
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
 from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
@@ -32,13 +32,12 @@ from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
     BEST_WEIGHTS,
-    LAST_CHECKPOINT,
     LAST_WEIGHTS,
     TENSORBOARD,
     check_new,
-    check_resumable,
-    read_step,
+    read_run,
     run_folder,
+    shorten,
     take,
 )
 from maskwright.training.task import TrainingTask
@@ -92,21 +91,21 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
             longer finite.
     """
     folder = run_folder(recipe)
-    if is_first_process():  # the others find a folder that the first one has already taken
-        if resume:
-            check_resumable(folder, recipe)
-        else:
-            check_new(folder)
-    checkpoint = folder / LAST_CHECKPOINT if resume and (folder / LAST_CHECKPOINT).is_file() else None
-    start = 0 if checkpoint is None else read_step(checkpoint)
+    saved = read_run(folder) if resume else None
+    if saved is not None:
+        saved.require_same_recipe(recipe)
+    elif is_first_process():  # the others find a folder that the first one has already taken
+        check_new(folder)
+    start = 0 if saved is None else saved.step
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
-    if data_sets is None:
-        data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
-    else:
-        data_sets = prepare_data_sets(data_sets, recipe.data, recipe.model["image_size"])
+    data_sets = _open(recipe, data_sets, [] if saved is None else saved.categories)
     model = build_model(recipe, data_sets)
+    if saved is not None:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        saved.require_same_model(model.stored_values(), shapes)
     task = TrainingTask(model, recipe)
+    checkpoint = None if saved is None else saved.checkpoint
     if checkpoint is None and recipe.trainer.initial_weights is not None:
         start_from(model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
@@ -130,6 +129,18 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
     )
 
 
+def _open(recipe: Recipe, data_sets: DataSets | None, saved_categories: list[Category]) -> DataSets:
+    """The data sets of a run; files that list its classes in another order than it began with are mapped by name."""
+    image_size = recipe.model["image_size"]
+    if data_sets is not None:
+        return prepare_data_sets(data_sets, recipe.data, image_size)
+    opened = open_data_sets(recipe.data, image_size, recipe.model.get("categories"))
+    before, now = ([category["name"] for category in some] for some in (saved_categories, opened.training.categories))
+    if before != now and sorted(before) == sorted(now):
+        return open_data_sets(recipe.data, image_size, saved_categories)
+    return opened
+
+
 def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     """The recipe's model with first weights by the recipe's seed, knowing its classes.
 
@@ -139,7 +150,7 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
     if data_sets.training.task == "instance":  # of a panoptic map every class has masks
-        values["mask_classes"] = data_sets.training.mask_classes
+        values["mask_classes"] = data_sets.training.find_mask_classes()
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:
@@ -198,8 +209,15 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _seen(model: Family[Any]) -> list[str]:
+    """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
+    if model.task == "panoptic":
+        return []
+    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({shorten(model.mask_classes)})"]
+
+
 def _announce(
-    recipe: Recipe, folder: Path, model: nn.Module, data_sets: DataSets, trainer: Trainer, start: int
+    recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, trainer: Trainer, start: int
 ) -> None:
     """What is about to happen, on stderr."""
     options, batch_size = recipe.trainer, recipe.data.batch_size
@@ -209,6 +227,7 @@ def _announce(
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
         "training: " + data_sets.training.contents(),
+        *_seen(model),
         "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "

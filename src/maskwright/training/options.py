@@ -37,7 +37,8 @@ class DataOptions:
             some, or COCO panoptic where the model finds panoptic maps.
         validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
-        validation_share: share of the training images, chosen by a hash of the file name, that is validated on
+        validation_share: share of the training images, chosen by a hash of the file name and so that both sides have
+            masks if two images do, that is validated on
             and never trained on when there is no `validation_annotations`.
         exif: what annotations of images with an EXIF orientation were drawn on: `upright`, `stored`, or `auto`, which
             goes by sizes and boxes.
