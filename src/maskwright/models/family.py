@@ -301,18 +301,17 @@ class BoxPromptedFamily(Family[Config]):
             return []
         batch, geometry = self.image_batch(images)
         maps, found = self.detect(batch, [each.resized_size for each in geometry], max_detections)
-        boxes, labels, scores = [], [], []
+        chosen = []
         for each, box, label, score in zip(geometry, *found, strict=True):
             clipped = clip_boxes(boxes_to_original(box, each), each.original_size)
             kept = (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
             first = kept.nonzero().flatten()[:max_detections]
-            boxes.append(clipped[first])
-            labels.append(label[first])
-            scores.append(score[first].cpu())
+            chosen.append((clipped[first], label[first], score[first]))
+        boxes, labels, scores = zip(*chosen, strict=True)
         features = ImageFeatures(dict(zip(self.map_names, maps, strict=True)), geometry)
         predictions = self.prompt(features, boxes, torch.cat(labels))
         return [
-            replace(prediction, labels=label.cpu(), scores=score)
+            replace(prediction, labels=label.cpu(), scores=score.cpu())
             for prediction, label, score in zip(predictions, labels, scores, strict=True)
         ]
 
