@@ -168,7 +168,8 @@ class Detections(NamedTuple):
 class BoxPromptedFamily(Family[Config]):
     """A model that turns boxes into masks; it satisfies `structures.BoxPrompted`.
 
-    A subclass implements `maps`, `detect` and `mask_logits`.
+    A subclass implements `mask_logits`, `detect` unless it always `needs_boxes`, and `maps` unless they are its
+    network's.
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
@@ -177,6 +178,7 @@ class BoxPromptedFamily(Family[Config]):
     task: ClassVar[Task] = "instance"
 
     mask_chunk_size: int
+    network: Any
 
     @property
     def box_frame(self) -> BoxFrame:
@@ -190,7 +192,7 @@ class BoxPromptedFamily(Family[Config]):
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
         """What the mask head reads of a batch of images."""
-        raise NotImplementedError
+        return self.network.maps(batch)
 
     def detect(
         self, batch: Float[Tensor, "b 3 h w"], image_sizes: list[tuple[int, int]], max_detections: int
