@@ -51,7 +51,12 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     if resolved.family != family:
         raise UserError(f"recipe {recipe} is of the family {resolved.family!r}, but --family is {family!r}")
     variables = Variables(checkpoint)
-    conversion = _convert(variables, checkpoint, resolved, recipe)
+    try:
+        conversion = CONVERTERS[family](variables, resolved.model)
+    except UserError as error:
+        raise UserError(f"{checkpoint} does not fit recipe {recipe}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"recipe {recipe}: {error}") from error
     model = conversion.model
     others = variables.others()
     if others.unknown:
@@ -75,25 +80,16 @@ def run(**given: Any) -> int:
     return 0
 
 
-def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> Conversion:
-    try:
-        return CONVERTERS[recipe.family](variables, recipe.model)
-    except UserError as error:
-        raise UserError(f"{checkpoint} does not fit recipe {source}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"recipe {source}: {error}") from error
-
-
 def _report(conversion: Conversion, variables: Variables) -> str:
     model, others = conversion.model, variables.others()
     numbers = sum(variables[path].size for path in conversion.used)
+    masks = f", {len(model.mask_classes)} of them with masks" if model.task == "instance" else ""
     lines = [
         f"variables converted: {len(conversion.used)} ({numbers:,} numbers)",
         f"optimizer slots skipped: {len(others.optimizer_slots)}",
         f"other bookkeeping skipped: {len(others.bookkeeping)}",
         *conversion.remarks,
-        f"classes: {len(model.categories)}"
-        + (f", {len(model.mask_classes)} of them with masks" if model.task == "instance" else ""),
+        f"classes: {len(model.categories)}{masks}",
     ]
     return "\n".join(lines)
 

@@ -143,7 +143,11 @@ def encode_masks(
     encoded = []
     for probability, box in zip(probabilities.detach().cpu(), boxes.detach().cpu(), strict=True):
         columns, origin = _mask_columns(probability, box, image_size, frame, threshold)
-        encoded.append(_compress(_run_lengths(columns.numpy(), origin, image_size), image_size))
+        counts = _run_lengths(columns.numpy(), origin, image_size)
+        mask: Any = coco_mask.frPyObjects({"counts": counts, "size": list(image_size)}, *image_size)
+        text = mask["counts"]
+        text = text.decode("ascii") if isinstance(text, bytes) else text
+        encoded.append({"size": list(image_size), "counts": text})
     return encoded
 
 
@@ -165,10 +169,3 @@ def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple
     keep[1:-1] = ~np.repeat(touching, 2)
     counts = np.diff(np.concatenate([[0], changes[keep], [height * width]]))
     return counts[: -1 if counts[-1] == 0 else None].tolist()
-
-
-def _compress(counts: list[int], image_size: tuple[int, int]) -> dict[str, Any]:
-    height, width = image_size
-    encoded: Any = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
-    text = encoded["counts"]
-    return {"size": [height, width], "counts": text.decode("ascii") if isinstance(text, bytes) else text}
