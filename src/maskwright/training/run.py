@@ -32,8 +32,8 @@ def train(
         predictor = maskwright.load(result.best)
 
     Args:
-        recipe: a recipe's name (`maskwright models` lists them), the path of a YAML file, or the folder of a run that is
-            resumed.
+        recipe: a recipe's name (`maskwright models` lists them), the path of a YAML file, or the folder of a run that
+            is resumed.
         values: of keys of the recipe, in place of its own; `maskwright train RECIPE --help` lists the keys.
         resume: go on with the run in the folder `trainer.output`, as `--resume last`.
 
