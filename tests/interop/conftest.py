@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from panoptic_folder import PanopticFolder
 from PIL import Image
 from tool_scene import Scene, complete
 
@@ -40,6 +41,13 @@ def completed(scene: Scene, instances: Path, tmp_path: Path) -> Path:
     """The same file with the masks that `predict` finds in its boxes."""
     complete(scene, instances, tmp_path / "completed.json")
     return tmp_path / "completed.json"
+
+
+@pytest.fixture
+def panoptic(tmp_path: Path) -> PanopticFolder:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    return PanopticFolder(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from painter import Painter
-from panoptic_folder import stripes
-from PIL import Image
+from panoptic_folder import PanopticFolder, segment, stripes
 from pycocotools.coco import COCO
 from tool_scene import CLASSES, Scene, answer, masks_of_dataset
 
@@ -103,3 +102,32 @@ def test_it_reads_a_panoptic_file_made_of_instances(scene: Scene, instances: Pat
     found = read("coco_panoptic", tmp_path / "panoptic.json", scene.images, tmp_path / "panoptic")
     for name, masks in scene.masks.items():
         np.testing.assert_array_equal(found[f"{Path(name).stem}/masks"], masks)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_it_reads_predicted_panoptic_maps(panoptic: PanopticFolder, tmp_path: Path, monkeypatch, command: str):
+    panoptic.write(*[(stripes(5, 9), [segment(5, 3), segment(9, 200)])] * 2)
+    categories = [Category(id=3, name="dog", isthing=True), Category(id=200, name="sky", isthing=False)]
+    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: Painter(categories))
+    out = tmp_path / "out"
+    if command == "predict":
+        assert main(["predict", str(panoptic.images), "--model", "painter", "--out", str(out)]) == 0
+        file, maps = out / "panoptic.json", out
+        number_images(file)
+    else:
+        arguments = ["--images", str(panoptic.images), "--annotations", str(panoptic.annotations)]
+        assert main(["evaluate", "painter", *arguments, "--save-results", str(out.with_suffix(".json"))]) == 0
+        file, maps = out.with_suffix(".json"), out
+    found = read("coco_panoptic", file, panoptic.images, maps)
+    for name in ("1", "2"):
+        assert found[f"{name}/labels"].tolist() == ["dog", "sky"]
+        np.testing.assert_array_equal(found[f"{name}/masks"], [stripes(1, 0) == 1, stripes(0, 1) == 1])
+
+
+def number_images(file: Path) -> None:
+    """Make the ids of images numbers, as which alone datumaro takes them; those of `predict` are the file names."""
+    content = json.loads(file.read_text())
+    numbers = {image["id"]: number for number, image in enumerate(content["images"], 1)}
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = numbers[image["id"]]
+    file.write_text(json.dumps(content))

@@ -56,6 +56,14 @@ class TestRead:
         found = [(entry["image_id"], entry["category_id"]) for entry in answer(scene, written, tmp_path / "out")]
         assert found == [(1, 1), (1, 1), (1, 2), (1, 2), (2, 2)]
 
+    def test_boxes_alone_are_answered(self, scene: Scene, tmp_path: Path):
+        detections = {name: detections_of(scene, name) for name in scene.masks}
+        for found in detections.values():
+            found.mask = None
+        write_dataset(scene, detections, tmp_path / "boxes.json")
+        answers = answer(scene, tmp_path / "boxes.json", tmp_path / "out")
+        assert [entry["image_id"] for entry in answers] == [1, 1, 1, 1, 2]
+
     def test_masks_of_several_parts_are_crowds(self, scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         """Unless supervision is told not to; their masks are kept, their boxes are left out, and that is said."""
         file = tmp_path / "supervision.json"
