@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from maskwright.structures import ImageFeatures, ImageGeometry, InstancePrediction
 
-# The networks of the tests are small, and threads that wait for each other on a busy machine cost minutes.
-torch.set_num_threads(1)
+# Of this process and of those that tests start. The networks of the tests are small, and threads that wait for each
+# other on a busy machine cost minutes.
+THREADS = os.environ.get("MASKWRIGHT_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    """As many for each test, also after one of a benchmark, which sets its own."""
+    torch.set_num_threads(int(THREADS))
 
 
 class EllipseModel(nn.Module):
@@ -22,6 +32,7 @@ class EllipseModel(nn.Module):
     task = "instance"
     needs_boxes = True
     categories = ()
+    mask_classes = ()
 
     def __init__(self, mask_size: int = 32) -> None:
         super().__init__()

@@ -36,8 +36,8 @@ def save_photo(path: Path, seed: int = 0) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path)
 
 
-def predict(*arguments: str) -> list[dict]:
-    assert main(["predict", *arguments]) == 0
+def predict(*arguments: str, code: int = 0) -> list[dict]:
+    assert main(["predict", *arguments]) == code
     return json.loads(Path("masks/predictions.json").read_text())
 
 
@@ -73,7 +73,7 @@ class TestPredict:
         results = predict("a.png", "--boxes", BOXES)
         assert capsys.readouterr().out == f"a.png\t2 masks\t{Path('masks/a_overlay.jpg')}\n"
         assert [entry["image_id"] for entry in results] == ["a.png", "a.png"]
-        assert [entry["category_id"] for entry in results] == [1, 1]
+        assert not any("category_id" in entry for entry in results)
         assert [entry["score"] for entry in results] == [0.75, 0.75]
         circle = coco_mask.decode(results[0]["segmentation"])
         assert circle.shape == (30, 40)
@@ -103,7 +103,7 @@ class TestPredict:
         good = {"id": 1, "image_id": 70, "category_id": 9, "bbox": [4, 2, 20, 20]}
         bad = {"id": 2, "image_id": 70, "category_id": 9, "bbox": [4, 2, 0, 20]}
         coco_file(Path("boxes.json"), annotations=[good, bad])
-        assert len(predict("a.png", "--boxes", "boxes.json")) == 1
+        assert len(predict("a.png", "--boxes", "boxes.json", code=3)) == 1
         assert "annotation 2" in capsys.readouterr().err
 
     def test_mask_pictures(self, folder: Path):
@@ -120,7 +120,8 @@ class TestPredict:
         names = {"a.png": [], "b.jpg": [], "c.PNG": [], "d.png": []}
         Path("boxes.json").write_text(json.dumps(names))
         for arguments, expected in [
-            (["many"], ["c"]),
+            (["many"], ["c", "d"]),
+            (["many/*"], ["c"]),
             (["*.png", "*.jpg"], ["a", "b"]),
             (["many/**/*"], ["c", "d"]),
             ([str(folder / "?.png"), "a.png", "./a.png"], ["a"]),
@@ -165,11 +166,10 @@ class TestPredict:
     def test_one_damaged_image_does_not_cost_the_others(self, folder: Path, capsys):
         Path("a.png").write_bytes(Path("a.png").read_bytes()[:1000])
         Path("boxes.json").write_text(json.dumps({"a.png": [[0, 0, 9, 9]], "b.jpg": [[0, 0, 9, 9]]}))
-        assert main(["predict", "a.png", "b.jpg", "--boxes", "boxes.json"]) == 2
+        assert main(["predict", "a.png", "b.jpg", "--boxes", "boxes.json"]) == 3
         captured = capsys.readouterr()
         assert captured.out.startswith("b.jpg\t1 masks")
-        assert captured.err.splitlines()[-1].startswith("maskwright: error: 1 of 2 images were left out")
-        assert "a.png" in captured.err
+        assert captured.err.splitlines()[-1].startswith("failed: 1 x picture that cannot be read, namely a.png: ")
         assert len(json.loads(Path("masks/predictions.json").read_text())) == 1
 
     @pytest.mark.parametrize(
@@ -178,7 +178,8 @@ class TestPredict:
             ("1,2,3", "box 0: expected four numbers"),
             ("1,2,3,x", "'1,2,3,x' is not a box"),
             ("0,0,5,nan", "box 0: expected finite"),
-            ("0,0,5,5;9,0,5,5", "box 1: expected corners"),
+            ("9,0,5,5", "box 0: expected corners"),
+            ("0,0,1,1;0.5,0.25,0.75,0.5", "all of its boxes lie within 0..1"),
             ("50,40,60,50", "a.png: box 0: [50, 40, 60, 50] lies outside of the image, which is 40 wide and 30 high"),
             ("absent.json", "absent.json: no such file"),
         ],
@@ -192,16 +193,19 @@ class TestPredict:
         [
             ("{oops", "not valid JSON"),
             ("", "not valid JSON (it is empty)"),
-            ("[[1, 2, 3, 4]]", "expected a JSON object, but got a list"),
+            ("7", "it names no image; expected"),
+            ("[[1, 2, 3]]", "box 0: expected four numbers"),
             ("{}", "boxes.json: it names no image; expected"),
             ('{"b.jpg": []}', "no entry for the image a.png (it has 1: b.jpg)"),
             ('{"a.png": 7}', "at 'a.png'"),
             ('{"a.png": [1, 2, 3, 4]}', "at 'a.png', box 0: expected four numbers"),
-            ('{"a.png": [[0, 0, 5, 5], [0, 0, 5]]}', "at 'a.png', box 1: expected four numbers"),
+            ('{"a.png": [[0, 0, 5]]}', "at 'a.png', box 0: expected four numbers"),
+            ('{"a.png": [[0.1, 0.2, 0.3, 0.4]]}', "all of its boxes lie within 0..1"),
             ('{"a.png": [[0, 0, NaN, 5]]}', "at 'a.png', box 0: expected finite"),
             ('{"a.png": [[9, 0, 5, 5]]}', "at 'a.png', box 0: expected corners"),
-            ('{"x/a.png": [], "y/a.png": []}', "no entry for the image a.png (it has 2: x/a.png, y/a.png)"),
-            ('{"images": [], "annotations": []}', "categories"),
+            ('{"x/a.png": [], "y/a.png": []}', "'x/a.png' is not the only name there that may mean a.png"),
+            ('{"images": [], "categories": []}', "a COCO file without annotations has no boxes"),
+            ('{"images": [], "annotations": []}', "it lists no images"),
         ],
     )
     def test_wrong_box_files(self, capsys, content: str, words: str):
@@ -212,9 +216,14 @@ class TestPredict:
         assert not Path("masks").exists()
 
     def test_a_size_that_contradicts_the_coco_file(self, capsys):
-        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 30, "height": 40}])
+        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 41, "height": 30}])
         sentence = refused(capsys, "predict", "a.png", "--boxes", "boxes.json")
-        assert "a.png has 30 x 40 pixels (height x width), but boxes.json says 40 x 30" in sentence
+        assert "a.png has 30 x 40 pixels (height x width), but boxes.json says 30 x 41" in sentence
+
+    def test_a_coco_file_with_swapped_sizes(self, capsys):
+        coco_file(Path("boxes.json"), images=[{"id": 70, "file_name": "a.png", "width": 30, "height": 40}])
+        assert len(predict("a.png", "--boxes", "boxes.json")) == 2
+        assert "repaired: 1 x image height and width swapped" in capsys.readouterr().err
 
     def test_a_coco_file_annotates_the_pixels_as_stored(self, folder: Path):
         exif = Image.Exif()
@@ -291,7 +300,9 @@ class TestArguments:
             (["predic"], "there is no command 'predic'; did you mean 'predict'?"),
             (["xyzzy"], "there is no command 'xyzzy'; expected one of: predict"),
             (["predict"], "images"),
-            (["predict", "a.png", "--bxoes", "1"], "--bxoes"),
+            (["predict", "a.png", "--bxoes", "1"], "--bxoes 1; did you mean --boxes?"),
+            (["predict", "a.png", "--boxes", "-20,3,9,9"], "did you mean --boxes=-20,3,9,9?"),
+            (["predict", "a.png", "--labels", "some"], "--labels: expected one of auto, on, off, but got 'some'"),
             (["predict", "a.png", "--score-threshold", "high"], "--score-threshold: expected float, but got high"),
             (["predict", "a.png", "--boxes"], "--boxes: expected one argument"),
             (["evaluate", "model"], "required: annotations"),

@@ -163,7 +163,7 @@ def test_a_detector_is_used_without_boxes(ellipse_model):
     class Detecting(nn.Module):
         needs_boxes = False
 
-        def forward(self, images, *, score_threshold):
+        def forward(self, images, *, score_threshold, max_detections):
             assert not self.training
             boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) * score_threshold
             return ellipse_model.masks_from_boxes(ellipse_model.encode(images), [boxes])
@@ -296,3 +296,42 @@ def test_compiled_predictions_are_the_same():
         boxes = torch.tensor([[4.0, 2.0, 24.0, 22.0]]).repeat(count, 1)
         expected = plain.predict(image, boxes).mask_probabilities
         torch.testing.assert_close(compiled.predict(image, boxes).mask_probabilities, expected, rtol=0, atol=1e-4)
+
+
+def test_predictions_hold_their_image(predictor: Predictor):
+    image = photo()
+    prediction = predictor.predict(image, [[4, 2, 24, 22]])
+    prompted = predictor.masks_from_boxes(predictor.encode(image), [[4, 2, 24, 22]])
+    for one in (prediction, prompted):
+        assert one.image is not None
+        assert (one.image == maskwright.read_image(image)).all()
+        assert one.overlay().size == image.size
+
+
+def test_several_images_are_predicted_one_by_one(predictor: Predictor):
+    images, boxes = [photo(40, 30), photo(60, 50), photo(20, 20)], [[[4, 2, 24, 22]], [], [[0, 0, 9, 9], [1, 1, 5, 5]]]
+    labels = [[5], [], [2, -1]]
+    expected = [predictor.predict(*row) for row in zip(images, boxes, labels, strict=True)]
+    for several in (images, tuple(images), iter(images), (image for image in images)):
+        found = predictor.predict(several, boxes, labels)
+        assert [one.image_size for one in found] == [(30, 40), (50, 60), (20, 20)]
+        for one, other in zip(found, expected, strict=True):
+            assert (one.boxes == other.boxes).all()
+            assert (one.labels == other.labels).all()
+            assert (one.masks == other.masks).all()
+    assert predictor.predict([], []) == []
+
+
+@pytest.mark.parametrize("as_given", [list, iter])
+def test_each_of_several_images_needs_its_boxes(predictor: Predictor, as_given):
+    with pytest.raises(UserError, match="one entry per image"):
+        predictor.predict(as_given([photo(), photo()]), as_given([[[1, 1, 9, 9]]]))
+    with pytest.raises(UserError, match="image 1: box 0: "):
+        predictor.predict(as_given([photo(), photo()]), as_given([[[1, 1, 9, 9]], [[5, 5, 1, 1]]]))
+
+
+def test_a_panoptic_model_gives_maps():
+    predictor = Predictor(small_max_deeplab.small_model(), "cpu")
+    prediction = predictor.predict(photo(), score_threshold=0.0)
+    assert isinstance(prediction, maskwright.PanopticPrediction)
+    assert prediction.overlay().size == (40, 30)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskwright.apps.evaluate import evaluate
     from maskwright.data.images import read_image
     from maskwright.errors import UserError
     from maskwright.models.deep_mac import DeepMAC
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         PanopticTarget,
         Target,
     )
+    from maskwright.training.run import train
 
 _HOMES = {
     "Category": "maskwright.structures",
@@ -38,11 +40,13 @@ _HOMES = {
     "Predictor": "maskwright.predictor",
     "Target": "maskwright.structures",
     "UserError": "maskwright.errors",
+    "evaluate": "maskwright.apps.evaluate",
     "from_pretrained": "maskwright.models.hub",
     "load": "maskwright.predictor",
     "push_to_hub": "maskwright.models.hub",
     "read_image": "maskwright.data.images",
     "save_pretrained": "maskwright.models.hub",
+    "train": "maskwright.training.run",
 }
 
 __all__ = [
@@ -57,11 +61,13 @@ __all__ = [
     "Predictor",
     "Target",
     "UserError",
+    "evaluate",
     "from_pretrained",
     "load",
     "push_to_hub",
     "read_image",
     "save_pretrained",
+    "train",
 ]
 
 

@@ -1,6 +1,7 @@
 """The command `maskwright`: its arguments, its exit codes, and one sentence for every mistake.
 
-Exit code 0: done. 2: the input is wrong, and a sentence on stderr says how. 130: stopped by Ctrl-C.
+Exit code 0: done. 2: refused, and a sentence on stderr says why. 3: something that was listed could not be done, and
+the rest is written. 130: stopped by Ctrl-C. 143: stopped by SIGTERM, which ends a command as Ctrl-C does.
 Nothing heavy is imported before the verb is known.
 """
 
@@ -8,14 +9,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import maskwright
 from maskwright.errors import UserError
+from maskwright.signals import Terminated, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -26,7 +32,7 @@ DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folde
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maskwright ARGUMENTS` (those of the process when None) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sigterm_as_interrupt():
         _quieten_libraries()
         try:
             code = _dispatch(given)
@@ -34,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except UserError as error:
             return _refuse(str(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             print("\nmaskwright: stopped", file=sys.stderr)
-            return 130
+            return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
         except BrokenPipeError:
             # Whoever read our output has seen enough; Python's own flush at exit must not fail on it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +68,8 @@ def _dispatch(arguments: list[str]) -> int:
         close = get_close_matches(first, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
         raise UserError(f"there is no command {first!r}; {hint}")
-    return VERBS[first][1](rest)
+    _, command = VERBS[first]
+    return _run(first, command, rest) if isinstance(command, str) else command(rest)
 
 
 def _usage() -> str:
@@ -83,18 +90,29 @@ def _usage() -> str:
 
 def _predict(arguments: list[str]) -> int:
     parser = _parser("predict")
-    parser.add_argument("images", nargs="+", type=str, help="image files, folders, or quoted glob patterns")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=str,
+        help="image files, folders (searched with the folders in them), or quoted patterns",
+    )
     parser.add_argument(
         "--boxes",
         type=str,
-        metavar="FILE|BOXES",
+        metavar="FILE|DIR|BOXES",
         help='"x1,y1,x2,y2;..." for one image (--boxes=-5,... where it begins with a minus sign), a JSON file '
-        '{"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file; left out for a model that finds objects or segments '
-        "by itself",
+        '{"photo.jpg": [[x1, y1, x2, y2], ...]} (boxes may have a score, or be objects with box, label and score), a '
+        "COCO file, a COCO results list, MegaDetector results, or a folder of YOLO labels; left out for a model that "
+        "finds objects or segments by itself",
+    )
+    parser.add_argument(
+        "--annotations", type=str, metavar="FILE", help="COCO file with the images of a results list given as --boxes"
     )
     parser.add_argument("--model", type=str, default="deep-mac-tiny", help=DEFAULT_MODEL_HELP)
     parser.add_argument("--out", type=str, default="masks", metavar="DIR", help="folder for all results")
+    _add_exif(parser)
     _add_loading(parser)
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the images, each with the model")
     parser.add_argument(
         "--masks", action="store_true", help="also write each instance's mask as a PNG; a panoptic map is one"
     )
@@ -104,12 +122,40 @@ def _predict(arguments: list[str]) -> int:
         default=0.3,
         help="without --boxes: the smallest score of a detection, or of a segment of a panoptic map",
     )
+    parser.add_argument(
+        "--max-detections", type=int, default=1000, help="without --boxes: the number of detections in an image at most"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first image or box that fails")
+    _add_overlays(parser)
     values = _parse(parser, arguments)
 
     from maskwright.apps.predict import PredictOptions, predict_files
+    from maskwright.drawing.overlays import OverlayStyle
 
-    predict_files(values.pop("images"), PredictOptions(**values))
-    return 0
+    style = OverlayStyle(**{name: values.pop(name) for name in ("labels", "outline", "opacity", "color_by")})
+    overlays = not values.pop("no_overlays")
+    images = values.pop("images")
+    return predict_files(images, PredictOptions(**values, overlays=overlays, overlay_style=style)).exit_code
+
+
+def _add_overlays(parser: ArgumentParser) -> None:
+    parser.add_argument("--no-overlays", action="store_true", help="write no overlays")
+    parser.add_argument(
+        "--labels",
+        type=str,
+        default="auto",
+        metavar="auto|on|off",
+        help="names and scores in overlays; auto: of objects that are large enough",
+    )
+    parser.add_argument("--outline", action="store_true", help="overlays show contours only")
+    parser.add_argument("--opacity", type=float, default=0.45, help="of the masks in overlays, from 0 to 1")
+    parser.add_argument(
+        "--color-by",
+        type=str,
+        default="instance",
+        metavar="instance|class",
+        help="what has a colour of its own in overlays",
+    )
 
 
 def _train(arguments: list[str]) -> int:
@@ -118,166 +164,46 @@ def _train(arguments: list[str]) -> int:
     return train(arguments)
 
 
-def _evaluate(arguments: list[str]) -> int:
-    parser = _parser("evaluate")
-    parser.add_argument(
-        "model",
-        type=str,
-        help=f"{DEFAULT_MODEL_HELP}; or a .json file of panoptic predictions, which are compared without any model",
-    )
-    parser.add_argument(
-        "--images", type=str, metavar="DIR", help="folder of the images (not for predictions in a file)"
-    )
-    parser.add_argument(
-        "--annotations", type=str, required=True, metavar="FILE", help="COCO instances, or COCO panoptic"
-    )
-    parser.add_argument(
-        "--boxes",
-        type=str,
-        default="ground-truth",
-        help="ground-truth: mask IoU with the file's boxes; predicted: AP of what the model finds",
-    )
-    parser.add_argument(
-        "--seen",
-        type=str,
-        help="classes whose masks were trained on: all, voc, non_voc, or names with commas (default: the model's own)",
-    )
-    parser.add_argument(
-        "--segmentations",
-        type=str,
-        metavar="DIR",
-        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
-    )
-    parser.add_argument(
-        "--predicted-segmentations", type=str, metavar="DIR", help="the same, of panoptic predictions in a file"
-    )
-    parser.add_argument(
-        "--panoptic-quality",
-        type=str,
-        default="official",
-        help="official: COCO's own; in_house: as the DeepLab2 trainer counts",
-    )
-    parser.add_argument("--json", type=str, metavar="OUT", help="write the numbers to this file, too")
-    parser.add_argument(
-        "--save-results", type=str, metavar="OUT", help="write the predictions as COCO results (or panoptic file), too"
-    )
-    _add_loading(parser)
-    parser.add_argument("--batch-size", type=int, default=4, help="images that are encoded together")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that read images")
-    parser.add_argument(
-        "--processes", type=int, default=1, help="processes that share the images, each with a GPU where there are more"
-    )
-    given = _parse(parser, arguments, defaults=False)  # which options apply depends on the files
-
-    from maskwright.apps.evaluate import evaluate
-    from maskwright.evaluation.report import tables_of
-
-    print(tables_of(evaluate(**given)))
-    return 0
-
-
-def _convert(arguments: list[str]) -> int:
-    parser = _parser("convert")
-    parser.add_argument(
-        "checkpoint", type=str, help="a TensorFlow 2 checkpoint (its prefix DIR/ckpt-0), or a SavedModel's variables"
-    )
-    parser.add_argument("--family", type=str, required=True, help="the model's: deep_mac, deep_marc or max_deeplab")
-    parser.add_argument(
-        "--recipe",
-        type=str,
-        required=True,
-        metavar="NAME|FILE",
-        help="whose model section describes the checkpoint; without model.categories it has COCO's 90 classes, or its "
-        "133 panoptic ones",
-    )
-    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the weights folder to write")
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.convert import convert_checkpoint
-
-    convert_checkpoint(**values)
-    return 0
-
-
-def _check_data(arguments: list[str]) -> int:
-    parser = _parser("data check")
-    parser.add_argument("annotations", type=str, metavar="FILE", help="COCO instances, or COCO panoptic")
-    parser.add_argument("--images", type=str, metavar="DIR", help="also read every image in this folder")
-    parser.add_argument(
-        "--segmentations",
-        type=str,
-        metavar="DIR",
-        help="folder of a panoptic file's PNGs (default: beside the file, named like it)",
-    )
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.check_data import check_data
-
-    report = check_data(**values)
-    print(report)
-    return 0 if report.usable else 2
-
-
-def _make_panoptic(arguments: list[str]) -> int:
-    parser = _parser("data panoptic")
-    parser.add_argument(
-        "instances",
-        type=str,
-        metavar="FILE",
-        help="COCO instances; their classes are things. The smaller of two masks lies on top, instances lie on crowds, "
-        "crowds on stuff; a box without a mask is void where nothing lies on it",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        required=True,
-        metavar="FILE",
-        help="the panoptic file to write; PNGs go to its stem's folder",
-    )
-    parser.add_argument(
-        "--stuff",
-        type=str,
-        metavar="DIR|FILE",
-        help="PNGs of category ids, named like the images, or COCO stuff regions",
-    )
-    parser.add_argument(
-        "--stuff-categories", type=str, metavar="FILE", help="COCO file whose `categories` list the stuff classes"
-    )
-    parser.add_argument(
-        "--stuff-offset", type=int, default=0, help="added to the PNGs' values (1 where they are category ids less 1)"
-    )
-    values = _parse(parser, arguments)
-
-    from maskwright.apps.panoptic_from_instances import panoptic_from_instances
-
-    print(panoptic_from_instances(**values))
-    print(values["out"])
-    return 0
-
-
-def _models(arguments: list[str]) -> int:
-    parser = _parser("models")
-    parser.add_argument("--recipe", type=str, metavar="NAME|FILE", help="print this recipe with all of its values")
-    recipe = _parse(parser, arguments)["recipe"]
-
-    from maskwright.apps.models import list_models, print_recipe
-
-    if recipe is None:
-        list_models()
-    else:
-        print_recipe(recipe)
-    return 0
-
-
-VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
-    "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", _evaluate),
-    "convert": ("a TensorFlow original's checkpoint to a weights folder", _convert),
-    "data check": ("count what a COCO file holds, and name every broken annotation", _check_data),
-    "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", _make_panoptic),
-    "models": ("list the bundled models and the recipes, or print one recipe", _models),
+    "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
+    "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
+    "data check": ("count what a COCO file holds, and name every broken annotation", "check_data"),
+    "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
+    "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
+"""Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).
+
+Such a module has `OPTIONS`, a function or dataclass whose parameters are the arguments of the command and whose
+docstring explains them (the first parameter is positional if it has no default), and `run`, which takes those that were
+given by name and returns the exit code.
+"""
+
+
+def _run(verb: str, module_name: str, arguments: list[str]) -> int:
+    module = import_module(f"maskwright.apps.{module_name}")
+    parser = _parser(verb)
+    _add_options(parser, module.OPTIONS)
+    return module.run(**_parse(parser, arguments, defaults=False))
+
+
+def _add_options(parser: ArgumentParser, options: Callable[..., Any]) -> None:
+    from docstring_parser import parse
+
+    texts = {text.arg_name: " ".join((text.description or "").split()) for text in parse(options.__doc__ or "").params}
+    parameters = signature(options, eval_str=True).parameters.values()
+    for position, parameter in enumerate(parameters):
+        name, help_text = f"--{parameter.name.replace('_', '-')}", texts[parameter.name]
+        kind = parameter.annotation if parameter.annotation in (int, float) else str
+        if parameter.annotation is bool:
+            parser.add_argument(name, action="store_true", help=help_text)
+        elif parameter.default is not parameter.empty:
+            parser.add_argument(name, type=kind, default=parameter.default, help=help_text)
+        elif position == 0:
+            parser.add_argument(parameter.name, type=kind, help=help_text)
+        else:
+            parser.add_argument(name, type=kind, required=True, help=help_text)
 
 
 def _parser(verb: str) -> ArgumentParser:
@@ -300,6 +226,18 @@ def _add_loading(parser: ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many images")
 
 
+def _add_exif(parser: ArgumentParser) -> None:
+    """The frame of annotations, where the evidence is not to decide."""
+    parser.add_argument(
+        "--exif",
+        type=str,
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="what the boxes of pictures with an EXIF orientation are drawn on: the upright picture, the pixels as "
+        "stored, or what sizes and boxes say (auto; upright where they say nothing)",
+    )
+
+
 def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) -> dict[str, Any]:
     """The values by name; without `defaults`, of what is given alone."""
     from jsonargparse import ArgumentError
@@ -309,7 +247,20 @@ def _parse(parser: ArgumentParser, arguments: list[str], defaults: bool = True) 
     except ArgumentError as error:
         text = " ".join(str(error).split())
         text = re.sub(r"""Parser key "(\w+)": Expected an? <class '(\w+)'>\. Got value: """, _typed, text)
-        raise UserError(f"{text} (see `{parser.prog} --help`)") from error
+        raise UserError(f"{text}{_hint(parser, arguments)} (see `{parser.prog} --help`)") from error
+
+
+def _hint(parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """What may have been meant by an argument that is unknown, or by a value that looks like one."""
+    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_usage())
+    for argument, following in pairwise([*arguments, ""]):
+        if argument in known and re.match(r"-[\d.]", following):
+            return f"; did you mean {argument}={following}?"
+        name = argument.partition("=")[0]
+        close = get_close_matches(name, known, n=1) if name.startswith("--") and name not in known else []
+        if close:
+            return f"; did you mean {close[0]}?"
+    return ""
 
 
 def _typed(match: re.Match[str]) -> str:

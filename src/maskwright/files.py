@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON files that a user gave."""
+"""Files that appear whole or not at all, pictures among them, and JSON files that a user gave."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskwright.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OUTPUT_MARK = "maskwright output"
+"""A comment in the pictures that this package writes, by which it knows them again."""
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
@@ -30,6 +36,27 @@ def write_text(path: str | Path, text: str) -> None:
         UserError: the file cannot be written there.
     """
     write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def write_picture(path: str | Path, picture: Image.Image) -> None:
+    """Write a picture, whole or not at all (`write_whole`), in the format of its suffix; JPEG and PNG are marked.
+
+    Raises:
+        UserError: the suffix is that of no format that can be written, or the file cannot be written there.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
+    if name not in Image.SAVE:
+        raise UserError(f"cannot write {path}: expected the suffix of a picture, such as .jpg or .png")
+    options: dict[str, Any] = {}
+    if name == "JPEG":
+        options = {"quality": 92, "comment": OUTPUT_MARK}
+    elif name == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Comment", OUTPUT_MARK)
+    write_whole(path, lambda temporary: picture.save(temporary, format=name, **options))
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

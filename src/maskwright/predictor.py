@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,14 +23,18 @@ from maskwright.models.family import Family
 from maskwright.models.hub import from_pretrained
 from maskwright.nn.inference import fold_batch_norms, store_weights
 from maskwright.ops.boxes import clip_boxes
-from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, Task
+from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, PanopticPrediction, Task
 
 DEFAULT_MODEL = "deep-mac-tiny"
 """The bundled model that `load` and the command line take when none is named."""
 
+MAX_DETECTIONS = 1000
+"""So many instances a detector may find in one image, if nothing else is asked for."""
+
 PRECISIONS = ("float32", "bfloat16")
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+ImageSources = list[Any] | tuple[Any, ...] | Iterator[Any]  # of each an `ImageSource`; generators are iterators
 BoxSource = Sequence[Any] | np.ndarray | Tensor  # rows of four numbers; `check_boxes` says which row is none
 LabelSource = Sequence[Any] | np.ndarray | Tensor  # whole numbers; `check_labels` says which is none
 
@@ -48,6 +53,9 @@ def load(
         UserError: there is no such model, its files are damaged, the device is not there, or the precision is unknown.
     """
     return Predictor(from_pretrained(name_or_path), device, precision, compile, in_place=True)
+
+
+_Prediction = TypeVar("_Prediction", InstancePrediction, PanopticPrediction)
 
 
 class Predictor:
@@ -106,30 +114,80 @@ class Predictor:
         """Whether the model has no detector, so that `predict` must be given boxes."""
         return self.model.needs_boxes
 
+    @overload
     def predict(
         self,
         image: ImageSource,
-        boxes: BoxSource | None = None,
+        boxes: BoxSource,
         labels: LabelSource | None = None,
         score_threshold: float = 0.3,
-    ) -> InstancePrediction:
-        """The instances of one image: one per given box, in their order, or those that the detector finds.
+        max_detections: int = MAX_DETECTIONS,
+    ) -> InstancePrediction: ...
+
+    @overload
+    def predict(
+        self, image: ImageSource, *, score_threshold: float = 0.3, max_detections: int = MAX_DETECTIONS
+    ) -> Any: ...
+
+    @overload
+    def predict(
+        self,
+        image: ImageSources,
+        boxes: Iterable[BoxSource] | None = None,
+        labels: Iterable[LabelSource] | None = None,
+        score_threshold: float = 0.3,
+        max_detections: int = MAX_DETECTIONS,
+    ) -> list[Any]: ...
+
+    def predict(
+        self,
+        image: ImageSource | ImageSources,
+        boxes: Any = None,
+        labels: Any = None,
+        score_threshold: float = 0.3,
+        max_detections: int = MAX_DETECTIONS,
+    ) -> InstancePrediction | PanopticPrediction | list[Any]:
+        """What is in an image: an instance per given box, in their order, or all that the model finds by itself.
 
         Args:
-            image: anything `read_image` takes; a file's EXIF orientation is applied first.
-            boxes: [N, 4] xyxy, pixels of the (upright) image; N may be 0. What exceeds the image is cut off.
+            image: anything `read_image` takes; a file's EXIF orientation is applied first. Or several images, in a
+                list, a tuple or a generator, which are read one after the other.
+            boxes: [N, 4] xyxy, pixels of the (upright) image; N may be 0. What exceeds the image is cut off. Of several
+                images the boxes of each, likewise `labels`.
             labels: with boxes, their classes as positions in `model.categories`, or -1 for none; without them labels
                 are -1. A model with one mask per class gives that of the label.
-            score_threshold: without boxes, the smallest score of a detection, in 0..1. Given boxes are all answered.
+            score_threshold: without boxes, the smallest score of a detection or segment, in 0..1. Given boxes are all
+                answered.
+            max_detections: without boxes, the number of detections at most, those of the highest scores.
 
         Returns:
-            A prediction on the CPU, in pixels of the (upright) image.
+            A prediction on the CPU, in pixels of the (upright) image, which it holds: of a panoptic model a
+            `PanopticPrediction`, else an `InstancePrediction`. Of several images a list of them.
 
         Raises:
             UserError: an unreadable image; a box that is no box or lies outside of the image; labels that do not fit
-                the boxes or the categories; no boxes for a model without a detector; a wrong score threshold.
+                the boxes or the categories; no boxes for a model without a detector; a wrong score threshold; not as
+                many boxes or labels as images.
         """
         check_score_threshold(score_threshold)
+        if not isinstance(image, list | tuple | Iterator):
+            return self._predict_one(image, boxes, labels, score_threshold, max_detections)
+        predictions = []
+        for position, (each, its_boxes, its_labels) in enumerate(_rows_of_images(image, boxes, labels)):
+            try:
+                predictions.append(self._predict_one(each, its_boxes, its_labels, score_threshold, max_detections))
+            except UserError as error:
+                raise UserError(f"image {position}: {error}") from error
+        return predictions
+
+    def _predict_one(
+        self,
+        image: ImageSource,
+        boxes: BoxSource | None,
+        labels: LabelSource | None,
+        score_threshold: float,
+        max_detections: int,
+    ) -> InstancePrediction | PanopticPrediction:
         if boxes is not None:
             # What is wrong is told before the network's work, not after it.
             pixels = read_image(image)
@@ -138,9 +196,12 @@ class Predictor:
             return self.masks_from_boxes(self.encode(pixels), checked, classes)
         if self.needs_boxes:
             raise UserError("this model has no detector: it needs boxes [[x1, y1, x2, y2], ...] beside the image")
+        pixels = read_image(image)
         with self.inference():
-            found = self.model([read_image(image).to(self.device)], score_threshold=score_threshold)[0]
-        return _on_cpu(found)
+            (found,) = self.model(
+                [pixels.to(self.device)], score_threshold=score_threshold, max_detections=max_detections
+            )
+        return _on_cpu(found, pixels)
 
     def encode(self, image: ImageSource) -> ImageFeatures:
         """The features of one image, to be prompted with boxes any number of times.
@@ -148,8 +209,10 @@ class Predictor:
         Raises:
             UserError: an unreadable image, or a model that takes no boxes.
         """
+        pixels = read_image(image)
         with self.inference():
-            return self._box_prompted().encode([read_image(image).to(self.device)])
+            features = self._box_prompted().encode([pixels.to(self.device)])
+        return replace(features, images=(pixels.cpu(),))
 
     def masks_from_boxes(
         self, features: ImageFeatures, boxes: BoxSource, labels: LabelSource | None = None
@@ -160,7 +223,7 @@ class Predictor:
         classes = self._labels(labels, len(checked))
         with self.inference():
             (masks,) = self._box_prompted().masks_from_boxes(features, [checked.to(self.device)], [classes])
-        return replace(_on_cpu(masks), labels=classes)
+        return replace(_on_cpu(masks, *features.images), labels=classes)
 
     def _labels(self, labels: LabelSource | None, count: int) -> Int64[Tensor, " n"]:
         if labels is None:
@@ -222,20 +285,34 @@ def check_boxes(boxes: BoxSource) -> Float[Tensor, "n 4"]:
     Raises:
         UserError: the position of the first box that is not four finite numbers with x1 < x2 and y1 < y2.
     """
+    checked, problems = read_boxes(boxes)
+    for index in sorted(problems):
+        raise UserError(f"box {index}: {problems[index]}")
+    return checked
+
+
+def read_boxes(boxes: BoxSource) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
+    """Boxes as float32 [N, 4], xyxy, and what is wrong with those that are none, by their position.
+
+    A box is four finite numbers with x1 < x2 and y1 < y2.
+
+    Raises:
+        UserError: an array has another shape.
+    """
+    problems: dict[int, str] = {}
     if isinstance(boxes, np.ndarray | Tensor):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise UserError(f"boxes: expected shape [N, 4] (x1, y1, x2, y2), but got {tuple(boxes.shape)}")
-        checked = torch.as_tensor(boxes).detach().cpu().float()
+        read = torch.as_tensor(boxes).detach().cpu().float()
     else:
-        rows = [_row(index, box) for index, box in enumerate(boxes)]
-        checked = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    for index in (~torch.isfinite(checked).all(dim=1)).nonzero().flatten().tolist():
-        raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but got {_text(checked[index])}")
-    for index in (checked[:, 2:] <= checked[:, :2]).any(dim=1).nonzero().flatten().tolist():
-        raise UserError(
-            f"box {index}: expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2, but got {_text(checked[index])}"
-        )
-    return checked
+        rows = [_row(index, box, problems) for index, box in enumerate(boxes)]
+        read = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    for index in (~torch.isfinite(read).all(dim=1)).nonzero().flatten().tolist():
+        problems.setdefault(index, f"expected finite numbers x1, y1, x2, y2, but got {_text(read[index])}")
+    for index in (read[:, 2:] <= read[:, :2]).any(dim=1).nonzero().flatten().tolist():
+        told = f"expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2, but got {_text(read[index])}"
+        problems.setdefault(index, told)
+    return read, problems
 
 
 def check_labels(labels: LabelSource, count: int, num_classes: int) -> Int64[Tensor, " n"]:
@@ -271,26 +348,36 @@ def boxes_inside(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Fl
     Raises:
         UserError: the position of the first box that lies wholly outside.
     """
-    clipped = clip_boxes(boxes, image_size)
-    for index in (clipped[:, 2:] <= clipped[:, :2]).any(dim=1).nonzero().flatten().tolist():
-        height, width = image_size
-        raise UserError(
-            f"box {index}: {_text(boxes[index])} lies outside of the image, which is {width} wide and {height} high"
-        )
+    clipped, problems = clip_to_image(boxes, image_size)
+    for index in sorted(problems):
+        raise UserError(f"box {index}: {problems[index]}")
     return clipped
 
 
-def _row(index: int, box: Any) -> list[float]:
+def clip_to_image(
+    boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]
+) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
+    """The parts of the boxes that lie on an image of (height, width), and the positions of those that lie outside."""
+    clipped = clip_boxes(boxes, image_size)
+    outside = (clipped[:, 2:] <= clipped[:, :2]).any(dim=1).nonzero().flatten().tolist()
+    height, width = image_size
+    told = f"lies outside of the image, which is {width} wide and {height} high"
+    return clipped, {index: f"{_text(boxes[index])} {told}" for index in outside}
+
+
+def _row(index: int, box: Any, problems: dict[int, str]) -> list[float]:
+    """Four numbers; NaN, and an entry in `problems`, for what is none."""
     values = box.tolist() if isinstance(box, np.ndarray | Tensor) else box
     numbers = isinstance(values, list | tuple) and all(
         isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values
     )
-    if not numbers or len(values) != 4:
-        raise UserError(f"box {index}: expected four numbers x1, y1, x2, y2, but got {_short(values)}")
-    try:
-        return [float(value) for value in values]
-    except OverflowError as error:
-        raise UserError(f"box {index}: expected finite numbers x1, y1, x2, y2, but one has too many digits") from error
+    if numbers and len(values) == 4:
+        with suppress(OverflowError):
+            return [float(value) for value in values]
+        problems[index] = "expected finite numbers x1, y1, x2, y2, but one has too many digits"
+    else:
+        problems[index] = f"expected four numbers x1, y1, x2, y2, but got {_short(values)}"
+    return [float("nan")] * 4
 
 
 def _short(value: Any) -> str:
@@ -305,6 +392,23 @@ def _size(pixels: Tensor) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[2]
 
 
-def _on_cpu(prediction: InstancePrediction) -> InstancePrediction:
+def _on_cpu(prediction: _Prediction, image: UInt8[Tensor, "3 h w"] | None = None) -> _Prediction:
+    """The prediction with its tensors on the CPU, and with its image."""
     tensors = {name: value.cpu() for name, value in vars(prediction).items() if isinstance(value, Tensor)}
-    return replace(prediction, **tensors)
+    return replace(prediction, **tensors, image=None if image is None else image.cpu())
+
+
+def _rows_of_images(*columns: Iterable[Any] | None) -> Iterator[list[Any]]:
+    """What belongs to each image, out of an iterable of each kind; None stands for None at every image.
+
+    Raises:
+        UserError: one has more entries than another.
+    """
+    given = [column for column in columns if column is not None]
+    counts = {len(column) for column in given if isinstance(column, Sized)}
+    missing = object()
+    for row in zip_longest(*given, fillvalue=missing):
+        if len(counts) > 1 or any(value is missing for value in row):
+            raise UserError("expected the boxes, and the labels if there are any, of each image, one entry per image")
+        values = iter(row)
+        yield [None if column is None else next(values) for column in columns]

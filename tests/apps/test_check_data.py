@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from coco_folder import HEIGHT, WIDTH, CocoFolder, annotation
 from panoptic_folder import PanopticFolder, segment, stripes
 
 from maskwright.apps.check_data import DataReport, check_data
 from maskwright.data.coco import CocoInstances
+from maskwright.data.normalise import Kind
 from maskwright.errors import UserError
 from maskwright.training.data_sets import open_data_sets
 from maskwright.training.options import InstanceDataOptions
@@ -37,10 +39,10 @@ def test_counts_of_everything(coco):
     coco.write(
         [
             annotation(1),
-            annotation(2, segmentation=RUN_LENGTHS, iscrowd=1),
+            annotation(2, bbox=[1, 0, 1, 5], segmentation=RUN_LENGTHS, iscrowd=1),
             annotation(3, segmentation=...),
             annotation(4, category_id=90, segmentation=[[300, 300, 310, 300, 310, 310]]),
-            annotation(5, bbox=...),
+            annotation(5, bbox=..., segmentation=...),
             annotation(6, image_id=2),
         ],
         images=3,
@@ -56,7 +58,7 @@ def test_counts_of_everything(coco):
     assert report.usable
     assert [(problem.subject, problem.id) for problem in report.problems] == [("annotation", 5), ("annotation", 4)]
     text = str(report)
-    assert "annotation 5: bbox is missing [dropped]" in text
+    assert "annotation 5: bbox is missing, and there is no mask to compute it from [dropped]" in text
     assert "annotation 4: polygon holds NaN or lies far outside of the image [box only]" in text
     assert "usable for training: yes" in text
     assert next(line.split() for line in text.splitlines() if line.startswith("person")) == [
@@ -72,19 +74,19 @@ def test_counts_of_everything(coco):
 BROKEN = [
     (annotation(9, image_id=77), "image_id is 77", "dropped"),
     (annotation(9, image_id=[1]), r"image_id is [1]", "dropped"),
-    (annotation(9, image_id=...), "image_id is None", "dropped"),
+    (annotation(9, image_id=...), "image_id is missing", "dropped"),
+    (annotation(9, image_id="b"), "image_id is the text 'b', the file lists the numbers 1, 2", "dropped"),
     (annotation(9, category_id=1), "category_id is 1", "dropped"),
-    (annotation(9, bbox=...), "bbox is missing", "dropped"),
-    (annotation(9, bbox=[1, 2, 3]), "bbox must be 4 finite numbers", "dropped"),
-    (annotation(9, bbox=[1, 2, "3", 4]), "bbox must be 4 finite numbers", "dropped"),
-    (annotation(9, bbox=[1, 2, float("nan"), 4]), "bbox must be 4 finite numbers", "dropped"),
-    (annotation(9, bbox=[1, 2, 0, 4]), "bbox has no extent", "dropped"),
-    (annotation(9, bbox=[1, 2, 5, -4]), "bbox has no extent", "dropped"),
+    (annotation(9, bbox=..., segmentation=[]), "bbox is missing", "dropped"),
+    (annotation(9, bbox=[1, 2, 3], segmentation=[]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, "3x", 4], segmentation=[]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, float("nan"), 4], segmentation=[]), "bbox must be 4 finite numbers", "dropped"),
+    (annotation(9, bbox=[1, 2, 0, 4], segmentation=[]), "bbox has no extent", "dropped"),
+    (annotation(9, bbox=[1, 2, 5, -4], segmentation=[]), "bbox has no extent", "dropped"),
     (annotation(9, bbox=[100, 2, 5, 4]), "bbox has no extent inside the image", "dropped"),
-    (annotation(9, iscrowd="0"), "iscrowd must be 0 or 1, but is '0'", "dropped"),
+    (annotation(9, iscrowd="no"), "iscrowd must be 0 or 1, but is the text 'no'", "dropped"),
     (annotation(9, iscrowd=2), "iscrowd must be 0 or 1, but is 2", "dropped"),
     (annotation(9, iscrowd=[]), "iscrowd must be 0 or 1, but is []", "dropped"),
-    (annotation(9, iscrowd=None), "iscrowd must be 0 or 1, but is None", "dropped"),
     (annotation(9, segmentation=[[1, 1, 2, 2]]), "at least 6 numbers, but has 4", "box only"),
     (annotation(9, segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "even count", "box only"),
     (annotation(9, segmentation=[[0, 0, 0, 0, 0, 0]]), "covers no pixel", "box only"),
@@ -93,11 +95,10 @@ BROKEN = [
     (annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": "zz"}), "malformed", "box only"),
     (annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": [240]}), "covers no pixel", "box only"),
     (annotation(9, segmentation=7), "is a int", "box only"),
-    (annotation(8), "id is not unique", "refused"),
-    (annotation("9"), "integer 'id'", "refused"),
-    (annotation(...), "integer 'id'", "refused"),
-    (None, "integer 'id'", "refused"),
-    ([annotation(9)], "integer 'id'", "refused"),
+    (annotation(9, bbox=[3, 4, 50, 4], segmentation=[]), "bbox reaches beyond the image", "kept"),
+    (annotation(9, bbox=[15, 9, 4, 3]), "bbox has the corners", "kept"),
+    (None, "annotation must be an object", "dropped"),
+    ([annotation(9)], "annotation must be an object", "dropped"),
 ]
 
 
@@ -115,7 +116,7 @@ def test_each_broken_annotation_is_named_and_treated_alike_by_the_data_set(coco,
     if effect != "refused":
         target = CocoInstances(coco.images, coco.annotations)[0][1]
         assert target["ids"].tolist() == ([8] if effect == "dropped" else [8, 9])
-        assert int(target["has_mask"].sum()) == masks - 1 == 1
+        assert int(target["has_mask"].sum()) == masks - 1
 
 
 def agrees_with_data_set(coco, report) -> None:
@@ -148,13 +149,13 @@ def image(**changes) -> dict:
         (image(id=None), "image id must be"),
         (image(id=[3]), "image id must be"),
         (image(file_name=...), "'file_name' must be a text"),
-        (image(file_name="1.png", id=3), "'file_name' '1.png' is not unique"),
         (image(file_name="\ud800.png"), "'file_name' must be a text"),
         (image(id="\udfff"), "image id must be"),
         (image(sampling_weight=10**400), "'sampling_weight' must be"),
-        (image(width=0), "'width' must be a positive integer, but is 0"),
-        (image(height="12"), "'height' must be a positive integer"),
-        (image(height=...), "'height' must be a positive integer"),
+        (image(id=2**63), "image id is too large"),
+        (image(file_name="3.png", width=0), "'width' must be a positive integer, but is 0"),
+        (image(file_name="3.png", height="low"), "'height' must be a positive integer"),
+        (image(file_name="3.png", height=...), "'height' must be a positive integer"),
         (image(sampling_weight=-1), "'sampling_weight' must be"),
         (image(sampling_weight="a"), "'sampling_weight' must be"),
         (None, "must be an object"),
@@ -173,7 +174,7 @@ def test_broken_image_entry_refuses_the_file(coco, entry, reason):
     ("annotations", "images", "reason"),
     [
         ([], [], "lists no images"),
-        ([annotation(1, bbox=None), annotation(2, bbox=None)], 1, "none of its 2 annotations"),
+        ([annotation(1, bbox=None, segmentation=[])] * 2, 1, "in 2 of 2: no bbox; the first: annotation 1 of image 1"),
         ([annotation(1)], [image(id=1, sampling_weight=0)], "'sampling_weight' is 0"),
     ],
 )
@@ -204,7 +205,11 @@ def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
     [
         ([], 2, "none of its images (2) has"),
         ([annotation(1, segmentation=[]), annotation(2, image_id=2, segmentation=[[1, 1, 2, 2]])], 2, "none of its"),
-        ([annotation(1, iscrowd=1), annotation(2, image_id=2, iscrowd=1)], 2, "none of its images (2) has"),
+        (
+            [annotation(1, iscrowd=1), annotation(2, image_id=2, segmentation=[])],
+            2,
+            "none of its images (2) has",
+        ),
         ([annotation(1), annotation(2)], 1, "only 1 of its images (1) has"),
         ([annotation(1), annotation(2, image_id=2, segmentation=[])], 2, "only 1 of its images (2)"),
     ],
@@ -224,10 +229,10 @@ def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, ann
 
 @pytest.mark.parametrize("flag", [0, False, ..., 1, True])
 def test_every_usual_form_of_the_crowd_flag(coco, flag):
-    coco.write([annotation(1, iscrowd=flag)])
+    coco.write([annotation(1, iscrowd=flag), annotation(2)])
     dataset = CocoInstances(coco.images, coco.annotations)
     assert dataset.skipped == {}
-    assert dataset[0][1]["iscrowd"].tolist() == [flag in (1, True)]
+    assert dataset[0][1]["iscrowd"].tolist() == [flag in (1, True), False]
 
 
 def test_a_text_that_is_none_can_be_printed(coco):
@@ -268,6 +273,7 @@ def test_a_good_panoptic_file(panoptic: PanopticFolder):
         "dog     thing         1         0      8.3%",
         "grass   stuff         1         0      8.3%",
         "",
+        "repaired: 0",
         "problems: 0",
         "usable for training: yes",
     ]
@@ -334,3 +340,47 @@ def test_the_content_tells_the_format(panoptic: PanopticFolder, tmp_path):
         check_data(tmp_path / "missing.json")
     panoptic.write((np.zeros((2, 2), dtype=int), []))
     assert "void: 100.0%" in str(check_data(panoptic.annotations))
+
+
+def test_repairs_are_told_by_kind_apart_from_problems(coco):
+    coco.write([annotation(1, iscrowd="0"), annotation(2, iscrowd=None), annotation("c", image_id=2)], images=2)
+    report = check_data(coco.annotations, coco.images)
+    assert report.problems == []
+    text = str(report).splitlines()
+    start = text.index("repaired: 3")
+    assert text[start + 1 :] == [
+        f"  {Kind.ANNOTATION_ID}: 1, the first: annotation c of image 2: id is the text 'c'",
+        f"  {Kind.ISCROWD}: 2, the first: annotation 1 of image 1: iscrowd is the text '0'",
+        "problems: 0",
+        "usable for training: yes",
+    ]
+
+
+def test_boxes_that_look_like_corners_are_named(coco):
+    corners = [annotation(number, bbox=[9, 5, 15, 9], segmentation=[]) for number in (1, 2)]
+    coco.write([*corners, annotation(3, image_id=2)], images=2)
+    problems = check_data(coco.annotations).problems
+    told = [problem.reason for problem in problems if problem.kind == "boxes that look like corners"]
+    assert told == []  # a mask is evidence enough that they are none
+    coco.write([*corners, annotation(3, image_id=2, segmentation=[])], images=2)
+    problems = [problem for problem in check_data(coco.annotations).problems if problem.subject == "file"]
+    assert [problem.effect for problem in problems] == ["kept", "not for training"]
+    assert "2 of 3 reach beyond their images: they look like corners [x1, y1, x2, y2] (annotation 1 has" in str(
+        problems[0]
+    )
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_images_whose_frame_is_not_certain_are_named(coco, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", (WIDTH, HEIGHT)).save(coco.images / "1.jpg", exif=exif)
+    turned = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+    coco.write([annotation(1), annotation(2, image_id=2)], images=[turned, coco.picture("2.png", 2)])
+    report = check_data(coco.annotations, coco.images)
+    assert [(problem.id, problem.effect) for problem in report.problems] == [(1, "kept")]
+    assert f"1.jpg is taken upright, which is not certain: it has the EXIF orientation {orientation}" in str(report)
+    for rule in ("upright", "stored"):
+        assert check_data(coco.annotations, coco.images, exif=rule).problems == []
+    with pytest.warns(UserWarning, match="are taken upright"):
+        CocoInstances(coco.images, coco.annotations)[0]

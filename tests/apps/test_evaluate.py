@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+import maskwright
 from maskwright.apps import evaluate as evaluate_app
 from maskwright.cli import main
 from maskwright.errors import UserError
@@ -276,7 +277,7 @@ def test_skipped_annotations_are_counted_on_stderr(
     assert "skipped" not in printed.out
 
 
-@pytest.mark.parametrize("fields", [{"iscrowd": 1}, {"segmentation": []}, {"segmentation": [[0, 0, 0, 0, 0, 0]]}])
+@pytest.mark.parametrize("fields", [{"segmentation": []}, {"segmentation": [[0, 0, 0, 0, 0, 0]]}])
 def test_a_file_without_a_mask_to_compare_is_refused(predictor: Predictor, data: Path, fields: dict[str, Any]):
     change_annotations(data, **fields)
     with pytest.raises(UserError, match=r"instances\.json: nothing to measure"):
@@ -287,7 +288,8 @@ def test_a_file_without_a_mask_to_compare_is_refused(predictor: Predictor, data:
 def test_a_file_without_an_instance_to_find_is_refused(detector: Predictor, data: Path):
     change_annotations(data, segmentation=[])
     assert evaluate(detector, data, data / "instances.json", boxes="predicted")["mask_ap"] is None
-    change_annotations(data, iscrowd=1)
+    content = json.loads((data / "instances.json").read_text())
+    (data / "instances.json").write_text(json.dumps(content | {"annotations": []}))
     with pytest.raises(UserError, match=r"instances\.json: nothing to measure"):
         evaluate(detector, data, data / "instances.json", boxes="predicted")
 
@@ -400,3 +402,11 @@ def test_a_class_that_the_detector_does_not_know_is_refused(detector: Predictor,
     (data / "instances.json").write_text(text)
     with pytest.raises(UserError, match="classes that the model does not know: ladle"):
         evaluate(detector, data, data / "instances.json", boxes="predicted")
+
+
+def test_python_evaluates_as_the_command_line_does(weights: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    metric = maskwright.evaluate(weights, images=data, annotations=data / "instances.json")
+    numbers = data / "numbers.json"
+    given = ["evaluate", str(weights), "--images", str(data), "--annotations", str(data / "instances.json")]
+    assert main([*given, "--json", str(numbers)]) == 0
+    assert json.loads(numbers.read_text()) == summarize(metric)

@@ -74,7 +74,7 @@ def test_a_model_for_instances_is_refused(folder: PanopticFolder):
     model.task = "instance"
     with pytest.raises(UserError, match="but the model finds single instances only"):
         evaluate(Predictor(model), folder.images, folder.annotations)
-    with pytest.raises(UserError, match="must be one of official, in_house, but got 'best'"):
+    with pytest.raises(UserError, match="panoptic_quality must be one of official, in_house, but got 'best'"):
         evaluate(Predictor(model), folder.images, folder.annotations, panoptic_quality="best")
 
 

@@ -155,7 +155,7 @@ def test_stuff_that_does_not_fit_the_images(inputs: Inputs):
     assert "images that the stuff does not list: 1" in str(counts)
 
     for changes, words in [
-        ({"height": 9}, r"image 1 has 9 x 10 pixels .* with the instances 8 x 10"),
+        ({"height": 9}, r"image 1 is 9 x 10 pixels .* but 8 x 10 in the instances file"),
         ({"id": 3}, "lists none of the images of"),
     ]:
         changed = {**image, **changes}

@@ -22,11 +22,13 @@ PUBLIC = [
     "Predictor",
     "Target",
     "UserError",
+    "evaluate",
     "from_pretrained",
     "load",
     "push_to_hub",
     "read_image",
     "save_pretrained",
+    "train",
 ]
 
 

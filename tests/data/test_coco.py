@@ -6,8 +6,10 @@ import torch
 from coco_folder import CATEGORIES, HEIGHT, WIDTH, annotation
 from PIL import Image
 
+from maskwright.data.annotations import read_annotations
 from maskwright.data.coco import CocoInstances
 from maskwright.data.dataset import split_by_hash
+from maskwright.data.normalise import Kind
 from maskwright.errors import UserError
 from maskwright.structures import Target, check_targets
 
@@ -99,7 +101,7 @@ def test_used_classes_unknown_to_the_model_are_listed(coco):
     ],
 )
 def test_boxes_are_clipped_and_degenerate_ones_dropped(coco, box, expected):
-    coco.write([annotation(1, bbox=box), annotation(2)])
+    coco.write([annotation(1, bbox=box, segmentation=[]), annotation(2)])
     dataset = open_folder(coco)
     target = dataset[0][1]
     if expected is None:
@@ -170,15 +172,27 @@ def test_no_sampling_weights(coco):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_exif_orientation_applies_only_where_the_size_asks_for_it(coco, orientation):
+@pytest.mark.parametrize("exif_rule", ["auto", "upright"])
+def test_a_picture_is_upright_where_its_size_does_not_say_otherwise(coco, orientation, exif_rule):
     entry = coco.picture("1.png", 1)
     pixels = np.array(Image.open(coco.images / "1.png"))
-    stored = np.rot90(pixels) if orientation == 6 else pixels  # 6: turn the stored pixels clockwise
+    stored = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels)}[orientation]  # 6: turn them clockwise
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(coco.images / "1.png", exif=exif)
     coco.write([annotation(1)], images=[entry])
-    assert (open_folder(coco)[0][0].permute(1, 2, 0).numpy() == pixels).all()
+    assert (open_folder(coco, exif=exif_rule)[0][0].permute(1, 2, 0).numpy() == pixels).all()
+
+
+@pytest.mark.parametrize(("orientation", "exif_rule"), [(6, "auto"), (6, "stored"), (3, "stored")])
+def test_a_picture_stays_as_stored_where_its_size_or_the_user_says_so(coco, orientation, exif_rule):
+    entry = coco.picture("1.png", 1)
+    pixels = np.array(Image.open(coco.images / "1.png"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(coco.images / "1.png", exif=exif)
+    coco.write([annotation(1)], images=[entry])
+    assert (open_folder(coco, exif=exif_rule)[0][0].permute(1, 2, 0).numpy() == pixels).all()
 
 
 def test_wrong_size_names_the_file_and_both_sizes(coco):
@@ -261,3 +275,49 @@ def test_index_of_a_file_with_extra_keys_reads_as_without(coco):
     content["info"] = {"year": 2020}
     coco.annotations.write_text(json.dumps(content))
     assert open_folder(coco)[0][1]["ids"].tolist() == [1]
+
+
+def test_the_ids_of_the_file_stay_known(coco):
+    coco.write([annotation("b", image_id=2), annotation("a"), annotation("a", image_id=2)], images=2)
+    index = read_annotations(coco.annotations)
+    assert index.ids.tolist() == [2, 1, 3]
+    assert [index.own_id(row) for row in range(3)] == ["a", "b", "a"]
+    assert open_folder(coco).repaired == {Kind.ANNOTATION_ID: 3}
+    assert open_folder(coco).skipped == {}
+
+
+def test_a_picture_listed_twice_is_two_samples(coco):
+    entries = [coco.picture("1.png", 1), coco.picture("1.png", 1) | {"id": 5}]
+    coco.write([annotation(1), annotation(2, image_id=5)], images=entries)
+    dataset = open_folder(coco)
+    assert [dataset[index][1]["ids"].tolist() for index in range(2)] == [[1], [2]]
+    assert torch.equal(dataset[0][0], dataset[1][0])
+    assert dataset.repaired == {Kind.LISTED_TWICE: 1}
+
+
+def test_pictures_are_found_under_other_paths(coco):
+    entries = [coco.picture("1.png", 1) | {"file_name": "D:\\project\\1.png"}]
+    coco.write([annotation(1)], images=entries)
+    dataset = open_folder(coco)
+    assert dataset[0][0].shape == (3, HEIGHT, WIDTH)
+    assert dataset.repaired == {Kind.PICTURE_NAME: 1}
+
+
+def test_label_studio_lists_the_stored_size_of_an_upright_picture(coco):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(coco.images / "1.jpg", exif=exif)
+    low = annotation(1, bbox=[2, 15, 6, 4], segmentation=[[2, 15, 8, 15, 8, 19, 2, 19]])
+    coco.write([low], images=[{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}])
+    image, target = open_folder(coco)[0]
+    assert image.shape == (3, WIDTH, HEIGHT)
+    assert target["boxes"].tolist() == [[2, 15, 8, 19]]
+    assert bool(target["masks"][0, 15:19, 2:8].all())
+
+
+def test_an_annotation_without_a_class_is_of_use_where_none_is_needed(coco):
+    coco.write([annotation(1), annotation(2, category_id=...)])
+    assert read_annotations(coco.annotations).ids.tolist() == [1]
+    index = read_annotations(coco.annotations, needs_classes=False)
+    assert index.ids.tolist() == [1, 2]
+    assert index.category_rows.tolist() == [0, -1]

@@ -22,7 +22,7 @@ def instances(folder: Path) -> DataSource:
     coco = CocoFolder(folder)
     images = [coco.picture(f"{n}.png", n) | {"sampling_weight": n} for n in (1, 2, 3)]
     annotations = [annotation(1), annotation(2, 2, 90, segmentation=...), annotation(3, 2), annotation(4, 3, iscrowd=1)]
-    coco.write([*annotations, annotation(5, bbox=None)], images=images)
+    coco.write([*annotations, annotation(5, bbox=None, segmentation=[])], images=images)
     return DataSource(coco.images, coco.annotations)
 
 

@@ -33,7 +33,7 @@ def test_what_cocos_tools_can_take_stays_as_it_is(tmp_path: Path):
         entry(3, segmentation={"size": [8, 10], "counts": [8, 72]}, iscrowd=1),
         entry(4, segmentation={"size": [8, 10], "counts": "8X2"}),
         entry(5, bbox=[20, 1, 4, 4]),
-        entry(6, bbox=[1, 1, 0, 4]),
+        {key: value for key, value in entry(6, bbox=[1, 1, 0, 4]).items() if key != "segmentation"},
         entry(7, segmentation=[[1, 1, 1, 1, 1, 1]]),
     ]
     assert read_ground_truth(written(tmp_path / "file.json", annotations)) == annotations
@@ -58,7 +58,13 @@ def test_a_segmentation_that_is_none_is_left_out(tmp_path: Path, segmentation: A
 
 
 def test_entries_that_belong_nowhere_are_left_out_and_a_broken_file_is_refused(tmp_path: Path):
-    stray = [entry(2, image_id="b"), entry(3, category_id=1), entry(4, bbox=None), entry(5, bbox=[1, 1, 4])]
+    boxes = [entry(4, bbox=None, segmentation=[]), entry(5, bbox=[1, 1, 4], segmentation=None)]
+    stray = [entry(2, image_id="b"), entry(3, category_id=1), *boxes]
     assert read_ground_truth(written(tmp_path / "file.json", [*stray, entry(1)])) == [entry(1)]
-    with pytest.raises(UserError, match="not unique"):
-        read_ground_truth(written(tmp_path / "file.json", [entry(1), entry(1)]))
+    with pytest.raises(UserError, match="none of its 1 annotations can be used"):
+        read_ground_truth(written(tmp_path / "file.json", [entry(1, image_id="b")]))
+
+
+def test_entries_come_repaired(tmp_path: Path):
+    broken = [entry(1, iscrowd="0"), entry(1, bbox=[]), entry(1, image_id="b"), entry(1, category_id=40.0)]
+    assert read_ground_truth(written(tmp_path / "file.json", broken)) == [entry(1), entry(2), entry(4)]

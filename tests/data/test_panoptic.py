@@ -19,6 +19,7 @@ from PIL import Image
 
 from maskwright.data import panoptic as panoptic_module
 from maskwright.data.loaders import evaluation_loader, training_loader
+from maskwright.data.normalise import Kind
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.errors import UserError
 from maskwright.structures import Category, PanopticTarget, check_panoptic_targets
@@ -177,14 +178,14 @@ class TestBrokenFiles:
         segments = [segment(1), segment(2, 55), segment(1, 3), segment(3, iscrowd=2), segment(4, area=1.5), {"id": "x"}]
         panoptic.write((stripes(1, 2, 3, 4), segments))
         data = data_set(panoptic)
-        assert data[0][1]["segmentation"][0].tolist() == [0, 0, -1, -1, -1, -1, -1, -1]
+        assert data[0][1]["segmentation"][0].tolist() == [0, 0, -1, -1, -1, -1, 1, 1]
         assert data.skipped == {
             "unknown category": 1,
             "segment id is not unique in its image": 1,
             "iscrowd must be 0 or 1": 1,
-            "area must be a whole number of pixels": 1,
             "segment id must be an integer in 1..16777215": 1,
         }
+        assert data.repaired == {Kind.SEGMENT_AREA: 1}
 
     def test_images_without_an_annotation_are_left_out(self, panoptic: PanopticFolder):
         panoptic.write((stripes(1), [segment(1)]), (stripes(2), [segment(2)]), (stripes(3), [segment(3)]))
@@ -248,11 +249,14 @@ class TestBrokenFiles:
                 r"panoptic\.json: category 5 \(sky\) has no 'isthing', .* give it 1 \(thing\) or 0 \(stuff\)",
             ),
             (
-                {"images": [{"id": 1, "file_name": "1.png", "height": 0, "width": 8}]},
+                {"images": [{"id": 1, "file_name": "2.png", "height": 0, "width": 8}]},
                 "image 'height' must be a positive",
             ),
             ({"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": 3}]}, "has a usable annotation"),
-            ({"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": [{}]}]}, "none of its segments"),
+            (
+                {"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": [{}]}]},
+                "none of its 1 segments can be used",
+            ),
         ],
     )
     def test_unusable_files(self, panoptic: PanopticFolder, keys: dict, words: str):

@@ -107,11 +107,13 @@ def test_masks_follow_the_pixel_under_each_centre(height, width, left, top, side
         square(left, top, side, size, height, width).crop_masks(form, torch.tensor([1, 0]))
         for form in (masks, EncodedMasks.from_planes(masks))
     ]
-    centres = (torch.arange(size) + 0.5) * side / size
-    rows, columns = (top + centres).floor().long(), (left + centres).floor().long()
+    doubled = (2 * torch.arange(size) + 1) * side  # the centres, in the 2 * size-th parts of a pixel
+    rows, columns = (start + doubled // (2 * size) for start in (top, left))
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     expected = masks[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)] & inside
-    assert all(torch.equal(result, expected[[1, 0]]) for result in results)
+    certain = doubled % (2 * size) > 0  # a centre on the border of two pixels may belong to either
+    assert torch.equal(*results)
+    assert torch.equal(results[0][:, certain][:, :, certain], expected[[1, 0]][:, certain][:, :, certain])
 
 
 @given(st.integers(0, 10_000))

@@ -31,6 +31,14 @@ SMALL: dict[str, Any] = {
     "pixel_feature_channels": 8,
 }
 
+# A softmax does not see an offset of all its logits: the gradients of these are zero but for rounding.
+WITHOUT_GRADIENT = (
+    "similarity_norm.bias",
+    "similarity_norms.0.bias",
+    "similarity_norms.1.bias",
+    "similarity_norms.2.bias",
+)
+
 
 def small_model(**changes: Any) -> MaXDeepLab:
     """The model, with the same weights at every call."""

@@ -91,7 +91,7 @@ def test_broken_folders_get_one_sentence(model, tmp_path):
     with pytest.raises(UserError, match="legs"):
         from_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not a JSON file"):
         from_pretrained(folder)
     with pytest.raises(UserError, match="neither a weights folder nor a bundled model"):
         from_pretrained(tmp_path / "nothing" / "here")

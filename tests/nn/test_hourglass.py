@@ -95,15 +95,3 @@ def test_batch_norms_are_stock_with_the_given_momentum_and_no_convolution_has_a_
     assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == len(norms)
-
-
-@pytest.mark.parametrize(
-    ("levels", "stem_stride", "message"),
-    [
-        ([(4, 1)], 1, "must have two levels or more"),
-        ([(4, 1), (4, 1)], 2, "stem_stride must be 1 or 4, but got 2"),
-    ],
-)
-def test_impossible_shapes_are_refused(levels, stem_stride, message):
-    with pytest.raises(ValueError, match=message):
-        Hourglass(3, 2, levels, stem_stride=stem_stride)

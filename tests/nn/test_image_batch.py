@@ -120,10 +120,9 @@ def test_whole_numbers_are_good_means():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((8, "tf-1", *NEUTRAL), "resize must be one of antialias"),
-        ((8, "tf1", *NEUTRAL, "BGR"), "channel_order must be one of rgb, bgr, but got 'BGR'"),
-        ((8, "tf1", *NEUTRAL, "rgb", "ceil"), "size_rule must be one of round, floor_twice, but got 'ceil'"),
-        ((0, "tf1", *NEUTRAL), "image_size must be at least 1"),
+        ((8, "tf1", [0.5, 0.5], [0.5] * 3), "mean and std must be three finite numbers each"),
+        ((8, "tf1", [0.5] * 3, [0.5, 0.5, float("nan")]), "mean and std must be three finite numbers each"),
+        ((8, "tf1", [0.5] * 3, [0.5, 0.0, 0.5]), "std .* must be three numbers above 0"),
     ],
 )
 def test_values_without_a_meaning_are_refused(arguments, message):

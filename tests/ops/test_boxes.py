@@ -1,4 +1,3 @@
-import inspect
 from typing import get_args
 
 import pytest
@@ -65,13 +64,6 @@ def test_a_generator_makes_jitter_repeatable():
 @pytest.mark.parametrize("mode", get_args(JitterMode))
 def test_no_boxes(mode):
     assert jitter_boxes(torch.zeros(0, 4), IMAGE_SIZE, mode, 0.1).shape == (0, 4)
-
-
-def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="at least 0, but got -1"):
-        jitter_boxes(BOXES, IMAGE_SIZE, "default", -1.0)
-    with pytest.raises(ValueError, match=r"default, expand.*, but got 'random'"):
-        inspect.unwrap(jitter_boxes)(BOXES, IMAGE_SIZE, "random", 0.1)
 
 
 def test_clip_and_expand_by_hand():

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import numpy as np
 import torch
 from cases_deep_mac_mask_branch import (
     GRADIENT,
     OBJECT_HEADS,
-    TRAINING_GRADIENTS_TOGETHER,
     allowed_rows,
     create_model,
     load_model,
-    training_losses,
 )
 from cases_deep_mac_networks import INFERENCE, TRAINING
 from cases_deep_mac_ops import Arrays, assert_near, channels_first, pixel_boxes
 from parity_data import ParityData, below
 from torch import Tensor
 
-from maskwright.convert.tables import Table
-from maskwright.models.deep_mac import DeepMAC, DeepMACConfig
+from maskwright.models.deep_mac import DeepMACConfig
 from maskwright.models.deep_mac.centernet import CenterNetLoss, CenterNetMaps, decode
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.heatmap import center_cells, center_heatmap, gaussian_radius, size_and_offset_targets
-from maskwright.training.optimizers import create_optimizer
-from maskwright.training.recipes import resolve_recipe
 
 LOSSES = {"object_center": "object_center", "box/scale": "box_size", "box/offset": "box_offset"}
 
@@ -84,7 +76,7 @@ def check_detector_losses(data: ParityData, file: str) -> None:
             min_box_overlap=config["min_box_overlap_iou"],
         )
     )
-    losses = _detector_losses(loss, leaves, arrays, (config["H"], config["W"]), config["stride"])
+    losses = detector_losses(loss, leaves, arrays, (config["H"], config["W"]), config["stride"])
     for case in config["cases"]:
         for mode in ("eval", "train"):
             for theirs, ours in LOSSES.items():
@@ -155,77 +147,12 @@ def check_inference_with_detector(data: ParityData, file: str) -> None:
         assert_near(ours, theirs, "masks of boxes inside the image", INFERENCE)
 
 
-def check_training_step_with_detector(data: ParityData, file: str) -> None:
-    """One training step: every loss and their sum, and the gradients of the whole model.
-
-    With batch norms in inference mode the gradients agree at every parameter. In training mode they are
-    ill-conditioned (see `check_gradients` of the mask branch): all together, and loosely.
-    """
-    arrays, config = data.arrays(file), data.files[file]["config"]
-    weights = below(data.arrays(file.replace("h_train_step", "g_e2e_infer")), "w/")
-    size = (config["size"], config["size"])
-    for mode in ("eval", "train"):
-        model = create_model(config, "centernet").train(mode == "train")
-        table = load_model(model, weights)
-        stacks, detected = model.network.stack_outputs(channels_first(arrays["images"]))
-        losses = _detector_losses(model.centernet_loss, detected, arrays, size, model.network.backbone.strides[-1])
-        for theirs, ours in LOSSES.items():
-            name = f"{mode}/loss/{theirs}"
-            assert_near(losses[ours].detach(), arrays[name], name, TRAINING)
-        losses |= training_losses(model, stacks, arrays, config)
-        total = torch.stack(list(losses.values())).sum()
-        assert_near(total.detach(), arrays[f"{mode}/loss/total_loss"], f"{mode}/loss/total_loss", TRAINING)
-        total.backward()
-        _check_gradients(model, table, arrays, mode)
-
-
-def check_first_adam_step(data: ParityData, file: str) -> None:
-    """The recipes' optimizer on the reference's own gradients: how far each tensor moves in the first step.
-
-    `epsilon` is the reference's 1e-7 times 32, as `create_optimizer` says.
-    """
-    arrays = data.arrays(file)
-    gradients = {path: torch.from_numpy(value) for path, value in below(arrays, "train/grad/").items()}
-    assert gradients
-    parameters = {path: torch.nn.Parameter(torch.zeros_like(value)) for path, value in gradients.items()}
-    recipe = resolve_recipe("deep_mac/512_voc_only", ["--data.images=x", "--data.annotations=x"]).optimizer
-    options = replace(recipe, epsilon=recipe.epsilon / math.sqrt(1 - recipe.betas[1]))
-    optimizer = create_optimizer(
-        [{"name": "heads", "params": list(parameters.values()), "weight_decay_factor": 1.0}], options
-    )
-    for path, parameter in parameters.items():
-        parameter.grad = gradients[path]
-    optimizer.step()
-    for path, parameter in parameters.items():
-        name = f"adam1_delta_norm/{path}"
-        assert_near(parameter.detach().norm(), arrays[name], name, GRADIENT)
-
-
-def _check_gradients(model: DeepMAC, table: Table, arrays: Arrays, mode: str) -> None:
-    ours, theirs = [], []
-    for name, parameter in model.network.named_parameters():
-        gradient, path = parameter.grad, table[name].path
-        assert gradient is not None, name
-        norm = torch.from_numpy(arrays[f"{mode}/gradnorm/{path}"])
-        if mode == "eval":
-            assert_near(gradient.norm(), norm, f"{mode}/gradnorm/{path}", GRADIENT)
-        if f"{mode}/grad/{path}" in arrays:
-            gradient = gradient.permute(2, 3, 1, 0) if gradient.ndim == 4 else gradient
-            expected = torch.from_numpy(arrays[f"{mode}/grad/{path}"])
-            if mode == "eval":
-                assert_near(gradient, expected, f"{mode}/grad/{path}", GRADIENT)
-            ours.append(gradient.flatten())
-            theirs.append(expected.flatten())
-    error = float((torch.cat(ours) - torch.cat(theirs)).norm() / torch.cat(theirs).norm())
-    assert error < (GRADIENT if mode == "eval" else TRAINING_GRADIENTS_TOGETHER), f"{mode}: gradients differ by {error}"
-
-
 def _recorded(arrays: Arrays, suffix: str) -> CenterNetMaps:
     """Maps of the fixture, of one stack or of the last."""
     return CenterNetMaps(*(channels_first(arrays[f"pred/{theirs}{suffix}"]) for theirs in OBJECT_HEADS))
 
 
-def _detector_losses(
+def detector_losses(
     loss: CenterNetLoss, stacks: list[CenterNetMaps], arrays: Arrays, size: tuple[int, int], stride: int
 ) -> dict[str, Tensor]:
     """The losses against the fixture's ground truth without its padding rows."""

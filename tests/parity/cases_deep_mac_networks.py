@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from cases_deep_mac_ops import assert_near, channels_first
+from norm_statistics import NormStatistics
 from parity_data import ParityData, below
-from torch import Tensor, nn
+from rounding import Results, Rounding
+from torch import nn
 
 from maskwright.convert.deep_mac import DEEP_MAC, unused_variables
 from maskwright.convert.tables import HOURGLASS, Table, load_variables, module_table
@@ -32,7 +34,7 @@ PREPROCESSING = {
 }
 HOURGLASS_MOMENTUM = 0.9  # Keras: 0.1
 RESNET_MOMENTUM = 0.01  # Keras: 0.99
-INFERENCE, TRAINING, TRAINING_TO_ONE_CELL = 1e-4, 1e-4, 1e-2
+INFERENCE, TRAINING = 1e-4, 1e-4
 
 
 def create_hourglass(config: Mapping[str, Any]) -> Hourglass:
@@ -52,25 +54,30 @@ def check_hourglass(data: ParityData, file: str) -> None:
     """Outputs of all stacks in both modes, and the statistics after one training step."""
     entry, arrays = data.files[file], data.arrays(file)
     config = entry["config"]
-    network = create_hourglass(config)
-    table = module_table(network, HOURGLASS)
-    load_variables(network, table, {f"w/{k}": v for k, v in _weights(data, file).items()}, "w")
+    weights = {f"w/{key}": value for key, value in _weights(data, file).items()}
+    table = module_table(create_hourglass(config), HOURGLASS)
 
-    network.eval()
+    def create() -> Hourglass:
+        network = create_hourglass(config)
+        load_variables(network, table, weights, "w")
+        return network
+
     with torch.no_grad():
-        outputs = network(channels_first(arrays["x"]))
+        outputs = create().eval()(channels_first(arrays["x"]))
     assert len(outputs) == sum(bool(re.fullmatch(r"y\d+", name)) for name in arrays)
     for index, output in enumerate(outputs):
         assert_near(output, channels_first(arrays[f"y{index}"]), f"y{index}", INFERENCE)
 
-    deepest = arrays["xt"].shape[1] // network.size_divisor
-    tolerance = TRAINING if deepest > 1 else TRAINING_TO_ONE_CELL
-    network.train()
-    counts = record_counts(network)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    for index, output in enumerate(network(channels_first(arrays["xt"]))):
-        assert_near(output.detach(), channels_first(arrays[f"yt{index}"]), f"yt{index}", tolerance)
-    check_statistics(network, table, before, counts, below(arrays, "after/"), tolerance)
+    def train(network: Hourglass) -> Results:
+        statistics = NormStatistics(network)
+        outputs = network(channels_first(arrays["xt"]).double())
+        results = {f"out/yt{index}": output.detach() for index, output in enumerate(outputs)}
+        return results | after_by_path(statistics, table, biased=True)
+
+    expected = {f"yt{index}": channels_first(arrays[f"yt{index}"]) for index in range(len(outputs))}
+    rounding = Rounding(lambda: create().train(), train)
+    rounding.check("out", expected, TRAINING)
+    rounding.check("after", below(arrays, "after/"), TRAINING)
 
 
 def check_mask_head(data: ParityData, file: str) -> None:
@@ -83,25 +90,27 @@ def check_mask_head(data: ParityData, file: str) -> None:
         vectors = torch.from_numpy(arrays["instance_embedding"])
         crops = torch.cat([crops, vectors[:, :, None, None].expand(-1, -1, *crops.shape[2:])], dim=1)
     is_hourglass = name.startswith("hourglass")
-    head = create_mask_head(
-        name,
-        crops.shape[1],
-        config["num_init_channels"],
-        mask_size=config["mask_size"],
-        norm_momentum=HOURGLASS_MOMENTUM if is_hourglass else RESNET_MOMENTUM,
-    )
-    table = module_table(head, DEEP_MAC)
-    load_variables(head, table, {f"w/{k}": v for k, v in below(arrays, "w/").items()}, "w")
+    values = {
+        "mask_size": config["mask_size"],
+        "norm_momentum": HOURGLASS_MOMENTUM if is_hourglass else RESNET_MOMENTUM,
+    }
+    table = module_table(create_mask_head(name, crops.shape[1], config["num_init_channels"], **values), DEEP_MAC)
 
-    head.eval()
+    def create() -> nn.Module:
+        head = create_mask_head(name, crops.shape[1], config["num_init_channels"], **values)
+        load_variables(head, table, {f"w/{k}": v for k, v in below(arrays, "w/").items()}, "w")
+        return head
+
+    def train(head: nn.Module) -> Results:
+        statistics = NormStatistics(head)
+        results = {"out/logits_train": head(crops.double()).squeeze(1).detach()}
+        return results | after_by_path(statistics, table, biased=is_hourglass)
+
     with torch.no_grad():
-        assert_near(head(crops).squeeze(1), arrays["logits"], "logits", INFERENCE)
-    tolerance = TRAINING_TO_ONE_CELL if name in ("hourglass52", "hourglass100") else TRAINING
-    head.train()
-    counts = record_counts(head) if is_hourglass else None
-    before = {key: value.clone() for key, value in head.state_dict().items()}
-    assert_near(head(crops).squeeze(1).detach(), arrays["logits_train"], "logits_train", tolerance)
-    check_statistics(head, table, before, counts, below(arrays, "after/"), tolerance)
+        assert_near(create().eval()(crops).squeeze(1), arrays["logits"], "logits", INFERENCE)
+    rounding = Rounding(lambda: create().train(), train)
+    rounding.check("out", {"logits_train": arrays["logits_train"]}, TRAINING)
+    rounding.check("after", below(arrays, "after/"), TRAINING)
 
 
 def check_full_size(data: ParityData, file: str) -> None:
@@ -167,50 +176,10 @@ class RuleWeights(Mapping[str, np.ndarray]):
         return len(self._shapes)
 
 
-def record_counts(network: nn.Module) -> dict[str, int]:
-    """Values per channel that each batch norm sees; filled by the next forward."""
-    counts: dict[str, int] = {}
-
-    def recorder(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            counts[name] = inputs[0].numel() // inputs[0].shape[1]
-
-        return hook
-
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(recorder(name))
-    return counts
-
-
-def check_statistics(
-    network: nn.Module,
-    table: Table,
-    before: Mapping[str, Tensor],
-    counts: Mapping[str, int] | None,
-    expected: Mapping[str, np.ndarray],
-    tolerance: float,
-    passes: int = 1,
-) -> None:
-    """Moving means and variances after a step of so many passes, each of as many values per channel.
-
-    With `counts`, of a pass, the reference's variance is the biased one.
-    """
-    state = network.state_dict()
-    checked = 0
-    for name, row in table.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in ("running_mean", "running_var"):
-            continue
-        value = state[name]
-        if leaf == "running_var" and counts is not None:
-            momentum = network.get_submodule(module).momentum
-            assert isinstance(momentum, float)
-            kept = (1 - momentum) ** passes * before[name]
-            value = kept + (value - kept) * (counts[module] - 1) / counts[module]
-        assert_near(value, expected[row.path], row.path, tolerance)
-        checked += 1
-    assert checked == len(expected)
+def after_by_path(statistics: NormStatistics, table: Table, *, biased: bool) -> Results:
+    """The statistics after one pass, by the original's paths."""
+    found = statistics.after(biased=lambda _norm: biased)
+    return {f"after/{table[name].path}": value for name, value in found.items()}
 
 
 def _weights(data: ParityData, file: str) -> dict[str, np.ndarray]:

@@ -14,15 +14,16 @@ from cases_deep_mac_networks import INFERENCE
 from cases_deep_mac_ops import assert_near, channels_first
 from cases_deep_marc_crops import flat_boxes
 from cases_deep_marc_networks import create_backbone, create_head, create_resnet
-from parity_data import ParityData
+from parity_data import ParityData, below
+from rounding import Results, Rounding
 
 from maskwright.convert.checkpoint import Variables
 from maskwright.convert.coco_labels import coco_categories
 from maskwright.convert.deep_marc import DEEP_MARC, convert_deep_marc, network_table, original_values, skip_background
 from maskwright.convert.tables import load_variables, module_table
 from maskwright.models.deep_marc import DeepMARC
+from maskwright.models.deep_marc.network import DeepMARCNetwork
 from maskwright.models.deep_marc.roi_heads import crop_levels
-from maskwright.structures import InstancePrediction
 
 BACKBONES = {
     "r50": "resnet50_fpn",
@@ -30,67 +31,71 @@ BACKBONES = {
     "spine49": "spinenet49",
     "spine143": "spinenet143",
 }
-# Probabilities after all of it: the reference's own tolerance. Its arithmetic is float32; computed in float64, ours are
-# up to 3e-4 away from it, and from ours in float32 2e-4.
-MASKS = 1e-3
 
 
 def check_forward(data: ParityData, file: str) -> None:
     """Pyramid, box crops and masks of a checkpoint; the boxes are given."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     variables = Variables(data.folder / config["checkpoint"])
-    network = _load(config, variables).network
-    with torch.no_grad():
-        maps = network.backbone(channels_first(arrays["image"]))
-        for name in [name for name in arrays if name.startswith("decoder_")]:
-            level = network.backbone.levels.index(int(name.removeprefix("decoder_")))
-            assert_near(maps[level], channels_first(arrays[name]), name, INFERENCE)
-        # The original takes the background's mask for given boxes, which we leave out: there, detected boxes.
-        given = config["mask_head"]["class_agnostic"]
-        boxes, expected = arrays["given_boxes"], arrays["given_boxes_masks"]
-        if not given:
-            boxes, expected = arrays["detection_outer_boxes"], arrays["detection_masks"]
-        corners, image_index = flat_boxes(boxes)
-        size = config["mask_roi_aligner"]["crop_size"]
-        crops = crop_levels(maps, corners, image_index, size, network.finest_level)
-        probabilities = network.mask_head(crops).sigmoid()
-        if given:
-            assert_near(probabilities.squeeze(1), expected.reshape(-1, *expected.shape[2:]), "masks", MASKS)
-            return
-        count = boxes.shape[1]
-        for image, detected in enumerate(arrays["num_detections"]):
-            rows = torch.arange(int(detected)) + image * count
-            labels = torch.from_numpy(arrays["detection_classes"][image, :detected]).long() - 1
-            assert_near(probabilities[rows, labels], expected[image, :detected], "masks", MASKS)
+    # The original takes the background's mask for given boxes, which we leave out: there, detected boxes.
+    given = config["mask_head"]["class_agnostic"]
+    boxes, expected = (
+        (arrays["given_boxes"], arrays["given_boxes_masks"])
+        if given
+        else (arrays["detection_outer_boxes"], arrays["detection_masks"])
+    )
+    corners, image_index = flat_boxes(boxes)
+    detected = np.full(len(boxes), boxes.shape[1]) if given else arrays["num_detections"]
+    rows = torch.cat([torch.arange(int(number)) + image * boxes.shape[1] for image, number in enumerate(detected)])
+    labels = torch.zeros(len(corners)) if given else torch.from_numpy(arrays["detection_classes"]).flatten() - 1
+
+    def infer(network: DeepMARCNetwork) -> Results:
+        with torch.no_grad():
+            maps = network.backbone(channels_first(arrays["image"]).double())
+            size = config["mask_roi_aligner"]["crop_size"]
+            crops = crop_levels(maps, corners, image_index, size, network.finest_level)
+            masks = network.mask_head(crops).sigmoid()[rows, labels.long()[rows]]
+        pyramid = {
+            f"pyramid/{level}": values.permute(0, 2, 3, 1)
+            for level, values in zip(network.backbone.levels, maps, strict=True)
+        }
+        recorded = {name: values for name, values in pyramid.items() if name.replace("pyramid/", "decoder_") in arrays}
+        return recorded | {"masks/all": masks}
+
+    rounding = Rounding(lambda: _load(config, variables).network, infer)
+    rounding.check("pyramid", below(arrays, "decoder_"), INFERENCE)
+    rounding.check("masks", {"all": expected.reshape(-1, *expected.shape[2:])[rows]}, INFERENCE)
 
 
 def check_serving(data: ParityData, file: str) -> None:
     """From a raw image that is not square to the masks of given and of detected boxes, by the converted model."""
     arrays = data.arrays(file)
     config = data.files[file.replace("_serving", "_forward")]["config"]
-    model = _load(config, Variables(data.folder / data.files[file]["config"]["checkpoint"]))
+    variables = Variables(data.folder / data.files[file]["config"]["checkpoint"])
     image = torch.from_numpy(arrays["image"][0]).permute(2, 0, 1)
     height, width = image.shape[1:]
-    batch, _ = model.image_batch([image])
+    count, scale = int(arrays["serve_num_detections"][0]), torch.from_numpy(arrays["serve_image_info"][0, 2])
+    class_agnostic = config["mask_head"]["class_agnostic"]
+    detected = arrays["serve_detection_boxes" if class_agnostic else "serve_detection_outer_boxes"]
+    prompts = {"detected": flat_boxes(detected)[0][:count] / scale.flip(0).repeat(2)}
+    expected = {"detected": arrays["serve_detection_masks"][0, :count]}
+    classes = None
+    if class_agnostic:  # else the original answers given boxes with the background's mask
+        prompts["given"] = flat_boxes(arrays["boxes_normalized"])[0] * torch.tensor([width, height] * 2)
+        expected["given"] = arrays["image_and_boxes_masks"][0]
+    else:
+        classes = [torch.from_numpy(arrays["serve_detection_classes"][0, :count]).long() - 1]
+
+    def infer(model: DeepMARC) -> Results:
+        with torch.no_grad():
+            features = model.encode([image])
+            predictions = {name: model.masks_from_boxes(features, [boxes], classes) for name, boxes in prompts.items()}
+        return {f"masks/{name}": prediction.mask_probabilities for name, (prediction,) in predictions.items()}
+
+    batch, _ = _load(config, variables).image_batch([image])
     assert_near(batch, channels_first(arrays["preprocessed"]), "preprocessed", INFERENCE)
-    given, _ = flat_boxes(arrays["boxes_normalized"])
-    with torch.no_grad():
-        features = model.encode([image])
-        if model.config.class_agnostic_masks:  # else the original answers with the background's mask
-            (masks,) = model.masks_from_boxes(features, [given * torch.tensor([width, height] * 2)])
-            _check_masks(masks, arrays["image_and_boxes_masks"][0])
-            detected, labels = arrays["serve_detection_boxes"], None
-        else:
-            detected, labels = arrays["serve_detection_outer_boxes"], arrays["serve_detection_classes"]
-        count, scale = int(arrays["serve_num_detections"][0]), torch.from_numpy(arrays["serve_image_info"][0, 2])
-        boxes = flat_boxes(detected)[0][:count] / scale.flip(0).repeat(2)
-        classes = None if labels is None else [torch.from_numpy(labels[0, :count]).long() - 1]
-        (masks,) = model.masks_from_boxes(features, [boxes], classes)
-        _check_masks(masks, arrays["serve_detection_masks"][0, :count])
-
-
-def _check_masks(prediction: InstancePrediction, expected: np.ndarray) -> None:
-    assert_near(prediction.mask_probabilities, torch.from_numpy(expected), "masks", MASKS)
+    rounding = Rounding(lambda: _load(config, variables), infer, dtype=torch.float32)
+    rounding.check("masks", expected, INFERENCE)
 
 
 def _load(config: Mapping[str, Any], variables: Variables) -> DeepMARC:

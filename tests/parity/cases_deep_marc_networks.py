@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from cases_deep_mac_networks import HOURGLASS_MOMENTUM, INFERENCE, TRAINING, record_counts
+from cases_deep_mac_networks import HOURGLASS_MOMENTUM, INFERENCE, TRAINING
 from cases_deep_mac_ops import assert_near, channels_first
+from norm_statistics import NormStatistics
 from parity_data import ParityData, below
+from rounding import Results, Rounding
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import Conv2dNormActivation
 
 from maskwright.convert.deep_marc import DEEP_MARC, skip_background
-from maskwright.convert.tables import Table, load_variables, module_table
+from maskwright.convert.tables import load_variables, module_table
 from maskwright.nn.feature_maps import BackboneOptions
 from maskwright.nn.feature_pyramids import DetectionPyramidBackbone, pad_as_tensorflow
 from maskwright.nn.mask_heads import ConvolutionalHead, FCNHead, MaskHeadSettings, create_mask_head
 from maskwright.nn.resnet import ResNetTrunk
 from maskwright.nn.spinenet import SpineNet, SpineNetSize
 
-GRADIENT, DEEP_INFERENCE = 1e-3, 1e-3
+GRADIENT = 1e-3
 RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -34,17 +35,23 @@ def check_spinenet(data: ParityData, file: str) -> None:
     """All five maps, by the static rule."""
     config, arrays = data.files[file]["config"], data.arrays(file)
     names = ("endpoints_num_filters", "filter_size_scale", "resample_alpha", "block_repeats")
-    network = SpineNet(
-        SpineNetSize(*(config[name] for name in names)), BackboneOptions(norm_epsilon=config["norm_epsilon"])
-    ).eval()
-    load_variables(network, module_table(network, DEEP_MARC), below(arrays, "w:"), "backbone")
-    # In float64, so that only the reference's own rounding is seen: 1e-5 for one block per node, 4e-4 for three.
-    tolerance = INFERENCE if config["block_repeats"] == 1 else DEEP_INFERENCE
-    with torch.no_grad():
-        outputs = network.double()(channels_first(arrays["image"]).double())
-    assert network.levels == tuple(range(config["min_level"], config["max_level"] + 1))
-    for level, output in zip(network.levels, outputs, strict=True):
-        assert_near(output, channels_first(arrays[f"out_{level}"]), f"out_{level}", tolerance)
+
+    def create() -> SpineNet:
+        size, options = (
+            SpineNetSize(*(config[name] for name in names)),
+            BackboneOptions(norm_epsilon=config["norm_epsilon"]),
+        )
+        network = SpineNet(size, options)
+        load_variables(network, module_table(network, DEEP_MARC), below(arrays, "w:"), "backbone")
+        return network.eval()
+
+    def infer(network: SpineNet) -> Results:
+        with torch.inference_mode():
+            maps = network(channels_first(arrays["image"]).double())
+        assert network.levels == tuple(range(config["min_level"], config["max_level"] + 1))
+        return {f"maps/{level}": values.permute(0, 2, 3, 1) for level, values in zip(network.levels, maps, strict=True)}
+
+    Rounding(create, infer).check("maps", below(arrays, "out_"), INFERENCE)
 
 
 def create_resnet(model_id: int, width: float, norm_epsilon: float) -> ResNetTrunk:
@@ -149,60 +156,40 @@ def check_mask_head(data: ParityData, file: str) -> None:
 
 
 def check_mask_head_in_training(data: ParityData, file: str) -> None:
-    """Logits, gradients of everything, and the statistics after one step; unbiased variances but for synchronised."""
+    """Logits, gradients of everything, and the statistics after one step."""
     config, arrays = data.files[file]["config"], data.arrays(file)
-    crops = channels_first(arrays["roi_features"]).requires_grad_()
-    head = create_head(config, crops.shape[1], 1).train()
-    table = module_table(head, DEEP_MARC)
-    load_variables(head, table, below(arrays, "w:"), "mask_head")
-    before = {name: value.clone() for name, value in head.state_dict().items()}
-    counts = record_counts(head)
-    logits = head(crops).squeeze(1)
-    assert_near(logits.detach(), arrays["logits_train"].reshape(logits.shape), "logits_train", TRAINING)
-    (logits * torch.from_numpy(arrays["cotangent"]).flatten(0, 1)).sum().div(1000).backward()
-    assert crops.grad is not None
-    assert_near(crops.grad, channels_first(arrays["grad_roi_features"]), "grad_roi_features", GRADIENT)
-    _check_gradients(head, table, below(arrays, "grad:mask_head/"))
-    _check_statistics(head, table, before, counts, below(arrays, "after:mask_head/"), config["use_sync_bn"])
+    in_channels = arrays["roi_features"].shape[-1]
+    table = module_table(create_head(config, in_channels, 1), DEEP_MARC)
+
+    def create() -> nn.Module:
+        head = create_head(config, in_channels, 1).train()
+        load_variables(head, table, below(arrays, "w:"), "mask_head")
+        return head
+
+    def step(head: nn.Module) -> Results:
+        statistics = NormStatistics(head)
+        crops = channels_first(arrays["roi_features"]).double().requires_grad_()
+        logits = head(crops).squeeze(1)
+        (logits * torch.from_numpy(arrays["cotangent"]).flatten(0, 1)).sum().div(1000).backward()
+        assert crops.grad is not None
+        results = {"out/logits": logits.detach()[None], "in/gradient": crops.grad.permute(0, 2, 3, 1)[None]}
+        results |= {f"grad/{table[name].path}": _as_recorded(value.grad) for name, value in head.named_parameters()}
+        after = statistics.after(biased=lambda norm: _keeps_biased_variance(table[f"{norm}.running_var"].path, config))
+        return results | {f"after/{table[name].path}": value for name, value in after.items()}
+
+    rounding = Rounding(create, step)
+    rounding.check("out", {"logits": arrays["logits_train"]}, TRAINING)
+    rounding.check("in", {"gradient": arrays["grad_roi_features"]}, GRADIENT)
+    rounding.check("grad", below(arrays, "grad:mask_head/"), GRADIENT)
+    rounding.check("after", below(arrays, "after:mask_head/"), TRAINING)
 
 
-def _check_gradients(head: nn.Module, table: Table, expected: Mapping[str, np.ndarray]) -> None:
-    parameters = dict(head.named_parameters())
-    assert expected
-    largest = max(float(np.abs(value).max()) for value in expected.values())
-    for name, row in table.items():
-        if row.path not in expected:
-            assert name not in parameters
-            continue
-        gradient, reference = parameters[name].grad, torch.from_numpy(expected[row.path])
-        assert gradient is not None
-        if gradient.ndim == 4:
-            reference = reference.permute(3, 2, 0, 1)
-        # A bias before a norm has the gradient zero, up to rounding: hence no less than a share of the largest.
-        allowed = GRADIENT * max(float(reference.abs().max()), 1e-3 * largest)
-        assert float((gradient - reference).abs().max()) <= allowed, row.path
+def _as_recorded(gradient: torch.Tensor | None) -> torch.Tensor:
+    """Of a parameter: kernels have the window first and the outputs last."""
+    assert gradient is not None
+    return gradient.permute(2, 3, 1, 0) if gradient.ndim == 4 else gradient
 
 
-def _check_statistics(
-    head: nn.Module,
-    table: Table,
-    before: Mapping[str, torch.Tensor],
-    counts: Mapping[str, int],
-    expected: Mapping[str, np.ndarray],
-    synchronised: bool,
-) -> None:
-    state = head.state_dict()
-    checked = 0
-    for name, row in table.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in ("running_mean", "running_var"):
-            continue
-        value = state[name]
-        if leaf == "running_var" and (synchronised or "_hourglass" in row.path):
-            momentum = head.get_submodule(module).momentum
-            assert isinstance(momentum, float)
-            kept = (1 - momentum) * before[name]
-            value = kept + (value - kept) * (counts[module] - 1) / counts[module]
-        assert_near(value, expected[row.path], row.path, TRAINING)
-        checked += 1
-    assert checked == len(expected)
+def _keeps_biased_variance(path: str, config: Mapping[str, Any]) -> bool:
+    """The norms of the hourglasses and the synchronised ones."""
+    return config["use_sync_bn"] or "_hourglass" in path

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import torch
-from cases_max_deeplab_network import CHAIN, WEIGHTS, check_outputs, create_network, normalised
+from cases_max_deeplab_network import WEIGHTS, check_chain, create_network
 from parity_data import ParityData
 
 from maskwright.convert.checkpoint import Checkpoint, Variables
 from maskwright.convert.max_deeplab import MAX_DEEPLAB
 from maskwright.convert.tables import load_variables, module_table
+from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 CHECKPOINT = "model/ckpt_legacy/ckpt-3"
@@ -20,11 +20,13 @@ def check_converted(data: ParityData, file: str) -> None:
     """The variables of the checkpoint are those of the network, and the network's outputs the reference's."""
     arrays = data.arrays(file)
     image = arrays["image"]
-    network = create_network(data, (image.shape[1], image.shape[2]))
-    load_variables(network, module_table(network, MAX_DEEPLAB), Variables(data.folder / CHECKPOINT), "model")
-    with torch.inference_mode():
-        outputs = network.eval()(normalised(image))
-    check_outputs(outputs, arrays, "", CHAIN)
+
+    def create() -> MaXDeepLabNetwork:
+        network = create_network(data, (image.shape[1], image.shape[2]))
+        load_variables(network, module_table(network, MAX_DEEPLAB), Variables(data.folder / CHECKPOINT), "model")
+        return network.eval()
+
+    check_chain(create, image, arrays)
 
 
 def check_checkpoint_file(data: ParityData, file: str) -> None:

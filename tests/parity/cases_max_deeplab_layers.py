@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases_deep_mac_ops import assert_near
+from norm_statistics import NormStatistics
 from parity_data import ParityData, below
 from torch import Tensor, nn
 
@@ -185,19 +186,28 @@ def check_layer(arrays: Mapping[str, np.ndarray], module: nn.Module, run: Run) -
         for index, output in enumerate(run(inputs)):
             assert_near(last(output), arrays[f"out_eval/{index}"], f"out_eval/{index}", INFERENCE)
     module.train()
-    counts = record_counts(module)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    statistics = NormStatistics(module)
     for value in inputs.values():
         value.requires_grad_()
     outputs = run(inputs)
     for index, output in enumerate(outputs):
         assert_near(last(output.detach()), arrays[f"out_train/{index}"], f"out_train/{index}", TRAINING)
-    check_statistics(module, table, before, counts, below(arrays, "after/"))
+    after, recorded = statistics.after(biased=lambda _norm: True), below(arrays, "after/")
+    for name, expected in fitted(after, table, recorded).items():
+        assert_near(after[name], expected, name, TRAINING)
     torch.autograd.backward(outputs, [first(arrays[f"g_out/{index}"]) for index in range(len(outputs))])
     for name, expected in below(arrays, "grad_in/").items():
         if name in inputs and inputs[name].grad is not None:
             assert_near(last(inputs[name].grad), expected, f"grad_in/{name}", GRADIENTS)
     check_gradient_norms(module, table, below(arrays, "gnorm/"))
+
+
+def fitted(
+    ours: Mapping[str, Tensor], table: Mapping[str, Any], recorded: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the original has in the place of each tensor of ours, all of it used."""
+    assert {table[name].path for name in ours} == set(recorded)
+    return {name: table[name].fit(recorded[table[name].path], tuple(value.shape)) for name, value in ours.items()}
 
 
 def gradients_by_path(module: nn.Module, table: Mapping[str, Any]) -> dict[str, list[Tensor]]:
@@ -224,53 +234,6 @@ def check_gradient_norms(module: nn.Module, table: Mapping[str, Any], expected: 
             found[path],
             value,
         )
-
-
-def record_counts(network: nn.Module) -> dict[str, int]:
-    """Values per channel that each batch norm sees; filled by the next forward."""
-    counts: dict[str, int] = {}
-
-    def recorder(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            counts[name] = inputs[0].numel() // inputs[0].shape[1]
-
-        return hook
-
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.register_forward_pre_hook(recorder(name))
-    return counts
-
-
-def check_statistics(
-    network: nn.Module,
-    table: Mapping[str, Any],
-    before: Mapping[str, Tensor],
-    counts: Mapping[str, int],
-    expected: Mapping[str, np.ndarray],
-    tolerance: float = TRAINING,
-) -> None:
-    """Moving means and variances after one step; the reference's variance is the biased one.
-
-    Within a whole network the reference counts the statistics of axial blocks twice: it recomputes these blocks in the
-    backward pass, without regard to their norms. `counts` says which: it has their norms' values times -1.
-    """
-    state = network.state_dict()
-    checked = set()
-    for name, row in table.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in ("running_mean", "running_var"):
-            continue
-        value, count = state[name], abs(counts[module])
-        momentum = network.get_submodule(module).momentum
-        kept = (1 - momentum) * before[name]
-        added = (value - kept) * ((count - 1) / count if leaf == "running_var" else 1)
-        value = kept + added
-        if counts[module] < 0:
-            value = (1 - momentum) * value + added
-        assert_near(value, row.fit(expected[row.path], tuple(value.shape)), row.path, tolerance)
-        checked.add(row.path)
-    assert checked == set(expected)
 
 
 CHECKS = {

@@ -127,10 +127,7 @@ def recorded_matching(arrays: Arrays, config: Mapping[str, Any], targets: MaskTa
 
 def create_loss(config: Mapping[str, Any]) -> MaXDeepLabLoss:
     """The loss with the weights and shares of the case."""
-    values: dict[str, Any] = {
-        "categories": [{"id": 1, "name": "any"}],
-        "contrast_pixels": config["instance_discrimination_sample_k"],
-    }
+    values: dict[str, Any] = {"contrast_pixels": config["instance_discrimination_sample_k"]}
     names = {
         "pq_style": "pq",
         "mask_id_cross_entropy": "mask_id",

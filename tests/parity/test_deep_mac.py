@@ -14,6 +14,7 @@ import cases_deep_mac_detector as detector
 import cases_deep_mac_mask_branch as mask_branch
 import cases_deep_mac_networks as networks
 import cases_deep_mac_ops as ops
+import cases_deep_mac_training as training
 import pytest
 from parity_data import ParityData
 
@@ -62,11 +63,7 @@ CHECKS: dict[str, list[Check]] = {
     ],
     PREPROCESS: [mask_branch.check_preprocessing],
     END_TO_END: [mask_branch.check_inference, detector.check_inference_with_detector],
-    TRAINING_STEP: [
-        mask_branch.check_training_step,
-        detector.check_training_step_with_detector,
-        detector.check_first_adam_step,
-    ],
+    TRAINING_STEP: [training.check_training_step, training.check_first_adam_step],
 }
 
 # (module, part): the issue that brings it.

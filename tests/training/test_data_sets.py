@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskwright.apps.check_data import check_data
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
-from maskwright.structures import Target
+from maskwright.structures import PanopticTarget, Target
 from maskwright.training.data_sets import DataSets, open_data_sets
-from maskwright.training.engine import train
+from maskwright.training.engine import train_recipe
 from maskwright.training.recipes import resolve_recipe
 
 
@@ -31,6 +33,95 @@ def test_a_validation_file_replaces_the_share_and_keeps_all_masks(options):
     assert (len(sets.training), len(sets.validation)) == (12, 12)
     assert sets.validation.mask_classes == ["person", "dog", "kite"]
     assert sets.training.mask_classes == ["person"]
+
+
+def _file(options, path, change):
+    """The options with another file: `change` gets the entries of each image's annotations by class name."""
+    content = json.loads(Path(options.annotations).read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for entry in content["annotations"]:
+        change(entry, content["images"][entry["image_id"]]["file_name"], names[entry["category_id"]])
+    path.write_text(json.dumps(content))
+    return replace(options, annotations=str(path))
+
+
+def _masks_in(options, path, *images, classes=("person", "dog")):
+    """Masks of these images and classes alone; other instances keep their boxes."""
+
+    def change(entry, name, class_name):
+        if name not in images or class_name not in classes:
+            entry.pop("segmentation", None)
+
+    return _file(options, path, change)
+
+
+def test_the_seen_classes_have_a_mask_among_the_training_images(options, tmp_path):
+    options = replace(options, mask_classes="all")
+    sets = open_data_sets(options, 64, None)
+    assert sets.training.find_mask_classes() == ["person", "dog"]  # kites have boxes only
+
+    aside = set(sets.validation.file_names)
+
+    def dogs_in_the_validation_share_alone(entry, name, class_name):
+        if class_name == "dog" and name not in aside:
+            entry.pop("segmentation")
+
+    sets = open_data_sets(_file(options, tmp_path / "dogs.json", dogs_in_the_validation_share_alone), 64, None)
+    assert sets.training.find_mask_classes() == ["person"]
+    assert sets.validation.find_mask_classes() == ["person", "dog"]
+    assert set(sets.validation.file_names) == aside
+
+
+def test_masks_without_a_pixel_make_no_class_seen(options, tmp_path):
+    def spoil(entry, name, class_name):
+        if class_name == "dog":  # a line
+            entry["segmentation"] = [[10, 10, 20, 10, 30, 10]]
+
+    sets = open_data_sets(_file(replace(options, mask_classes="all"), tmp_path / "lines.json", spoil), 64, None)
+    assert sets.training.find_mask_classes() == ["person"]
+
+
+def test_both_sides_have_masks_wherever_two_images_do(options, tmp_path):
+    names = [f"{image:03d}.png" for image in range(12)]
+    unmoved = set(open_data_sets(options, 64, None).validation.file_names)
+    for number, pair in enumerate(itertools.combinations(names[:6], 2)):
+        sets = open_data_sets(_masks_in(options, tmp_path / f"{number}.json", *pair), 64, None)
+        training, validation = set(sets.training.file_names), set(sets.validation.file_names)
+        assert len(training & set(pair)) == len(validation & set(pair)) == 1
+        assert not training & validation
+        assert training | validation == set(names)
+        # Only as many images move as have to.
+        assert len(validation ^ unmoved) == (0 if len(unmoved & set(pair)) == 1 else 1)
+
+
+def test_the_last_image_that_can_be_learnt_from_is_not_set_aside(options, tmp_path):
+    def change(entry, name, class_name):
+        if not (class_name == "person" and name == "001.png") and not (class_name == "dog" and name < "006.png"):
+            entry.pop("segmentation", None)
+
+    sets = open_data_sets(_file(options, tmp_path / "one.json", change), 64, None)
+    assert "001.png" in sets.training.file_names
+    assert sets.training.find_mask_classes() == ["person"]
+    assert sets.validation.find_mask_classes() == ["dog"]
+
+
+@pytest.mark.parametrize("usable", [0, 1, 2])
+def test_data_check_and_training_agree_on_what_is_usable(options, tmp_path, usable):
+    """Images 0 to 3 have segmentations; of `usable` of them they cover a pixel."""
+
+    def change(entry, name, class_name):
+        if name > "003.png" or class_name == "kite":
+            entry.pop("segmentation", None)
+        elif int(name[:3]) >= usable:
+            entry["segmentation"] = [[10, 10, 20, 10, 30, 10]]
+
+    options = _file(replace(options, mask_classes="all"), tmp_path / "few.json", change)
+    assert check_data(options.annotations).usable == (usable == 2)
+    if usable == 2:
+        open_data_sets(options, 64, None)
+    else:
+        with pytest.raises(UserError, match=r"no image to (train|validate) on has an instance with a usable mask"):
+            open_data_sets(options, 64, None)
 
 
 def test_training_crops_have_the_models_size_or_the_one_asked_for(options):
@@ -89,7 +180,7 @@ def recipe(arguments):
 
 
 def test_a_data_set_of_ones_own_is_trained_and_validated_on(recipe, capsys):
-    result = train(recipe, data_sets=DataSets(Squares(4), Squares(2)))
+    result = train_recipe(recipe, data_sets=DataSets(Squares(4), Squares(2)))
     assert result.step == 2
     assert 0 <= result.metrics["mask_iou"] <= 1
     assert "training: 4 images, 4 instances with masks" in capsys.readouterr().err
@@ -101,10 +192,48 @@ def test_data_sets_that_do_not_fit_are_refused(recipe):
     other = Squares(2)
     other.categories = [{"id": 4, "name": "circle"}]
     with pytest.raises(UserError, match="the same categories"):
-        train(recipe, data_sets=DataSets(Squares(4), other))
+        train_recipe(recipe, data_sets=DataSets(Squares(4), other))
     with pytest.raises(UserError, match="Squares: no image to train on has an instance with a usable mask"):
-        train(recipe, data_sets=DataSets(Squares(4, masks=False), Squares(2)))
+        train_recipe(recipe, data_sets=DataSets(Squares(4, masks=False), Squares(2)))
     other = Squares(2)
     other.task = "panoptic"
     with pytest.raises(UserError, match=r"of the tasks 'instance' \(training\) and 'panoptic' \(validation\)"):
-        train(recipe, data_sets=DataSets(Squares(4), other))
+        train_recipe(recipe, data_sets=DataSets(Squares(4), other))
+
+
+class Segments(SegmentationDataset):
+    """An image of three segments: one with pixels, one without, and a crowd."""
+
+    task = "panoptic"
+
+    def __init__(self) -> None:
+        self.categories = [{"id": number, "name": name} for number, name in enumerate(("sky", "bird", "flock"))]
+
+    def __len__(self) -> int:
+        return 1
+
+    def read_sample(self, index: int) -> tuple[torch.Tensor, PanopticTarget]:
+        segmentation = torch.tensor([[0, 0], [2, -1]], dtype=torch.int32)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8), PanopticTarget(
+            segmentation=segmentation,
+            labels=torch.tensor([0, 1, 2]),
+            iscrowd=torch.tensor([False, False, True]),
+            ids=torch.tensor([1, 2, 3]),
+            image_id=0,
+        )
+
+
+def test_segments_without_a_pixel_and_crowds_are_no_masks():
+    assert Segments().mask_labels(0) == {0}
+    assert Segments().find_mask_classes() == ["sky"]
+    assert Segments().count_instances() == (1, 1)
+
+
+def test_data_sets_of_ones_own_with_classes_in_another_order_are_not_resumed(recipe):
+    first, other = Squares(4), Squares(4)
+    first.categories = [{"id": 4, "name": "square"}, {"id": 5, "name": "disc"}]
+    train_recipe(recipe, data_sets=DataSets(first, first))
+    other.categories = first.categories[::-1]
+    longer = replace(recipe, trainer=replace(recipe.trainer, steps=3))
+    with pytest.raises(UserError, match=r"another order now \(disc, square; in this run square, disc\)"):
+        train_recipe(longer, resume=True, data_sets=DataSets(other, other))

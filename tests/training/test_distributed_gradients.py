@@ -17,7 +17,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from maskwright.models.deep_mac import DeepMAC
 
-torch.set_num_threads(1)
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 
 def target(image, count):

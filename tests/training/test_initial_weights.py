@@ -10,6 +10,7 @@ from torch import nn
 from maskwright.errors import UserError
 from maskwright.models.config import FamilyConfig
 from maskwright.models.deep_mac import DeepMAC
+from maskwright.models.family import Family
 from maskwright.models.hub import family_class, save_pretrained
 from maskwright.structures import Category
 from maskwright.training.initial_weights import _TOLD_OTHERWISE, start_from
@@ -52,15 +53,14 @@ def test_rows_of_classes_go_by_their_names(tmp_path, capsys):
     assert "the rows of 2 are copied, those of 1 start anew (kite)" in words
 
 
-class Layered(nn.Module):
+class Layered(Family):
     """A layer with a row of background before two of each class."""
 
     family = "layered"
-    config = FamilyConfig(image_size=8)
 
     def __init__(self, *names):
-        super().__init__()
-        self.categories = [Category(id=index, name=name) for index, name in enumerate(names)]
+        categories = [Category(id=index, name=name) for index, name in enumerate(names)]
+        super().__init__(FamilyConfig(image_size=8, categories=categories))
         self.layer = nn.Linear(1, 1 + 2 * len(names))
         nn.init.constant_(self.layer.bias, -1)
 

@@ -12,9 +12,8 @@ import pytest
 from maskwright.training.run import main
 
 TRAIN = """
-import sys, torch
+import sys
 from maskwright.training.run import main
-torch.set_num_threads(1)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -60,4 +59,22 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(arguments, tmp_
     assert count_lines(run / "losses.jsonl") < 12
 
     assert main([*arguments, "--resume", "last"]) == 0
+    assert losses(run) == losses(unbroken)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(arguments, tmp_path):
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    arguments = [*arguments, "--trainer.steps=40", "--trainer.validate_every_steps=40"]
+    stopped = start([*arguments, "--data.num_workers=2"])
+    wait_for(lambda: count_lines(run / "losses.jsonl") >= 3, stopped)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    assert stopped.wait(timeout=120) == 128 + signal.SIGTERM, stopped.stderr.read()
+    said = stopped.stderr.read()
+    assert "Traceback" not in said
+    assert f"go on with: maskwright train {run} --resume last" in said
+    assert 3 <= count_lines(run / "losses.jsonl") < 40
+
+    assert main([str(run), "--resume"]) == 0
+    assert main([*arguments, f"--trainer.output={unbroken}"]) == 0
     assert losses(run) == losses(unbroken)

@@ -110,10 +110,13 @@ def test_a_validation_file_without_masks_is_blamed_itself(arguments, tmp_path):
 def test_what_is_skipped_in_the_validation_file_is_said(arguments, tmp_path, capsys):
     def spoil(entry):
         if entry["id"] == 1:
+            entry["category_id"] = 999
+        if entry["id"] == 2:
             entry["bbox"] = [0, 0, 0, 0]
 
     file = _with_annotations(arguments, tmp_path / "spoilt.json", spoil)
     assert main([*arguments, "--trainer.steps=1", file]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
-    assert len(said) == 1
-    assert said[0].startswith("skipped in the validation file: 1 ")
+    said = capsys.readouterr().err.splitlines()
+    skipped, repaired = ([line for line in said if line.startswith(word)] for word in ("skipped", "repaired"))
+    assert [line.partition(" (")[0] for line in skipped] == ["skipped in the validation file: 1 unknown category_id"]
+    assert [line.partition(": ")[0] for line in repaired] == ["repaired in the validation file"]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maskwright.data.dataset import Inspection, ListedImage
 from maskwright.data.formats import format_of
-from maskwright.data.images import read_annotated_image
+from maskwright.data.images import UNCERTAIN_FRAME, read_annotated_image
+from maskwright.data.normalise import Repairs
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 
@@ -22,12 +28,14 @@ class DataReport:
     source: the file.
     summary: the counts, as lines of text.
     classes: a row for each class in file order, by the heads of the table's columns.
+    repairs: what is wrong, but was corrected.
     problems: every broken entry, image or flaw of the whole file, with its reason and what it leads to.
     """
 
     source: str
     summary: Sequence[str]
     classes: Sequence[Mapping[str, str]]
+    repairs: Repairs
     problems: Sequence[Problem]
 
     @property
@@ -38,13 +46,15 @@ class DataReport:
         return not any(problem.effect in ("refused", "not for training") for problem in self.problems)
 
     def __str__(self) -> str:
-        """The report as lines of text: counts, a table of classes, all problems, the verdict."""
+        """The report as lines of text: counts, a table of classes, all repairs by kind, all problems, the verdict."""
         lines = [
             self.source,
             *self.summary,
             "",
             *self._class_table(),
             "",
+            f"repaired: {sum(self.repairs.counts.values())}",
+            *(f"  {line}" for line in self.repairs.lines),
             f"problems: {len(self.problems)}",
             *(f"  {problem} [{problem.effect}]" for problem in self.problems),
             "usable for training: " + ("yes" if self.usable else "no"),
@@ -52,6 +62,8 @@ class DataReport:
         return "\n".join(lines)
 
     def _class_table(self) -> list[str]:
+        if not self.classes:
+            return []
         first, *others = heads = list(self.classes[0])
         rows = [dict(zip(heads, heads, strict=True)), *self.classes]
         widths = {head: max(_COLUMN_WIDTH if head else 0, *(len(row[head]) for row in rows)) for head in others}
@@ -63,25 +75,42 @@ class DataReport:
 
 
 def check_data(
-    annotations: str | Path, images: str | Path | None = None, segmentations: str | Path | None = None
+    annotations: str | Path,
+    images: str | Path | None = None,
+    segmentations: str | Path | None = None,
+    exif: ExifRule = "auto",
 ) -> DataReport:
     """Read an annotation file as training does, decode every mask, and report all that is found.
 
     Args:
-        annotations: a file of any of the `FORMATS`; its content tells which.
-        images: a folder; each image in it is also read, and its size compared with the file's.
-        segmentations: the folder of a panoptic file's PNGs; None takes the one beside the file that is named like it.
+        annotations: COCO instances or COCO panoptic file (any of the `FORMATS`).
+        images: image folder; if given, every image is read and its size compared with the file's. Images whose
+            annotations may be in another frame than the one that is taken are named.
+        segmentations: folder of a panoptic file's PNGs; by default the one beside the file, named like it.
+        exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
+            decides by sizes, boxes and polygons.
 
     Raises:
         UserError: the file is of no known format, a folder does not exist, or `segmentations` has no use.
     """
-    found = format_of(annotations).inspect(annotations, segmentations)
+    pictures = None if images is None else PictureFolder(images, exif)
+    found = format_of(annotations).inspect(annotations, segmentations, pictures)
     problems = list(found.problems)
     if not any(problem.effect == "refused" for problem in problems):
         problems += _training_problems(found)
-    if images is not None:
-        problems += _image_problems(found.images, Path(images), found.source)
-    return DataReport(found.source, found.summary, found.classes, problems)
+    if pictures is not None:
+        problems += _image_problems(found.images, pictures, found.source)
+    return DataReport(found.source, found.summary, found.classes, found.repairs, problems)
+
+
+OPTIONS = check_data
+
+
+def run(**given: Any) -> int:
+    """Print the report; the exit code is 2 for a file that `maskwright train` would refuse."""
+    report = check_data(**given)
+    print(report)
+    return 0 if report.usable else 2
 
 
 def _training_problems(found: Inspection) -> list[Problem]:
@@ -95,14 +124,21 @@ def _training_problems(found: Inspection) -> list[Problem]:
     return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
 
 
-def _image_problems(images: Sequence[ListedImage], folder: Path, source: str) -> list[Problem]:
-    """The images that cannot be used, in the order of the file."""
-    if not folder.is_dir():
-        raise UserError(f"the image folder {folder} does not exist or is no folder")
+def _image_problems(images: Sequence[ListedImage], pictures: PictureFolder, source: str) -> list[Problem]:
+    """The images that cannot be used, or not for certain, in the order of the file."""
     problems = []
     for image in images:
         try:
-            read_annotated_image(folder / image.file_name, image.size, source)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=re.escape(UNCERTAIN_FRAME))
+                read_annotated_image(pictures.path(image.file_name), image.size, source, pictures.exif)
+            frame = pictures.frame(image.file_name, image.size)
         except UserError as error:
             problems.append(Problem("image", image.id, "unusable image", str(error), "refused"))
+            continue
+        if not frame.certain:
+            reason = (
+                f"{image.file_name} is taken upright, which is not certain: {frame.reason} (--exif says which it is)"
+            )
+            problems.append(Problem("image", image.id, "orientation that is not certain", reason, "kept"))
     return problems

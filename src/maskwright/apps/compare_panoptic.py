@@ -16,8 +16,9 @@ from tqdm import tqdm
 from maskwright.data.categories import match_name, parse_categories
 from maskwright.data.panoptic import read_id_map
 from maskwright.data.panoptic_annotations import NO_AREA, PanopticIndex, index_panoptic_annotations, map_folder
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
-from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, Variant, rows_of_map
+from maskwright.evaluation.panoptic_quality import PanopticQuality, SegmentMap, rows_of_map
 from maskwright.files import read_json_object
 from maskwright.structures import Category
 
@@ -27,7 +28,7 @@ def compare_panoptic_files(
     predictions: str | Path,
     segmentations: str | Path | None = None,
     predicted_segmentations: str | Path | None = None,
-    variant: Variant = "official",
+    variant: str = "official",
 ) -> PanopticQuality:
     """Panoptic quality of a file of predictions against a file of annotations, as panopticapi's script takes them.
 
@@ -54,18 +55,19 @@ def compare_panoptic_files(
     identities = tqdm(truth.image_ids.tolist(), unit="image", file=sys.stderr, desc="evaluate", disable=None)
     for row, identity in enumerate(identities):
         prediction, annotated = _segments(predicted, places[identity], folder), _segments(truth, row, truth_folder)
+        listed = truth.areas[truth.rows_of(row)]
+        annotated = replace(annotated, areas=np.where(listed == NO_AREA, annotated.areas, listed))
         try:
-            metric.add(identity, prediction, _with_listed_areas(annotated, truth, row))
+            metric.add(identity, prediction, annotated)
         except ValueError as error:
             raise UserError(f"{predictions}: {error}") from error
     return metric
 
 
-def tell_skipped(skipped: Mapping[str, int], annotations: str | Path) -> None:
-    """Count on standard error the entries of a file that were left out, by kind."""
-    if skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-        print(f"skipped in {annotations}: {counts} (`maskwright data check` names each)", file=sys.stderr)
+def tell_reading(annotations: str | Path, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> None:
+    """Count on standard error the entries of a file that were repaired, and those that were left out, by kind."""
+    for note in reading_notes(str(annotations), skipped, repaired):
+        print(note, file=sys.stderr)
 
 
 def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
@@ -74,7 +76,7 @@ def _read_truth(annotations: str | Path, folder: Path) -> PanopticIndex:
         content["images"] = _images(content["annotations"], folder, str(annotations))
     truth = index_panoptic_annotations(content, str(annotations))
     truth.refuse_unusable()
-    tell_skipped(truth.skipped, annotations)
+    tell_reading(annotations, truth.skipped, truth.repairs.counts)
     return truth
 
 
@@ -127,11 +129,10 @@ def _images(entries: Any, folder: Path, source: str) -> list[dict[str, Any]]:
 
 def _annotated_images(truth: PanopticIndex) -> list[dict[str, Any]]:
     """Entries of `images` for the images of an index."""
+    images = [truth.image(row) for row in range(len(truth.image_ids))]
     return [
-        {"id": identity, "file_name": truth.file_names[row], "height": height, "width": width}
-        for row, (identity, (height, width)) in enumerate(
-            zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
-        )
+        {"id": image.id, "file_name": image.file_name, "height": image.size[0], "width": image.size[1]}
+        for image in images
     ]
 
 
@@ -147,14 +148,7 @@ def _of_images(entries: Any, images: list[dict[str, Any]]) -> Any:
 
 def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
     """One image of a file; areas are counted in its PNG."""
-    part = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
-    height, width = index.image_sizes[row].tolist()
-    id_map = read_id_map(folder / index.map_names[row], (height, width), index.source)
+    part = index.rows_of(row)
+    id_map = read_id_map(folder / index.map_names[row], index.image(row).size, index.source)
     rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
     return SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])
-
-
-def _with_listed_areas(segments: SegmentMap, index: PanopticIndex, row: int) -> SegmentMap:
-    """The segments of one image with the file's own areas, where it has them."""
-    listed = index.areas[index.offsets[row] : index.offsets[row + 1]]
-    return replace(segments, areas=np.where(listed == NO_AREA, segments.areas, listed))

@@ -34,12 +34,13 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     skipped and counted.
 
     Args:
-        checkpoint: prefix, `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's `variables`.
-        family: a key of `CONVERTERS`.
-        recipe: a recipe's name, or a YAML file; only `family`, `model` and `data.mask_classes` matter. A detector
-            without `model.categories` gets COCO's 90 classes, a panoptic model its 133. `data.mask_classes` (all,
-            where it is left out) become the model's `mask_classes`; a panoptic model has none.
-        out: the weights folder; it appears whole or not at all.
+        checkpoint: prefix (DIR/ckpt-0), `.index` file or folder of a TensorFlow 2 checkpoint, or a SavedModel's
+            `variables` folder.
+        family: deep_mac, deep_marc or max_deeplab.
+        recipe: recipe name or YAML file that describes the model; only `family`, `model` and `data.mask_classes`
+            (default: all classes) are read. Without `model.categories` a detector gets COCO's 90 classes, a panoptic
+            model COCO's 133.
+        out: weights folder to write; it appears whole or not at all.
 
     Raises:
         UserError: the checkpoint or the recipe cannot be read, or they do not fit each other.
@@ -50,7 +51,12 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     if resolved.family != family:
         raise UserError(f"recipe {recipe} is of the family {resolved.family!r}, but --family is {family!r}")
     variables = Variables(checkpoint)
-    conversion = _convert(variables, checkpoint, resolved, recipe)
+    try:
+        conversion = CONVERTERS[family](variables, resolved.model)
+    except UserError as error:
+        raise UserError(f"{checkpoint} does not fit recipe {recipe}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"recipe {recipe}: {error}") from error
     model = conversion.model
     others = variables.others()
     if others.unknown:
@@ -65,25 +71,25 @@ def convert_checkpoint(checkpoint: str, family: str, recipe: str, out: str) -> N
     print(out)
 
 
-def _convert(variables: Variables, checkpoint: str, recipe: Recipe, source: str) -> Conversion:
-    try:
-        return CONVERTERS[recipe.family](variables, recipe.model)
-    except UserError as error:
-        raise UserError(f"{checkpoint} does not fit recipe {source}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"recipe {source}: {error}") from error
+OPTIONS = convert_checkpoint
+
+
+def run(**given: Any) -> int:
+    """Convert."""
+    convert_checkpoint(**given)
+    return 0
 
 
 def _report(conversion: Conversion, variables: Variables) -> str:
     model, others = conversion.model, variables.others()
     numbers = sum(variables[path].size for path in conversion.used)
+    masks = f", {len(model.mask_classes)} of them with masks" if model.task == "instance" else ""
     lines = [
         f"variables converted: {len(conversion.used)} ({numbers:,} numbers)",
         f"optimizer slots skipped: {len(others.optimizer_slots)}",
         f"other bookkeeping skipped: {len(others.bookkeeping)}",
         *conversion.remarks,
-        f"classes: {len(model.categories)}"
-        + (f", {len(model.mask_classes)} of them with masks" if model.task == "instance" else ""),
+        f"classes: {len(model.categories)}{masks}",
     ]
     return "\n".join(lines)
 

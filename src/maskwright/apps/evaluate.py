@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_skipped
+from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_reading
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.processes import device_of_process, run_jobs
 from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
-from maskwright.data.coco import CocoInstances
-from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.dataset import DataSource, FileDataset
+from maskwright.data.formats import format_of, open_data_set
 from maskwright.data.ground_truth import read_ground_truth
-from maskwright.data.loaders import Batch, evaluation_loader
-from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, new_map_folder, new_map_names, write_panoptic
-from maskwright.data.panoptic_annotations import is_panoptic
+from maskwright.data.loaders import evaluation_loader
+from maskwright.data.orientation import ExifRule
+from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, write_panoptic
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.measurement import DetectedInstances, MasksFromBoxes, Measurement, PanopticMaps
 from maskwright.evaluation.metric import Metric
-from maskwright.evaluation.panoptic_quality import PanopticQuality, Variant
-from maskwright.evaluation.report import summarize
+from maskwright.evaluation.panoptic_quality import VARIANTS, PanopticQuality
+from maskwright.evaluation.report import summarize, tables_of
 from maskwright.files import write_json
 from maskwright.predictor import Predictor, load
-from maskwright.structures import BoxPrompted, Category, InstancePrediction, PanopticPrediction, SegmentationModel
+from maskwright.structures import BoxPrompted, Category, InstancePrediction, PanopticPrediction
 
 BOXES = ("ground-truth", "predicted")
 
@@ -48,26 +49,30 @@ class EvaluateOptions:
     """What `maskwright evaluate` is asked for.
 
     Attributes:
-        model: a bundled model, a weights folder, a Hub repository, or what `maskwright.load` returned; or a `.json`
-            file of panoptic predictions, which is compared without any model.
-        annotations: COCO instances, or COCO panoptic.
-        images: the folder that the file's `file_name`s are relative to.
-        boxes: one of `BOXES`. With `ground-truth` each annotated box is turned into a mask (mask IoU); with `predicted`
-            the model finds the instances by itself (COCO's AP).
-        seen: classes whose masks the model was trained on, as `resolve_mask_classes` takes them; None takes those of
-            the file that the model's own `mask_classes` name.
-        segmentations: the folder of a panoptic file's PNGs; None takes the one beside it that is named like it.
-        predicted_segmentations: the same for a file of predictions.
-        panoptic_quality: one of `panoptic_quality.Variant`.
-        json: write all numbers to this file, too.
-        save_results: write the predictions to this file, too. Masks and detections are COCO results; the detected boxes
-            go to a file beside it, `NAME.bbox.json` for `NAME.json` (in one file they would change the sizes of the
-            masks). Panoptic maps are a COCO panoptic file and its folder of PNGs, with the ids of `annotations`.
-        batch_size: images that are encoded together.
-        num_workers: processes that read images, for each process that computes; 0 reads in the same process.
-        processes: how many processes share the images, each with the next GPU where there are several. The numbers are
-            those of one process.
-        device, precision, compile: as for `maskwright.load`, where the model is loaded here.
+        model: bundled model (see `maskwright models`), weights folder or Hub repository; in Python also a `Predictor`.
+            Or a .json file of panoptic predictions, which is compared without a model.
+        annotations: COCO instances or COCO panoptic file.
+        images: folder that the file names are relative to; required unless MODEL is a .json file.
+        boxes: ground-truth measures mask IoU in the annotated boxes; predicted measures the COCO AP of the instances
+            that the model detects.
+        seen: classes whose masks the model was trained on: all, voc, non_voc, or names with commas; by default the
+            model's own `mask_classes`.
+        segmentations: folder of a panoptic file's PNGs; by default the one beside the file, named like it.
+        predicted_segmentations: the same for a .json file of panoptic predictions.
+        panoptic_quality: official is the COCO evaluation; in_house counts like the DeepLab2 trainer.
+        exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
+            decides by sizes, boxes and polygons.
+        json: file to write all numbers to.
+        save_results: file to write the predictions to. Masks and detections are COCO results; detected boxes go to
+            NAME.bbox.json beside NAME.json, since they would change the sizes of the masks. Panoptic maps are a COCO
+            panoptic file and its folder of PNGs, with the ids of the annotations.
+        batch_size: images encoded together.
+        num_workers: processes that read images, for each process that computes; 0 reads in the process that computes.
+        processes: processes that share the images, each with its own GPU where there are several; the numbers are those
+            of one process.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        precision: float32, or bfloat16, which is faster on processors and GPUs that support it.
+        compile: compile the network first, which takes minutes and pays off for many images.
     """
 
     model: str | Path | Predictor
@@ -78,6 +83,7 @@ class EvaluateOptions:
     segmentations: str | Path | None = None
     predicted_segmentations: str | Path | None = None
     panoptic_quality: str = "official"
+    exif: ExifRule = "auto"
     json: str | Path | None = None
     save_results: str | Path | None = None
     batch_size: int = 4
@@ -88,13 +94,9 @@ class EvaluateOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.boxes not in BOXES:
-            raise UserError(f"boxes must be one of {', '.join(BOXES)}, but got {self.boxes!r}")
-        variants = get_args(Variant)
-        if self.panoptic_quality not in variants:
-            raise UserError(
-                f"the panoptic quality must be one of {', '.join(variants)}, but got {self.panoptic_quality!r}"
-            )
+        for name, choices in (("boxes", BOXES), ("exif", get_args(ExifRule)), ("panoptic_quality", VARIANTS)):
+            if (given := getattr(self, name)) not in choices:
+                raise UserError(f"{name} must be one of {', '.join(choices)}, but got {given!r}")
         if self.batch_size < 1 or self.num_workers < 0 or self.processes < 1:
             raise UserError(
                 "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
@@ -110,7 +112,7 @@ class EvaluateOptions:
             raise UserError(
                 "evaluate needs --images, the folder of the images, unless MODEL is a .json file of predictions"
             )
-        if is_panoptic(self.annotations):
+        if format_of(self.annotations).task == "panoptic":
             return "panoptic"
         return "detections" if self.boxes == "predicted" else "masks"
 
@@ -123,29 +125,38 @@ class EvaluateOptions:
         return [path, path.with_name(f"{path.stem}.bbox{path.suffix}")] if self.boxes == "predicted" else [path]
 
 
-def evaluate(**given: Any) -> Metric:
-    """Compare a model's predictions with a COCO file's annotations, at the images' own resolution.
+def evaluate(model: str | Path | Predictor, **given: Any) -> Metric:
+    """Compare a model's predictions with a COCO file's annotations, as `maskwright evaluate` does.
 
-    Which metric comes back depends on the files:
+        metric = maskwright.evaluate("deep-mac-tiny", images="photos", annotations="held_out.json")
+        metric.compute()["mask_iou"]
 
-    - COCO instances, boxes `ground-truth`: `MaskIoU`. The categories are the file's own: a model that is prompted with
-      boxes needs no label space.
-    - COCO instances, boxes `predicted`: `CocoAP`. The truth is the file's own, so that pycocotools gives the same
-      numbers. The model's classes are those of the file with the same names.
-    - COCO panoptic: `PanopticQuality`. Areas of true segments are their pixels. Predicted segments of classes that the
-      file does not list count as void. The file says which classes are things.
+    Images are compared at their own resolution. `compute()` of the metric gives the numbers of all instances and of
+    groups by name, `per_class()` those of each class.
+
+    The files decide which metric is returned:
+
+    - COCO instances, boxes `ground-truth`: `MaskIoU` in the file's categories; a model that is prompted with boxes
+      needs no label space.
+    - COCO instances, boxes `predicted`: `CocoAP` against the file's own entries, so that pycocotools gives the same
+      numbers. The model's classes are matched with the file's by name.
+    - COCO panoptic: `PanopticQuality`. Areas of true segments are counted in pixels. Predicted segments of classes that
+      the file does not list count as void. The file decides which classes are things.
     - a `.json` file of predictions as the model: `compare_panoptic_files`.
 
-    Broken annotations are left out and counted on standard error.
+    Broken annotations are skipped and counted on standard error.
 
     Args:
-        given: fields of `EvaluateOptions`; one that does not apply to the files is refused.
+        model: a bundled model, a weights folder, a Hub repository, or what `maskwright.load` returned; or a `.json`
+            file of panoptic predictions, which is compared without any model.
+        given: `annotations`, `images` and the other fields of `EvaluateOptions`, all named like the command's options;
+            one that does not apply to the files is refused.
 
     Raises:
         UserError: an option, a file or a model cannot be used, or the file has nothing to compare; nothing is written.
     """
-    options = EvaluateOptions(**given)
-    _refuse(options, given)
+    options = EvaluateOptions(model, **given)
+    _refuse(options, {"model": model, **given})
     outputs, inputs = options.results_files, [options.annotations]
     if options.json is not None:
         outputs.append(Path(options.json))
@@ -154,14 +165,21 @@ def evaluate(**given: Any) -> Metric:
     check_outputs(outputs, *inputs)
     if options.case == "files":
         maps = options.segmentations, options.predicted_segmentations
-        metric = compare_panoptic_files(
-            options.annotations, str(options.model), *maps, cast(Variant, options.panoptic_quality)
-        )
+        metric = compare_panoptic_files(options.annotations, str(options.model), *maps, options.panoptic_quality)
     else:
         metric = _evaluate_model(options)
     if options.json is not None:
         write_json(options.json, summarize(metric))
     return metric
+
+
+OPTIONS = EvaluateOptions
+
+
+def run(**given: Any) -> int:
+    """Print the numbers as tables."""
+    print(tables_of(evaluate(**given)))
+    return 0
 
 
 def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
@@ -179,9 +197,9 @@ def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
     if others:
         names = [f"--{name.replace('_', '-')}" for name in given if name in others]  # in the order given
         raise UserError(f"{', '.join(names)} cannot be given here, since {reason}")
-    if options.case == "files" and not is_panoptic(options.annotations):
+    if options.case == "files" and format_of(options.annotations).task != "panoptic":
         raise UserError(
-            f"{options.annotations} is no COCO panoptic file, which alone a file of predictions is compared with"
+            f"{options.annotations} is no COCO panoptic file; a file of predictions can only be compared with one"
         )
 
 
@@ -236,47 +254,75 @@ class Measured(NamedTuple):
 class _Prepared(NamedTuple):
     """How one process measures: the images, the measurement, and what is saved of the prediction at a place."""
 
-    dataset: SegmentationDataset
+    dataset: FileDataset
     measurement: Measurement
     to_save: Callable[[int, Any, Any], Any] | None
 
 
 def measure_share(share: Share) -> Measured:
-    """Measure the images of one process.
+    """Measure the images of one process; the first process shows its progress on standard error.
 
     Raises:
         UserError: as `evaluate`.
     """
-    options = share.options
-    predictor = options.model
+    options, predictor = share.options, share.options.model
     if not isinstance(predictor, Predictor):
         device = device_of_process(options.device, share.rank, options.processes)
         predictor = load(str(options.model), device, options.precision, options.compile)
+    if (predictor.task == "panoptic") != (options.case == "panoptic"):
+        raise UserError(
+            f"{options.annotations} is a panoptic file, but the model finds single instances only"
+            if predictor.task == "instance"
+            else f"{options.annotations} is no COCO panoptic file, which a panoptic model is evaluated on: it has no "
+            "`segments_info`"
+        )
     prepare = {"masks": _prepare_masks, "detections": _prepare_detections, "panoptic": _prepare_panoptic}
     dataset, measurement, to_save = prepare[options.case](share, predictor)
-    places = iter(range(share.rank, len(dataset), options.processes))
+    loader = evaluation_loader(
+        dataset,
+        batch_size=options.batch_size,
+        rank=share.rank,
+        world_size=options.processes,
+        num_workers=options.num_workers,
+    )
+    places = range(share.rank, len(dataset), options.processes)
+    title = "evaluate" if options.processes == 1 else f"evaluate (process 1 of {options.processes})"
+    hidden = None if share.rank == 0 else True  # None: unless standard error is no terminal
     saved: dict[int, Any] = {}
-    for images, targets in _batches(dataset, share):
-        predictions = measurement.update([image.to(predictor.device) for image in images], targets)
-        if options.save_results is not None and to_save is not None:
-            for prediction, target, place in zip(predictions, targets, places, strict=False):
-                saved[place] = to_save(place, prediction, target)
+    with tqdm(total=len(places), unit="image", file=sys.stderr, desc=title, disable=hidden) as progress:
+        unsaved = iter(places)
+        for images, targets in loader:
+            predictions = measurement.update([image.to(predictor.device) for image in images], targets)
+            if options.save_results is not None and to_save is not None:
+                for prediction, target, place in zip(predictions, targets, unsaved, strict=False):
+                    saved[place] = to_save(place, prediction, target)
+            progress.update(len(images))
     return Measured(measurement.metric, saved)
+
+
+def _open(share: Share, **label_space: Any) -> FileDataset:
+    """The annotated images, in the label space of the arguments; says once what was repaired and skipped."""
+    options = share.options
+    source = DataSource(
+        str(options.images), options.annotations, options.segmentations, exif=options.exif, **label_space
+    )
+    dataset = open_data_set(source)
+    if share.rank == 0:
+        tell_reading(options.annotations, dataset.skipped, dataset.repaired)
+    return dataset
 
 
 def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
     """Mask IoU with the boxes of the ground truth, in the file's categories."""
     options, model = share.options, predictor.model
-    dataset = CocoInstances(str(options.images), options.annotations)
-    _tell_skipped(dataset, share)
+    dataset = _open(share)
     _require_instances(dataset.count_instances()[0], "mask of an instance", options.annotations)
-    _require_instance_model(predictor, options)
     if not isinstance(model, BoxPrompted):
         raise UserError(f"{options.model}: this model cannot be prompted with boxes")
     categories = dataset.categories
-    metric = MaskIoU(categories, _seen_classes(options, model, categories))
-    known = cast(SegmentationModel, model).categories
-    model_labels = torch.tensor(labels_of_names([category["name"] for category in categories], known))
+    metric = MaskIoU(categories, _seen_classes(options, predictor, categories))
+    names = [category["name"] for category in categories]
+    model_labels = torch.tensor(labels_of_names(names, predictor.model.categories))
 
     def to_save(_: int, prediction: InstancePrediction, target: Any) -> list[dict[str, Any]]:
         ids = [categories[label]["id"] for label in prediction.labels.tolist()]
@@ -288,35 +334,31 @@ def _prepare_masks(share: Share, predictor: Predictor) -> _Prepared:
 def _prepare_detections(share: Share, predictor: Predictor) -> _Prepared:
     """COCO's AP of what the model finds, in the file's categories."""
     options, model = share.options, predictor.model
-    _require_instance_model(predictor, options)
     if predictor.needs_boxes:
         raise UserError(
             f"{options.model}: this model has no detector; it takes the boxes of the file (`--boxes ground-truth`)"
         )
-    known = cast(SegmentationModel, model).categories
     # No mask of the data set is decoded: the metric takes the truth from the file.
-    dataset = CocoInstances(str(options.images), options.annotations, categories=known, mask_classes=[])
-    _tell_skipped(dataset, share)
+    dataset = _open(share, categories=model.categories, mask_classes=[])
     _require_instances(sum(dataset.count_instances()), "instance", options.annotations)
     categories = read_categories(options.annotations)
-    metric = CocoAP(categories, _seen_classes(options, model, categories), read_ground_truth(options.annotations))
-    metric_labels = torch.tensor(labels_of_names([category["name"] for category in known], categories))
-    measurement = DetectedInstances(model, metric, predictor.inference, metric_labels)
-    return _Prepared(dataset, measurement, None)
+    truth = read_ground_truth(options.annotations, PictureFolder(str(options.images), options.exif))
+    metric = CocoAP(categories, _seen_classes(options, predictor, categories), truth)
+    metric_labels = torch.tensor(labels_of_names([category["name"] for category in model.categories], categories))
+    return _Prepared(dataset, DetectedInstances(model, metric, predictor.inference, metric_labels), None)
 
 
 def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
     """Panoptic quality in the model's categories; predictions get the file's category ids."""
-    options, model = share.options, predictor.model
-    if predictor.task != "panoptic":
-        raise UserError(f"{options.annotations} is a panoptic file, but the model finds single instances only")
-    known = cast(SegmentationModel, model).categories
-    dataset = CocoPanoptic(str(options.images), options.annotations, options.segmentations, categories=known)
-    _tell_skipped(dataset, share)
+    model = predictor.model
+    dataset = _open(share, categories=model.categories)
     listed = {category["name"]: category for category in dataset.file_categories}
-    names = [match_name(category["name"], list(listed)) for category in known]
+    names = [match_name(category["name"], list(listed)) for category in model.categories]
     matches = {label: listed[name] for label, name in enumerate(names) if name is not None}
-    metric = PanopticQuality(_with_kinds(known, matches), cast(Variant, options.panoptic_quality))
+    categories = [  # a class is a thing where the file says so
+        Category(id=own["id"], name=own["name"], isthing=matches.get(label, own).get("isthing", True))
+        for label, own in enumerate(model.categories)
+    ]
     category_ids = {label: category["id"] for label, category in matches.items()}
     file_names, map_names = dataset.file_names, new_map_names(dataset.file_names)
 
@@ -328,8 +370,8 @@ def _prepare_panoptic(share: Share, predictor: Predictor) -> _Prepared:
         image = {"id": image_id, "file_name": file_names[place], "height": height, "width": width}
         return PredictedMap(image, png.getvalue(), annotation)
 
-    measurement = PanopticMaps(model, metric, predictor.inference, category_ids)
-    return _Prepared(dataset, measurement, to_save)
+    metric = PanopticQuality(categories, share.options.panoptic_quality)
+    return _Prepared(dataset, PanopticMaps(model, metric, predictor.inference, category_ids), to_save)
 
 
 class PredictedMap(NamedTuple):
@@ -348,47 +390,13 @@ class PredictedMap(NamedTuple):
             return PanopticEntry(self.image, np.asarray(stored), self.annotation)
 
 
-def _with_kinds(categories: Sequence[Category], matches: Mapping[int, Category]) -> list[Category]:
-    """The model's categories; those of `matches` are things where the file's category is one, as COCO counts them."""
-    kinds = [matches.get(label, category).get("isthing", True) for label, category in enumerate(categories)]
-    pairs = zip(categories, kinds, strict=True)
-    return [Category(id=category["id"], name=category["name"], isthing=kind) for category, kind in pairs]
-
-
-def _seen_classes(options: EvaluateOptions, model: Any, categories: Sequence[Category]) -> list[str]:
+def _seen_classes(options: EvaluateOptions, predictor: Predictor, categories: Sequence[Category]) -> list[str]:
     """The names among `categories` of the classes that count as seen."""
     if options.seen is not None:
         return resolve_mask_classes(options.seen, categories)
     names = [category["name"] for category in categories]
-    matches = {match_name(name, names) for name in model.mask_classes}
+    matches = {match_name(name, names) for name in predictor.model.mask_classes}
     return [name for name in names if name in matches]
-
-
-def _batches(dataset: SegmentationDataset, share: Share) -> Iterator[Batch]:
-    """The images of a share in order, once each; the first process shows its progress on standard error."""
-    options, rank, count = share.options, share.rank, share.options.processes
-    loader = evaluation_loader(
-        dataset, batch_size=options.batch_size, rank=rank, world_size=count, num_workers=options.num_workers
-    )
-    title = "evaluate" if count == 1 else f"evaluate (process 1 of {count})"
-    total = len(range(rank, len(dataset), count))
-    with tqdm(total=total, unit="image", file=sys.stderr, desc=title, disable=None if rank == 0 else True) as progress:
-        for batch in loader:
-            yield batch
-            progress.update(len(batch[0]))
-
-
-def _tell_skipped(dataset: SegmentationDataset, share: Share) -> None:
-    if share.rank == 0:
-        tell_skipped(dataset.skipped, share.options.annotations)
-
-
-def _require_instance_model(predictor: Predictor, options: EvaluateOptions) -> None:
-    if predictor.task != "instance":
-        raise UserError(
-            f"{options.annotations} is no COCO panoptic file, which a panoptic model is evaluated on: it has no "
-            "`segments_info`"
-        )
 
 
 def _require_instances(count: int, what: str, annotations: str | Path) -> None:
@@ -396,5 +404,5 @@ def _require_instances(count: int, what: str, annotations: str | Path) -> None:
     if count == 0:
         raise UserError(
             f"{annotations}: nothing to measure, it has no usable {what} (crowds do not count); "
-            "`maskwright data check` says what it holds"
+            "`maskwright data check` lists what it holds"
         )

@@ -1,168 +1,151 @@
-"""The boxes that a person gives beside images: inline, as a JSON file, or as a COCO file."""
+"""Which boxes belong to which picture: what a person gave as `--boxes`, matched to the pictures."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from maskwright.data.annotations import AnnotationIndex, read_annotations
+from maskwright.apps.box_files import FORMS, Naming, PictureBoxes, inline_boxes, read_box_file
+from maskwright.apps.run_summary import RunSummary
+from maskwright.data.matching import Matches, match_names
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureList
 from maskwright.errors import UserError
-from maskwright.predictor import check_boxes
 
-_FORMS = '"x1,y1,x2,y2;x1,y1,x2,y2", a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, or a COCO file (in pixels)'
-
-
-@dataclass(frozen=True)
-class GivenBoxes:
-    """The boxes of one image.
-
-    boxes: float32 [N, 4], xyxy, pixels of the image as `image_size` says, or of the upright one.
-    category_ids: the box file's own, one per box; None where it has none.
-    names: of those categories.
-    image_id: the box file's own; None where it has none.
-    image_size: (height, width) as the box file states it, or None.
-    """
-
-    boxes: Float[Tensor, "n 4"]
-    category_ids: tuple[int, ...] | None = None
-    names: tuple[str, ...] | None = None
-    image_id: int | str | None = None
-    image_size: tuple[int, int] | None = None
+Job = tuple[Path, PictureBoxes | None]
+"""A picture and its boxes, None where they are to be found."""
 
 
-def boxes_of_images(spec: str, images: Sequence[Path]) -> list[GivenBoxes]:
-    """What `spec` says of each image, in the order of `images`; every box of them is checked.
+def boxes_of_pictures(
+    spec: str,
+    pictures: Sequence[Path],
+    summary: RunSummary,
+    annotations: str | None = None,
+    exif: ExifRule = "auto",
+) -> list[Job]:
+    """Every picture with the boxes that `spec` gives for it, in the order of the pictures.
 
-    spec: the path of a box file, or inline boxes `x1,y1,x2,y2;...` (for one image only). A file names an
-        image by its path or by the end of it (the longest end that it has counts, and only for one image); crowd
-        regions of a COCO file are left out.
+    A picture that a file lists twice comes twice. Pictures that are not listed, entries without a picture and what
+    cannot be matched are noted in `summary`.
+
+    Args:
+        spec: inline boxes `x1,y1,x2,y2;...` (for one picture only), or a file or folder of boxes (`read_box_file`).
+        pictures: files.
+        summary: of the run.
+        annotations: see `read_box_file`.
+        exif: the frame of the boxes of a COCO file, where it is known.
 
     Raises:
-        UserError: no such file, a file of another form, an image it does not name or does not name clearly,
-            or a box that is no box.
+        UserError: no such file, a file of another form, no picture that it lists, or no box of these that is one.
     """
     # os.path answers False to a text that is too long for a path, as many inline boxes are, where Path raises.
-    if os.path.isfile(spec):  # noqa: PTH113
-        return _from_file(Path(spec), images)
-    if "," not in spec:
-        raise UserError(f"--boxes {spec}: no such file; expected {_FORMS}")
-    if len(images) != 1:
-        raise UserError(
-            f"--boxes {spec}: boxes in the command are for one image, but there are {len(images)}; use a file"
-        )
-    try:
-        return [GivenBoxes(check_boxes([_inline_box(box) for box in spec.split(";") if box.strip()]))]
-    except UserError as error:
-        raise UserError(f"--boxes {spec}: {error}") from error
+    if not os.path.exists(spec):  # noqa: PTH110
+        if "," not in spec:
+            raise UserError(f"--boxes {spec}: no such file; expected {FORMS}")
+        entries = [inline_boxes(spec)]
+    else:
+        entries = read_box_file(Path(spec), summary, annotations, PictureList(pictures, exif))
+    if len(entries) == 1 and not entries[0].name:
+        if len(pictures) != 1:
+            told = "boxes without the name of a picture are for one image"
+            raise UserError(f"--boxes {spec}: {told}, but there are {len(pictures)}; use a file that names them")
+        jobs: list[Job] = [(pictures[0], entries[0])]
+    else:
+        jobs = _match(entries, pictures, spec, summary)
+    _refuse_without_boxes(jobs, spec)
+    return jobs
 
 
-def _inline_box(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{text.strip()!r} is not a box; expected {_FORMS}") from error
+def _refuse_without_boxes(jobs: Sequence[Job], spec: str) -> None:
+    """Refuse boxes of which none is one.
+
+    Raises:
+        UserError: so.
+    """
+    given = [boxes for _, boxes in jobs if boxes is not None]
+    wrong = [boxes for boxes in given if boxes.problems]
+    if wrong and all(len(boxes) == len(boxes.problems) for boxes in given):
+        boxes = wrong[0]
+        place = min(boxes.problems)
+        name = f"at {boxes.name!r}, " if boxes.name else ""
+        raise UserError(f"{spec}: {name}box {place}: {boxes.problems[place]}")
 
 
-def _from_file(path: Path, images: Sequence[Path]) -> list[GivenBoxes]:
-    content = _read_json(path)
-    if isinstance(content.get("images"), list) and "annotations" in content:
-        return _from_coco(path, images)
-    keys = _match_names(list(content), images, path)
-    given = []
-    for key in keys:
-        value = content[key]
-        if not isinstance(value, list):
-            raise UserError(f"{path}: expected a list of boxes at {key!r}, but got {str(value)[:60]}")
-        try:
-            given.append(GivenBoxes(check_boxes(value)))
-        except UserError as error:
-            raise UserError(f"{path}: at {key!r}, {error}") from error
-    return given
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else str(error)
-        raise UserError(f"{path}: not valid JSON ({reason}); expected boxes as {_FORMS}") from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, but got a {type(content).__name__}; boxes are given as {_FORMS}"
-        )
-    return content
-
-
-def _match_names(names: Sequence[str], images: Sequence[Path], source: Path) -> list[str]:
-    """The name in the file that means each image, one for each: the longest one that ends the image's path."""
-    if not names:
-        raise UserError(f"{source}: it names no image; expected boxes as {_FORMS}")
-    by_path: dict[PurePosixPath, list[str]] = {}
-    for name in names:
-        by_path.setdefault(PurePosixPath(name), []).append(name)
-    owners: dict[str, Path] = {}
-    for image in images:
-        name = _match_name(image, by_path, source)
-        if name in owners:
-            raise UserError(
-                f"{source}: {name!r} may mean {owners[name]} and {image}; name each of them with its folder there"
-            )
-        owners[name] = image
-    return list(owners)
-
-
-def _match_name(image: Path, by_path: Mapping[PurePosixPath, list[str]], source: Path) -> str:
-    # As given first: a path that leads up (`../a.jpg`) may be named so.
-    parts = image.absolute().parts
-    ends = (PurePosixPath(*parts[start:]) for start in range(len(parts)))
-    found = next((by_path[end] for end in (PurePosixPath(image), *ends) if end in by_path), [])
-    if len(found) > 1:
-        raise UserError(f"{source}: {image} may be any of {', '.join(found)}; keep one of them")
+def _match(entries: Sequence[PictureBoxes], pictures: Sequence[Path], spec: str, summary: RunSummary) -> list[Job]:
+    found: dict[int, list[PictureBoxes]] = {}
+    unmatched: list[str] = []
+    unclear: list[str] = []
+    for members, matches in _matches_by_naming(entries, pictures):
+        _note_repairs(members, pictures, matches, summary)
+        for place, (entry, picture) in enumerate(zip(members, matches.pictures, strict=True)):
+            if picture is not None:
+                found.setdefault(picture, []).append(entry)
+            elif place in matches.ambiguous:
+                unclear.append(f"{spec}: {_unclear(entry.name, [pictures[at] for at in matches.ambiguous[place]])}")
+            else:
+                unmatched.append(entry.name)
     if not found:
-        known = sorted(name for own in by_path.values() for name in own)
-        # Those of the same file name first: they lie in another folder.
-        known.sort(key=lambda name: PurePosixPath(name).name != image.name)
-        shown = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-        raise UserError(
-            f"{source}: has no entry for the image {image} (it has {len(known)}: {shown}); "
-            "an image's entry is its path, or the end of its path with or without folders"
-        )
-    return found[0]
+        raise UserError(unclear[0] if unclear else _no_entry(entries, pictures, spec))
+    unlisted = [picture for position, picture in enumerate(pictures) if position not in found]
+    for sentence in unclear:
+        summary.note("failed", "entry of the box file that may mean several pictures", sentence)
+    for name in unmatched:
+        summary.note("left out", f"entry of {spec} without a picture among those given", name)
+    for picture in unlisted:
+        summary.note("left out", f"picture that {spec} does not list", picture)
+    return [(pictures[position], entry) for position in sorted(found) for entry in found[position]]
 
 
-def _from_coco(path: Path, images: Sequence[Path]) -> list[GivenBoxes]:
-    index = read_annotations(path)
-    index.refuse_unusable()
-    dropped = [problem for problem in index.problems if problem.effect == "dropped"]
-    if dropped:
-        print(f"{path}: {len(dropped)} annotations left out, the first is {dropped[0]}", file=sys.stderr)
-    # Each is there once: the index refuses others.
-    file_names = [index.file_names[row] for row in range(len(index.file_names))]
-    rows = {name: row for row, name in enumerate(file_names)}
-    return [_coco_image(index, rows[name]) for name in _match_names(file_names, images, path)]
+def _note_repairs(
+    entries: Sequence[PictureBoxes], pictures: Sequence[Path], matches: Matches, summary: RunSummary
+) -> None:
+    causes = {
+        "name with the folders of another machine": matches.other_prefix,
+        "name in another spelling than the picture's": matches.respelled,
+    }
+    for cause, places in causes.items():
+        for place in places:
+            picture = matches.pictures[place]
+            if picture is not None:
+                summary.note("repaired", cause, f"{entries[place].name} is taken for {pictures[picture]}")
 
 
-def _coco_image(index: AnnotationIndex, row: int) -> GivenBoxes:
-    members = slice(int(index.offsets[row]), int(index.offsets[row + 1]))
-    kept = ~index.iscrowd[members]
-    categories = [index.categories[position] for position in index.category_rows[members][kept].tolist()]
-    image_id = index.image_ids[row]
-    height, width = index.image_sizes[row].tolist()
-    return GivenBoxes(
-        boxes=torch.from_numpy(index.boxes[members][kept]),
-        category_ids=tuple(category["id"] for category in categories),
-        names=tuple(category["name"] for category in categories),
-        image_id=image_id if isinstance(image_id, str) else int(image_id),
-        image_size=(height, width),
+def _unclear(name: str, candidates: Sequence[Path]) -> str:
+    if len(candidates) == 1:
+        return f"{name!r} is not the only name there that may mean {candidates[0]}; name it with its folder here"
+    return f"{name!r} may mean {' or '.join(map(str, candidates[:3]))}; name each of them with its folder there"
+
+
+def _matches_by_naming(
+    entries: Sequence[PictureBoxes], pictures: Sequence[Path]
+) -> list[tuple[list[PictureBoxes], Matches]]:
+    found = []
+    namings: tuple[Naming, ...] = ("file", "stem", "number")
+    for naming in namings:
+        members = [entry for entry in entries if entry.naming == naming]
+        names = [_named(entry.name, naming) for entry in members]
+        if members:
+            found.append((members, match_names(names, [_named_path(path, naming) for path in pictures])))
+    return found
+
+
+def _named_path(path: Path, naming: Naming) -> Path:
+    return path if naming == "file" else path.with_name(_named(path.stem, naming))
+
+
+def _named(name: str, naming: Naming) -> str:
+    return str(int(name)) if naming == "number" and name.isdecimal() else name
+
+
+def _no_entry(entries: Sequence[PictureBoxes], pictures: Sequence[Path], spec: str) -> str:
+    # Those of the same file name first: they lie in another folder.
+    known = sorted((entry.name for entry in entries), key=lambda name: (Path(name).name != pictures[0].name, name))
+    shown = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+    wanted = (
+        f"the image {pictures[0]}" if len(pictures) == 1 else f"any of the {len(pictures)} images ({pictures[0]}, ...)"
     )
+    hint = "an image's entry is its path, or an end of its path"
+    if entries and entries[0].naming == "number":
+        hint = "give --annotations FILE, the COCO file that says which image each image_id is"
+    return f"{spec}: has no entry for {wanted} (it has {len(known)}: {shown}); {hint}"

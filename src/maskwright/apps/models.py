@@ -19,6 +19,25 @@ _ASSUMED_CLASSES: dict[Task, int] = {"instance": 80, "panoptic": 133}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+def run(recipe: str | None = None) -> int:
+    """List the bundled models and the recipes, or print one recipe.
+
+    Args:
+        recipe: recipe name or YAML file; print this recipe with all of its values.
+
+    Raises:
+        UserError: no such recipe, or it cannot be used.
+    """
+    if recipe is None:
+        list_models()
+    else:
+        print(recipe_yaml(resolve_recipe(recipe)), end="")  # with the values of its base, and the defaults
+    return 0
+
+
+OPTIONS = run
+
+
 def list_models() -> None:
     """Print the bundled models (parameters, size on disk, family) and the recipes (parameters, family).
 
@@ -28,15 +47,6 @@ def list_models() -> None:
     print(format_table(["bundled model", "family", "parameters", "size"], models or [["none", "", "", ""]]))
     print()
     print(format_table(["recipe", "family", "parameters"], [_recipe_row(name) for name in recipe_names()]))
-
-
-def print_recipe(name_or_path: str) -> None:
-    """Print a recipe as YAML with all of its values, those of its base and the defaults too.
-
-    Raises:
-        UserError: no such recipe, or it cannot be used.
-    """
-    print(recipe_yaml(resolve_recipe(name_or_path)), end="")
 
 
 def _bundled_row(folder: Path) -> list[str]:

@@ -1,9 +1,10 @@
-"""Checks of where results go, before any work."""
+"""Where results go: checks before any work, and folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maskwright.errors import UserError
@@ -40,13 +41,22 @@ def check_can_make(folder: Path) -> None:
         raise UserError(f"--out {folder}: cannot write in {existing} (Permission denied)")
 
 
-def make_folder(folder: Path) -> None:
-    """Make an output folder, where it is missing.
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make an output folder, where it is missing; after a refusal, what was made is removed if it is empty still.
 
     Raises:
         UserError: it cannot be made.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot make this folder ({error.strerror})") from error
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):  # something is in it
+            for path in made:
+                path.rmdir()
+        raise

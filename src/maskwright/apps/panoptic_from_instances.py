@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +17,17 @@ from tqdm import tqdm
 
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import parse_categories, read_categories
+from maskwright.data.dataset import ListedImage
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
+from maskwright.data.problems import count_skipped
 from maskwright.errors import UserError
 from maskwright.structures import Category, EncodedMasks, PanopticTarget
 
 VOID = -1
 
-StuffMap = Callable[[int, str, tuple[int, int]], Int[np.ndarray, "h w"]]
-"""(image id, file name, (height, width)) -> the category id of the stuff at each pixel; other values are void."""
+StuffMap = Callable[[ListedImage], Int[np.ndarray, "h w"]]
+"""Image -> the category id of the stuff at each pixel; other values are void."""
 
 
 @dataclass
@@ -61,8 +64,7 @@ class Counts:
             f"void: {self.void / max(self.pixels, 1):.1%} of all pixels",
         ]
         if self.problems:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.problems.items())
-            lines.append(f"broken annotations: {kinds} (`maskwright data check` names each)")
+            lines.append(f"broken annotations: {count_skipped(self.problems)}")
         return "\n".join(lines)
 
 
@@ -83,15 +85,14 @@ def panoptic_from_instances(
     1, 2, ... in each image: instances in the order of the file, then stuff.
 
     Args:
-        instances: a COCO instances file; its classes are things.
-        out: the COCO panoptic file to write.
-        stuff: a folder with a PNG per image, named like it, whose values are category ids (less `stuff_offset`); or a
-            COCO file whose annotations are stuff regions of the images of the same ids, the smaller on top. Without it
-            the file has things only.
-        stuff_categories: a COCO file whose `categories` list the stuff classes (those with `isthing` true are left
-            out); other stuff is void. A folder needs it; a file of stuff has its own.
-        stuff_offset: what is added to the PNG's values (1 where they are the category ids less 1, as in COCO-Stuff).
-        segmentations: the folder for the PNGs, which must not exist; None takes the one beside `out` named like it.
+        instances: COCO instances file; its classes are things.
+        out: COCO panoptic file to write.
+        stuff: folder with one PNG of category ids per image, named like it; or COCO file of stuff regions with the same
+            image ids (the smaller region on top). Without it the result has only things.
+        stuff_categories: COCO file whose `categories` are the stuff classes (those with `isthing` true are ignored);
+            all other stuff is void. Required for a folder of PNGs; a COCO file of stuff has its own.
+        stuff_offset: added to the PNGs' values (1 if they are category ids less 1, as in COCO-Stuff).
+        segmentations: folder for the PNGs, which must not exist; by default beside `out`, named like it.
 
     Raises:
         UserError: an input is missing or unusable, classes of things and stuff share an id or a name, or an output
@@ -106,6 +107,16 @@ def panoptic_from_instances(
     stuff_map = _open_stuff(stuff, stuff_offset, index, counts)
     write_panoptic(out, _entries(index, categories, stuff_map, counts), categories, segmentations)
     return counts
+
+
+OPTIONS = panoptic_from_instances
+
+
+def run(**given: Any) -> int:
+    """Write the file; print what is in it, and its name."""
+    print(panoptic_from_instances(**given))
+    print(given["out"])
+    return 0
 
 
 def _read(annotations: str | Path, counts: Counts) -> AnnotationIndex:
@@ -133,19 +144,20 @@ def _open_stuff(stuff: str | Path | None, offset: int, index: AnnotationIndex, c
         return None
     if Path(stuff).is_dir():
         _require_own_maps(index, Path(stuff))
-        return lambda _, name, size: _read_stuff(Path(stuff) / Path(name).with_suffix(".png"), size) + offset
+        return lambda image: _read_stuff(Path(stuff) / Path(image.file_name).with_suffix(".png"), image.size) + offset
     regions = _read(stuff, counts)
     rows = {identity: row for row, identity in enumerate(regions.image_ids.tolist())}
     counts.bare = sum(identity not in rows for identity in index.image_ids.tolist())
     if counts.bare == len(index.image_ids):
         raise UserError(f"{stuff} lists none of the images of {index.source}; expected the same image ids in both")
-    return lambda identity, _, size: _paint_stuff(regions, rows.get(identity), size)
+    return lambda image: _paint_stuff(regions, rows.get(image.id), image.size)
 
 
 def _require_own_maps(index: AnnotationIndex, folder: Path) -> None:
     """Refuse images that would share a stuff map, `1.jpg` and `1.png` for instance."""
     owners: dict[str, str] = {}
-    for name in (index.file_names[row] for row in range(len(index.image_ids))):
+    for row in range(len(index.image_ids)):
+        name = index.file_names[row]
         map_name = Path(name).with_suffix(".png").as_posix()
         owner = owners.setdefault(map_name, name)
         if owner != name:
@@ -171,14 +183,13 @@ def _paint_stuff(regions: AnnotationIndex, row: int | None, size: tuple[int, int
     """Category ids of the stuff regions of one image, the smaller on top; 0 elsewhere."""
     canvas = np.zeros(size, dtype=np.int64)
     if row is not None:
-        if tuple(regions.image_sizes[row].tolist()) != size:
-            height, width = regions.image_sizes[row].tolist()
+        image, part = regions.image(row), regions.rows_of(row)
+        if image.size != size:
             raise UserError(
-                f"{regions.source}: image {regions.image_ids[row]} has {height} x {width} pixels (height x width), but "
-                f"with the instances {size[0]} x {size[1]}; expected the same in both"
+                f"{regions.source}: image {image.id} is {image.size[0]} x {image.size[1]} pixels (height x width), but "
+                f"{size[0]} x {size[1]} in the instances file; expected the same size in both"
             )
-        part = np.arange(regions.offsets[row], regions.offsets[row + 1])
-        masks = regions.segmentations.encode(part.tolist(), size)
+        masks = regions.segmentations.encode(range(part.start, part.stop), size)
         identities = [regions.categories[place]["id"] for place in regions.category_rows[part]]
         for region in _bottom_to_top(masks):
             _paint(torch.from_numpy(canvas), masks, region, identities[region])
@@ -201,15 +212,13 @@ def _paint(canvas: Int[Tensor, "h w"], masks: EncodedMasks, row: int, value: int
 def _entries(
     index: AnnotationIndex, categories: list[Category], stuff_map: StuffMap | None, counts: Counts
 ) -> Iterator[PanopticEntry]:
-    num_images = len(index.image_ids)
-    map_names = new_map_names([index.file_names[row] for row in range(num_images)])
-    for row in tqdm(range(num_images), unit="image", file=sys.stderr, desc="panoptic", disable=None):
-        height, width = index.image_sizes[row].tolist()
-        identity, name = index.image_ids.tolist()[row], index.file_names[row]
-        stuff = None if stuff_map is None else stuff_map(identity, name, (height, width))
+    images = [index.image(row) for row in range(len(index.image_ids))]
+    map_names = new_map_names([image.file_name for image in images])
+    for row, image in enumerate(tqdm(images, unit="image", file=sys.stderr, desc="panoptic", disable=None)):
+        stuff = None if stuff_map is None else stuff_map(image)
         target = _merge(index, row, categories, stuff, counts)
-        image = {"id": identity, "file_name": name, "height": height, "width": width}
-        yield PanopticEntry(image, *panoptic_to_coco(target, categories, map_names[row]))
+        listed = {"id": image.id, "file_name": image.file_name, "height": image.size[0], "width": image.size[1]}
+        yield PanopticEntry(listed, *panoptic_to_coco(target, categories, map_names[row]))
 
 
 def _merge(
@@ -220,30 +229,28 @@ def _merge(
     counts: Counts,
 ) -> PanopticTarget:
     """The segments of one image, in the order of their ids: instances, then stuff."""
-    height, width = index.image_sizes[row].tolist()
-    part = np.arange(index.offsets[row], index.offsets[row + 1])
-    masks = index.segmentations.encode(part.tolist(), (height, width))
+    image, part = index.image(row), index.rows_of(row)
+    masks = index.segmentations.encode(range(part.start, part.stop), image.size)
     has_mask = masks.areas() > 0
-    boxes, iscrowd = torch.from_numpy(index.boxes[part]), torch.from_numpy(index.iscrowd[part])
+    boxes, iscrowd = torch.from_numpy(index.boxes[part].copy()), torch.from_numpy(index.iscrowd[part].copy())
     labels = index.category_rows[part].tolist()
-    canvas = torch.full((height, width), VOID, dtype=torch.int32)
+    canvas = torch.full(image.size, VOID, dtype=torch.int32)
     if stuff is not None:
-        labels += _lay_stuff(canvas, stuff, categories, first=len(part), counts=counts)
+        labels += _lay_stuff(canvas, stuff, categories, first=len(masks), counts=counts)
     for box in boxes[~has_mask].tolist():
         left, top, right, bottom = box
         canvas[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = VOID
-    order = _bottom_to_top(masks)
-    for instance in [row for row in order if iscrowd[row]] + [row for row in order if not iscrowd[row]]:
+    for instance in sorted(_bottom_to_top(masks), key=lambda place: not iscrowd[place]):  # crowds first
         _paint(canvas, masks, instance, instance)
     target = PanopticTarget(
         segmentation=canvas,
         labels=torch.tensor(labels, dtype=torch.int64),
-        iscrowd=torch.cat([iscrowd, torch.zeros(len(labels) - len(part), dtype=torch.bool)]),
+        iscrowd=torch.cat([iscrowd, torch.zeros(len(labels) - len(masks), dtype=torch.bool)]),
         ids=torch.arange(1, len(labels) + 1),
-        image_id=index.image_ids.tolist()[row],
+        image_id=image.id,
     )
     visible = drop_empty_segments(target)
-    is_thing = visible["ids"] <= len(part)
+    is_thing = visible["ids"] <= len(masks)
     counts.images += 1
     counts.things += int(is_thing.sum())
     counts.stuff += int((~is_thing).sum())

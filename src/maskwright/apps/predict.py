@@ -1,34 +1,33 @@
-"""`maskwright predict`: pictures in; COCO results, overlays and mask pictures out."""
+"""`maskwright predict`: pictures in; COCO results or panoptic maps, overlays and mask pictures out."""
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from PIL import Image
+import torch
 from tqdm import tqdm
 
-from maskwright.apps.given_boxes import GivenBoxes, boxes_of_images
-from maskwright.apps.outputs import check_can_make, make_folder
-from maskwright.apps.predict_panoptic import predict_panoptic
-from maskwright.apps.visualize import draw_overlay
-from maskwright.data.categories import labels_of_names
-from maskwright.data.images import IMAGE_SUFFIXES, read_annotated_image, read_image
+from maskwright import __version__
+from maskwright.apps.given_boxes import Job, boxes_of_pictures
+from maskwright.apps.outputs import check_can_make, output_folder
+from maskwright.apps.predict_pictures import PictureJob, PicturePredictor, map_name
+from maskwright.apps.processes import run_jobs
+from maskwright.apps.results import RESULTS, write_results
+from maskwright.apps.run_summary import RunSummary
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_files import find_pictures
+from maskwright.drawing.overlays import OverlayStyle
 from maskwright.errors import UserError
-from maskwright.files import write_json, write_whole
-from maskwright.ops.paste import paste_masks
-from maskwright.predictor import DEFAULT_MODEL, Predictor, check_score_threshold, load
-from maskwright.structures import InstancePrediction, SegmentationModel
-
-PREDICTIONS = "predictions.json"
-"""The file of all results in the output folder."""
+from maskwright.journal import Journal
+from maskwright.predictor import DEFAULT_MODEL, MAX_DETECTIONS, Predictor, check_score_threshold, load
+from maskwright.training.recipes import recipe_names
 
 
 @dataclass(frozen=True)
@@ -36,129 +35,214 @@ class PredictOptions:
     """What `maskwright predict` is asked for.
 
     Attributes:
-        boxes: the boxes: `x1,y1,x2,y2;...` for one image, a JSON file `{file name: [[x1, y1, x2, y2], ...]}`,
-            or a COCO file; in pixels of the upright image (a COCO file: of the image as it gives its size).
+        boxes: the boxes: `x1,y1,x2,y2;...` for one image, or a file or folder of boxes (`read_box_file`); in pixels of
+            the upright image (a COCO file: of the image as it gives its size).
+        annotations: a COCO file that says what the ids of a COCO results list in `boxes` are.
+        exif: what boxes of images with an EXIF orientation were drawn on (`choose_frame`).
         model: a bundled model, a weights folder, or a Hub repository.
-        out: folder for `predictions.json` and the pictures; made, where it is missing, with the first of them.
+        out: folder for the results and the pictures; made where it is missing.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
-        masks: also write every mask as a black-and-white PNG.
-        score_threshold: without boxes, the smallest score of a detection, in 0..1.
         precision: see `Predictor`.
         compile: see `Predictor`.
+        processes: that share the pictures, each with the model.
+        masks: also write every mask as a black-and-white PNG.
+        score_threshold: without boxes, the smallest score of a detection, in 0..1.
+        max_detections: without boxes, how many instances an image has at most.
+        strict: stop at the first picture or box that fails.
+        overlays: write the overlays.
+        overlay_style: how they look.
     """
 
     boxes: str | None = None
+    annotations: str | None = None
+    exif: ExifRule = "auto"
     model: str = DEFAULT_MODEL
     out: str = "masks"
     device: str = "auto"
-    masks: bool = False
-    score_threshold: float = 0.3
     precision: str = "float32"
     compile: bool = False
+    processes: int = 1
+    masks: bool = False
+    score_threshold: float = 0.3
+    max_detections: int = MAX_DETECTIONS
+    strict: bool = False
+    overlays: bool = True
+    overlay_style: OverlayStyle = field(default_factory=OverlayStyle)
+
+    def __post_init__(self) -> None:
+        check_score_threshold(self.score_threshold)
+        if self.max_detections < 1 or self.processes < 1:
+            raise UserError(
+                f"expected 1 or more max_detections and processes, but got {self.max_detections} and {self.processes}"
+            )
+        if self.annotations is not None and self.boxes is None:
+            raise UserError("--annotations says what the ids of --boxes RESULTS.json are; it needs --boxes")
 
 
-def predict_files(images: Sequence[str], options: PredictOptions) -> None:
+def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
     """Predict every image and write the results; one line per image on stdout: file, masks, overlay.
 
-    In the options' folder `out`: `predictions.json` (COCO results: compressed RLE, instances in the order of
-    the boxes, with the `image_id` and `category_id` of a COCO box file; else the image's file name and 1),
-    `NAME_overlay.jpg` per image and, if asked for, `NAME_mask_K.png` per instance. Each file appears whole. A panoptic
-    model writes what `predict_panoptic` says.
+    In the options' folder `out`: `predictions.json` (`write_results`), `NAME_overlay.jpg` per image and, if asked for,
+    `NAME_mask_K.png` per instance; of a panoptic model `panoptic.json`, `NAME_panoptic.png` and `NAME_overlay.jpg`.
+    Each file appears whole. Until the end the results stand in a journal beside them, with which the same command goes
+    on after Ctrl-C, a kill or a full disk; then `predictions.json` is written in the order of the images, and replaces
+    that of an earlier run. What became of everything is summed up on stderr.
 
     Args:
-        images: files, folders and glob patterns.
+        images: files, folders and glob patterns (see `find_pictures`).
         options: see `PredictOptions`.
 
     Raises:
-        UserError: an image, box, model, device or output that cannot be used. Where only some of the images cannot,
-            the others are predicted and written first.
+        UserError: something that no image can be predicted with (model, device, box file, output), no image at all
+            could be predicted, or with `strict` the first that could not. What fails of some images and boxes is only
+            counted in the summary.
     """
-    check_score_threshold(options.score_threshold)
-    paths = find_images(images)
-    given = boxes_of_images(options.boxes, paths) if options.boxes is not None else [None] * len(paths)
+    summary = RunSummary(options.strict)
+    found = find_pictures(images, options.out)
+    for reason, path in found.left_out:
+        summary.note("left out", f"picture that is {reason}", path)
+    pairs: list[Job] = [(path, None) for path in found.paths]
+    if options.boxes is not None:
+        pairs = boxes_of_pictures(options.boxes, found.paths, summary, options.annotations, options.exif)
+    predictor = _load(options)
+    out = _output_folder(options, predictor)
+    jobs = _jobs(pairs, out)
+    journal_path = (out / RESULTS[predictor.task]).with_suffix(".journal")
+    if predictor.task == "panoptic" and not journal_path.exists():
+        _refuse_to_overwrite(jobs, out)
+    work = PicturePredictor(options, out, predictor)
+    with output_folder(out), Journal.open(journal_path, _header(jobs, options, predictor)) as journal:
+        _predict(jobs, work, journal, options)
+        _finish(jobs, journal, summary, predictor, out)
+    return summary
+
+
+def _predict(jobs: Sequence[PictureJob], work: PicturePredictor, journal: Journal, options: PredictOptions) -> None:
+    """Predict what the journal lacks, and write it there."""
+    waiting = [job for job in jobs if job.position not in journal]
+    if len(waiting) < len(jobs):
+        print(f"{journal.path}: going on; {len(journal)} of {len(jobs)} images are done", file=sys.stderr)
+    strict = RunSummary(options.strict)
+    try:
+        with tqdm(total=len(jobs), initial=len(journal), unit="image", disable=None) as progress:
+            for job, record in run_jobs(work, waiting, options.processes):
+                for cause, sentence in record["failed"]:
+                    strict.note("failed", cause, sentence)
+                journal.append(job.position, record)
+                if "line" in record:
+                    with tqdm.external_write_mode(file=sys.stdout):
+                        print(record["line"], flush=True)
+                progress.update()
+    except (UserError, KeyboardInterrupt) as error:
+        if len(journal) == 0:
+            journal.finish()
+            raise
+        if isinstance(error, UserError):
+            raise UserError(f"{error}; {_kept(journal, jobs)}") from error
+        print(f"\n{_kept(journal, jobs)}", file=sys.stderr)
+        raise
+
+
+def _kept(journal: Journal, jobs: Sequence[PictureJob]) -> str:
+    return f"{len(journal)} of {len(jobs)} images are done (in {journal.path}): the same command goes on from there"
+
+
+def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, predictor: Predictor, out: Path) -> None:
+    """Write the results of a whole journal, remove it, and sum up.
+
+    Raises:
+        UserError: no image could be predicted, or the results cannot be written.
+    """
+    failures: list[tuple[str, str]] = []
+    usable = False
+    for position, record in journal.items():
+        usable |= record["usable"]
+        failures += record["failed"]
+        if record.get("capped"):
+            told = "image with as many detections as --max-detections allows; there may be more"
+            summary.note("left out", told, jobs[position].path)
+    if not usable:
+        journal.finish()
+        raise UserError(failures[0][1] + (f" ({len(failures)} failures in all)" if len(failures) > 1 else ""))
+    told = write_results(journal, predictor, out)
+    journal.finish()
+    for cause, sentence in failures:
+        summary.note("failed", cause, sentence)
+    print(told, file=sys.stderr)
+    summary.print()
+
+
+def _load(options: PredictOptions) -> Predictor:
+    """The predictor.
+
+    Raises:
+        UserError: there is no such model, or it does not go with the other options.
+    """
+    _refuse_what_is_no_model(options.model)
     predictor = load(options.model, options.device, options.precision, options.compile)
     if options.boxes is None and predictor.needs_boxes:
         raise UserError(
             f"{options.model} has no detector and needs boxes: add --boxes, as "
             '"x1,y1,x2,y2;...", as a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]} or as a COCO file'
         )
-    out = _output_folder(options)
-    identities = _image_ids(paths)
-    if predictor.task == "panoptic":
-        if options.boxes is not None or options.masks:
-            raise UserError(f"{options.model} finds all segments by itself: it takes no --boxes and has no --masks")
-        names = dict(zip(paths, _output_names(paths, out), strict=True))
-        return predict_panoptic(predictor, names, identities, out, options.score_threshold)
-    results: list[dict[str, Any]] = []
-    failures: list[str] = []
-    jobs = zip(paths, given, _output_names(paths, out), strict=True)
-    for path, boxes, name in tqdm(jobs, total=len(paths), unit="image", disable=None):
-        try:
-            prediction = _predict_one(predictor, path, boxes, out / name, options)
-        except UserError as error:
-            if len(paths) == 1:
-                raise
-            failures.append(str(error))
-            tqdm.write(f"left out: {error}", file=sys.stderr)
-            continue
-        image_id = boxes.image_id if boxes is not None and boxes.image_id is not None else identities[path]
-        results += prediction.to_coco(image_id, boxes.category_ids if boxes is not None else None)
-    if len(failures) < len(paths):
-        write_json(out / PREDICTIONS, results, indent=None)
-        print(f"{len(results)} masks in {out / PREDICTIONS}", file=sys.stderr)
-    if failures:
-        raise UserError(f"{len(failures)} of {len(paths)} images were left out, the first because: {failures[0]}")
-    return None
+    if predictor.task == "panoptic" and (options.boxes is not None or options.masks):
+        raise UserError(f"{options.model} finds all segments by itself: it takes no --boxes and has no --masks")
+    return predictor
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """The image files that files, folders (their own files only) and glob patterns stand for, each once.
+def _refuse_what_is_no_model(name: str) -> None:
+    """Refuse the folder of a training run, or a recipe, with a word on what to give.
 
     Raises:
-        UserError: a pattern stands for nothing, or a folder has no images.
+        UserError: so.
     """
-    found: dict[Path, Path] = {}
-    for pattern in patterns:
-        for path in _expand(pattern):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+    weights = next(
+        (Path(name) / part for part in ("best", "last") if (Path(name) / part / "config.json").is_file()), None
+    )
+    if weights is not None and not (Path(name) / "config.json").exists():
+        raise UserError(f"--model {name}: this is the folder of a training run; its weights are in {weights}")
+    if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
+        told = "a weights folder, or a bundled model (see `maskwright models`)"
+        raise UserError(f"--model {name}: this is a recipe, which `maskwright train` makes a model of; expected {told}")
 
 
-def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    # os.path answers False to a text that is too long for a path, where Path raises.
-    if os.path.isfile(pattern):  # noqa: PTH113
-        return [path]
-    if os.path.isdir(pattern):  # noqa: PTH112
-        images = _only_images(path.iterdir())
-        if not images:
-            raise UserError(f"{pattern}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return images
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute patterns)
-    images = _only_images(map(Path, matches))
-    if not images:
-        raise UserError(f"{pattern}: no such file or folder, and as a pattern it matches no image")
-    return images
-
-
-def _only_images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
-def _output_folder(options: PredictOptions) -> Path:
+def _output_folder(options: PredictOptions, predictor: Predictor) -> Path:
     folder = Path(options.out)
-    predictions = folder / PREDICTIONS
-    if predictions.is_dir():
-        raise UserError(f"--out {folder}: {PREDICTIONS} in it is a folder; expected to write a file of this name")
-    if options.boxes is not None and os.path.realpath(options.boxes) == str(predictions.resolve()):
-        raise UserError(f"--out {folder}: its {PREDICTIONS} would overwrite the boxes; give another folder")
+    results = folder / RESULTS[predictor.task]
+    if results.is_dir():
+        raise UserError(f"--out {folder}: {results.name} in it is a folder; expected to write a file of this name")
+    if options.boxes is not None and os.path.realpath(options.boxes) == str(results.resolve()):
+        raise UserError(f"--out {folder}: its {results.name} would overwrite the boxes; give another folder")
     check_can_make(folder)
+    if results.exists() and predictor.task == "instance":
+        print(f"{results} of an earlier run will be replaced at the end", file=sys.stderr)
     return folder
+
+
+def _refuse_to_overwrite(jobs: Sequence[PictureJob], out: Path) -> None:
+    """Refuse a folder that has panoptic maps of an earlier run: its file would name some of them no longer.
+
+    Raises:
+        UserError: so.
+    """
+    for name in (RESULTS["panoptic"], *map(map_name, jobs)):
+        if (out / name).exists():
+            raise UserError(f"{out / name} exists already and is not overwritten; give another folder as --out")
+
+
+def _jobs(pairs: Sequence[Job], out: Path) -> list[PictureJob]:
+    paths = [path for path, _ in pairs]
+    identities = _image_ids(paths)
+    names = _output_names(paths, out)
+    return [
+        PictureJob(position, path, boxes, identities[path], names[position])
+        for position, (path, boxes) in enumerate(pairs)
+    ]
 
 
 def _image_ids(paths: Sequence[Path]) -> dict[Path, str]:
     """The file name where it is unique among the images, else the path."""
-    counts = Counter(path.name for path in paths)
+    counts = Counter(path.name for path in dict.fromkeys(paths))
     return {path: path.name if counts[path.name] == 1 else path.as_posix() for path in paths}
 
 
@@ -182,50 +266,33 @@ def _clashes(name: str, taken: set[str], inputs: set[str]) -> bool:
     return name in taken or any(stem.startswith(outputs) for stem in inputs)
 
 
-def _predict_one(
-    predictor: Predictor, path: Path, given: GivenBoxes | None, output: Path, options: PredictOptions
-) -> InstancePrediction:
-    if given is None or given.image_size is None:
-        image = read_image(path)
-    else:
-        image = read_annotated_image(path, given.image_size, str(options.boxes))
-    try:
-        boxes = given.boxes if given is not None else None
-        labels = _labels(predictor, given)
-        prediction = predictor.predict(image, boxes, labels, score_threshold=options.score_threshold)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    make_folder(output.parent)
-    overlay = output.with_name(f"{output.name}_overlay.jpg")
-    captions = _captions(prediction, given)
-    picture = draw_overlay(image, prediction, captions)
-    write_whole(overlay, lambda temporary: picture.save(temporary, "JPEG", quality=92))
-    if options.masks:
-        _write_masks(prediction, output)
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(f"{path}\t{len(prediction)} masks\t{overlay}", flush=True)
-    return prediction
+def _header(jobs: Sequence[PictureJob], options: PredictOptions, predictor: Predictor) -> dict[str, Any]:
+    """What the run is: all that could change a result."""
+    pictures, boxes = hashlib.sha256(), hashlib.sha256()
+    for job in jobs:
+        pictures.update(f"{job.path.absolute()}\n{job.path.stat().st_size}\n".encode(errors="surrogateescape"))
+        given = job.boxes
+        if given is not None:
+            boxes.update(given.boxes.numpy().tobytes())
+            boxes.update(
+                repr([value for key, value in vars(given).items() if key != "boxes"]).encode(errors="backslashreplace")
+            )
+    told = asdict(options)
+    for key in ("boxes", "annotations", "model", "out", "device", "processes", "strict"):
+        del told[key]
+    return {
+        "version": __version__,
+        "model": _fingerprint(predictor),
+        "images": pictures.hexdigest(),
+        "boxes": boxes.hexdigest(),
+        **told,
+    }
 
 
-def _labels(predictor: Predictor, given: GivenBoxes | None) -> list[int] | None:
-    """The model's labels of what the boxes hold, -1 for a class that it does not know; None where nothing is told."""
-    if given is None or given.names is None:
-        return None
-    return labels_of_names(given.names, cast(SegmentationModel, predictor.model).categories)
-
-
-def _captions(prediction: InstancePrediction, given: GivenBoxes | None) -> list[str] | None:
-    if given is not None:
-        return list(given.names) if given.names is not None else None
-    names = {label: category["name"] for label, category in enumerate(prediction.categories)}
-    pairs = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
-    return [f"{names.get(label, '')} {score:.2f}".strip() for label, score in pairs]
-
-
-def _write_masks(prediction: InstancePrediction, output: Path) -> None:
-    for index in range(len(prediction)):
-        one = slice(index, index + 1)  # a plane at a time, however many instances there are
-        probabilities, box = prediction.mask_probabilities[one], prediction.boxes[one]
-        plane = paste_masks(probabilities, box, prediction.image_size, prediction.frame)[0]
-        picture = Image.fromarray(plane.numpy()).convert("L")
-        write_whole(output.with_name(f"{output.name}_mask_{index}.png"), partial(picture.save, format="PNG"))
+def _fingerprint(predictor: Predictor) -> str:
+    """A hash of the model's weights and of what kind of processor they run on."""
+    digest = hashlib.sha256(f"{type(predictor.model).__name__} {predictor.device.type}".encode())
+    for name, tensor in (*predictor.model.named_parameters(), *predictor.model.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

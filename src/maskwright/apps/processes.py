@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import BinaryIO, NoReturn, TypeVar, cast
 
 from maskwright.errors import UserError
+from maskwright.signals import signals_blocked
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -101,8 +102,7 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name} (out of memory?); take fewer --processes"
 
 
-# Ctrl-C reaches every process of a terminal; the caller alone answers it, and ends the workers.
-_START = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {__name__} import _serve; _serve()"
+_START = f"from {__name__} import _serve; _serve()"
 
 
 @contextmanager
@@ -116,12 +116,15 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    try:
+    process: subprocess.Popen[bytes] | None = None
+    try:  # a signal that waits while they are blocked comes at the end of that
+        with signals_blocked():  # the caller answers them, and ends its workers
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
     finally:
-        process.kill()
-        process.communicate()  # waits, and closes the pipes
+        if process is not None:
+            process.kill()
+            process.communicate()  # waits, and closes the pipes
 
 
 def _cannot_hand_over(error: Exception) -> UserError:

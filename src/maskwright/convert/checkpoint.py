@@ -6,6 +6,7 @@ trackable_object_graph.proto.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,13 +20,8 @@ from maskwright.errors import UserError
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MODEL_ATTRIBUTES = ("model", "_model")  # of a checkpoint, and of an exported SavedModel
-_BOOKKEEPING = (
-    "optimizer",
-    "backbone_optimizer",
-    "step",
-    "global_step",
-    "save_counter",
-)  # stored beside the model, or below it where the model is the root
+# Stored beside the model, or below it where the model is the root.
+_BOOKKEEPING = ("optimizer", "backbone_optimizer", "step", "global_step", "save_counter")
 _OPTIMIZER_SLOT = "/.OPTIMIZER_SLOT/"
 _KERAS_COLLECTIONS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api", "signatures"}
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
@@ -76,13 +72,9 @@ class Checkpoint:
             raise UserError(f"{index}: big-endian checkpoints are not supported")
         shards = max(1, header.number(1))
         self._shards = [Path(f"{self.prefix}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
-        self._check_shards()
-
-    def _check_shards(self) -> None:
         for number, shard in enumerate(self._shards):
-            needed = max(
-                (entry.offset + entry.size for entry in self._entries.values() if entry.shard == number), default=0
-            )
+            ends = (entry.offset + entry.size for entry in self._entries.values() if entry.shard == number)
+            needed = max(ends, default=0)
             if not shard.is_file():
                 raise UserError(f"{shard} is missing; a checkpoint needs its .index file and all of its .data files")
             found = shard.stat().st_size
@@ -235,13 +227,11 @@ def _read_entry(data: bytes) -> _Entry:
 
 def _read_strings(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """String tensors: all lengths as varints, four bytes of checksum, the bytes."""
-    count, position = int(np.prod(shape)), 0
-    lengths = []
-    for _ in range(count):
+    values, position, lengths = np.empty(math.prod(shape), object), 0, []
+    for _ in values:
         length, position = read_varint(raw, position)
         lengths.append(length)
     position += 4
-    values = np.empty(count, object)
     for index, length in enumerate(lengths):
         values[index] = raw[position : position + length]
         position += length

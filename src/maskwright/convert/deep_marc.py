@@ -51,12 +51,8 @@ _NOT_TAKEN = {
 
 # The layers of torchvision's residual blocks.
 _BLOCK = {
-    "conv1": "_conv1",
-    "bn1": "_norm1",
-    "conv2": "_conv2",
-    "bn2": "_norm2",
-    "conv3": "_conv3",
-    "bn3": "_norm3",
+    **{f"conv{number}": f"_conv{number}" for number in (1, 2, 3)},
+    **{f"bn{number}": f"_norm{number}" for number in (1, 2, 3)},
     "downsample.0": "_shortcut",
     "downsample.1": "_norm0",
 }
@@ -162,12 +158,10 @@ def convert_deep_marc(variables: Mapping[str, np.ndarray], values: Mapping[str, 
 
 def original_values(backbone: str) -> dict[str, Any]:
     """Values of the constructor that the original's weights need: with others they compute another function."""
-    resnet = backbone.startswith("resnet")  # ResNets alone can choose their padding
-    spinenet = backbone.startswith("spinenet")
     return {
         **_PREPROCESSING,
-        "padding": "same" if resnet else "symmetric",
-        "norm_epsilon": SPINENET_NORM_EPSILON if spinenet else RESNET_NORM_EPSILON,
+        "padding": "same" if backbone.startswith("resnet") else "symmetric",  # ResNets alone can choose their padding
+        "norm_epsilon": SPINENET_NORM_EPSILON if backbone.startswith("spinenet") else RESNET_NORM_EPSILON,
         "trunk_norm_epsilon": None,
     }
 

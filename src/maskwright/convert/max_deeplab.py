@@ -34,10 +34,6 @@ _ENCODERS = ("model/encoder", "model/backbone/_encoder")  # of a panoptic model;
 _NOT_PRETRAINED = "_extra"
 
 
-def _block_names(block: ConvBlock) -> Paths:
-    return {"conv": "_depthwise_conv" if block.conv.groups > 1 else "_conv", "norm": "_batch_norm"}
-
-
 def _stem_names(stem: nn.Sequential) -> Paths:
     if len(stem) == 1:  # the convolution is the original's stem itself
         return {"0": ""}
@@ -51,9 +47,7 @@ def _axial_names(layer: AxialAttention) -> Paths:
         "qkv.norm": "_batch_norm_qkv",
         **{f"similarity_norms.{n}": Variable("_batch_norm_similarity", "part", n) for n in similarity},
         **{f"retrieved_norms.{n}": Variable("_batch_norm_retrieved_output", "part", n) for n in retrieved},
-        "query_positions.embeddings": "_query_rpe/embeddings",
-        "key_positions.embeddings": "_key_rpe/embeddings",
-        "value_positions.embeddings": "_value_rpe/embeddings",
+        **{f"{kind}_positions.embeddings": f"_{kind}_rpe/embeddings" for kind in ("query", "key", "value")},
     }
 
 
@@ -75,11 +69,8 @@ def _dual_path_names(layer: DualPathLayer) -> Paths:
 
 
 def _fuse_names(fuse: ResizedFuse) -> Paths:
-    paths = {}
-    for key, block in fuse.convs.items():
-        kind = "resized" if block.conv.stride == (1, 1) else "strided"
-        paths[f"convs.{key}"] = f"_{kind}_conv_bn{int(key) + 1}"
-    return paths
+    kinds = {key: "resized" if block.conv.stride == (1, 1) else "strided" for key, block in fuse.convs.items()}
+    return {f"convs.{key}": f"_{kind}_conv_bn{int(key) + 1}" for key, kind in kinds.items()}
 
 
 def _decoder_names(decoder: StackedDecoder) -> Paths:
@@ -91,8 +82,13 @@ def _decoder_names(decoder: StackedDecoder) -> Paths:
     return paths
 
 
+_STAGE_BLOCK = {"conv1": "_conv1_bn_act", "conv3": "_conv3_bn", "shortcut": "_shortcut"}
+
 MAX_DEEPLAB: Names = {
-    ConvBlock: _block_names,
+    ConvBlock: lambda block: {
+        "conv": "_depthwise_conv" if block.conv.groups > 1 else "_conv",
+        "norm": "_batch_norm",
+    },
     LinearBlock: {"linear": "_conv", "norm": "_batch_norm"},
     SeparableConv: {"depthwise": "_conv1_bn_act/_depthwise", "pointwise": "_conv1_bn_act/_pointwise"},
     nn.Sequential: _stem_names,
@@ -100,19 +96,9 @@ MAX_DEEPLAB: Names = {
     ResizedFuse: _fuse_names,
     StackedDecoder: _decoder_names,
     AxialAttention2d: {"height": "_height_axis", "width": "_width_axis"},
-    AxialBlock: {
-        "conv1": "_conv1_bn_act",
-        "attention": "_attention",
-        "conv3": "_conv3_bn",
-        "shortcut": "_shortcut",
-    },
-    BottleneckStageBlock: {
-        "conv1": "_conv1_bn_act",
-        "conv2": "_conv2_bn_act",
-        "conv3": "_conv3_bn",
-        "shortcut": "_shortcut",
-    },
-    BasicStageBlock: {"conv1": "_conv1_bn_act", "conv2": "_conv2_bn", "shortcut": "_shortcut"},
+    AxialBlock: {**_STAGE_BLOCK, "attention": "_attention"},
+    BottleneckStageBlock: {**_STAGE_BLOCK, "conv2": "_conv2_bn_act"},
+    BasicStageBlock: {**_STAGE_BLOCK, "conv2": "_conv2_bn"},
     MemoryAttention: {
         "similarity_norm": "_batch_norm_similarity",
         "retrieved_norm": Variable("_batch_norm_retrieved_value", "part"),
@@ -178,8 +164,7 @@ def convert_max_deeplab(variables: Mapping[str, np.ndarray], values: Mapping[str
         UserError: a variable is missing, left over, or of another shape than `values` make it.
         ValueError: `values` make no model.
     """
-    chosen = {**values, "categories": values.get("categories") or coco_panoptic_categories()}
-    model = MaXDeepLab(**chosen)
+    model = MaXDeepLab(**{**values, "categories": values.get("categories") or coco_panoptic_categories()})
     if any(path.startswith(_HEADS) for path in variables):
         used = load_variables(model.network, module_table(model.network, MAX_DEEPLAB), variables, "model")
         return Conversion(model.eval(), used, [])

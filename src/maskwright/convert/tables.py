@@ -137,8 +137,7 @@ def module_table(module: nn.Module, names: Names) -> Table:
         ValueError: a part of the module is not in `names`: the original has none such.
     """
     rows = dict(_rows(module, names, "", Variable("")))
-    left = [name for name in _tensors(module) if name not in rows]
-    if left:
+    if left := [name for name in _tensors(module) if name not in rows]:
         raise ValueError(f"there is no table for {', '.join(left[:3])}: it is none of the original's")
     return {name: row for name, row in rows.items() if row is not None}
 
@@ -238,15 +237,13 @@ def load_variables(
         values = np.asarray(variables[path])
         fitting = row.fit(values, ours)
         if fitting is None:
-            raise UserError(
-                f"variable {path!r} (for {name!r}) must have shape {row.shape(ours)}, but got {values.shape}"
-            )
+            expected = f"variable {path!r} (for {name!r}) must have shape {row.shape(ours)}"
+            raise UserError(f"{expected}, but got {values.shape}")
         loaded[name] = torch.from_numpy(np.array(fitting, order="C"))
         used.add(path)
     below = f"{prefix}/" if prefix else ""
     rest = sorted(path for path in variables if path.startswith(below) and path not in used)
-    left = [path for path in rest if not path.startswith(tuple(not_taken))]
-    if left:
+    if left := [path for path in rest if not path.startswith(tuple(not_taken))]:
         raise UserError(f"the checkpoint has {len(left)} variables below {prefix!r} that the model has not: {left[:5]}")
     for name, values in loaded.items():
         state[name].copy_(values)

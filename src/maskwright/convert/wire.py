@@ -120,16 +120,13 @@ def masked_checksum(data: bytes) -> int:
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
+def _crc32c_of_byte(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
 
 
-_CRC32C = _crc32c_table()
+_CRC32C = [_crc32c_of_byte(value) for value in range(256)]
 
 
 def _snappy_copy(data: bytes, tag: int, position: int) -> tuple[int, int, int]:

@@ -1,14 +1,15 @@
 """A COCO annotation file as a compact index: flat arrays instead of a million dictionaries.
 
-Only this module decides what a broken annotation leads to: the data set is built on its index, and
+This module alone decides what a broken annotation means: the data set builds on its index, and
 `maskwright data check` prints its problems.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ import numpy as np
 from maskwright.data.categories import parse_categories
 from maskwright.data.dataset import ListedImage
 from maskwright.data.json_file import is_text
-from maskwright.data.problems import Problem, refuse_problems
+from maskwright.data.normalise import Kind, Normalised, Repairs, normalise_instances, shown_value
+from maskwright.data.orientation import TOLERANCE
+from maskwright.data.picture_folder import PictureFolder, Pictures
+from maskwright.data.problems import Problem, commonest, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, Segmentations
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
@@ -37,6 +41,7 @@ class CocoIndex:
     offsets: int64 [I + 1]; image i has the rows offsets[i] .. offsets[i + 1] - 1.
     ids: int64 [M]; iscrowd: bool [M].
     problems: of the whole file, in the order found; those that are `refused` make the index unusable.
+    repairs: what was corrected while the file was read.
     """
 
     source: str
@@ -50,6 +55,7 @@ class CocoIndex:
     ids: np.ndarray
     iscrowd: np.ndarray
     problems: list[Problem]
+    repairs: Repairs
 
     def refuse_unusable(self) -> None:
         """Raise the first problem that makes the file unusable, if there is one.
@@ -62,7 +68,7 @@ class CocoIndex:
     @property
     def skipped(self) -> dict[str, int]:
         """How many entries were dropped or are otherwise broken, by kind of reason."""
-        return dict(Counter(problem.kind for problem in self.problems))
+        return dict(Counter(problem.kind for problem in self.problems if problem.effect != "kept"))
 
     @property
     def image_rows(self) -> np.ndarray:
@@ -88,10 +94,17 @@ class AnnotationIndex(CocoIndex):
 
     boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
     segmentations: of the M annotations.
+    own_ids: the file's own id of each annotation, for output; None where they are the `ids`.
+    `category_rows` is -1 where an annotation has no class, which only a file that was read without classes has.
     """
 
     boxes: np.ndarray
     segmentations: Segmentations
+    own_ids: list[Any] | None
+
+    def own_id(self, row: int) -> Any:
+        """The file's own id of annotation `row`, whatever it is."""
+        return int(self.ids[row]) if self.own_ids is None else self.own_ids[row]
 
 
 class TextTable:
@@ -112,33 +125,47 @@ class TextTable:
         return self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()
 
 
-def read_annotations(path: str | Path) -> AnnotationIndex:
-    """Read a COCO instances file whole; broken entries become `problems` of the index, not errors.
+def read_annotations(
+    path: str | Path, pictures: Pictures | None = None, *, needs_classes: bool = True
+) -> AnnotationIndex:
+    """Read a COCO instances file whole, repaired where that can be done; broken entries become `problems`, not errors.
+
+    Args:
+        path: the file.
+        pictures: its pictures, which are looked at where the file does not tell a name or a size.
+        needs_classes: whether annotations without a class, and files without categories, are of no use.
 
     Raises:
         UserError: the file is not a COCO file at all (not JSON, a key missing, unusable categories).
     """
-    return index_annotations(read_json_object(path, COCO_KEYS), str(path))
+    normalised = read_normalised(path, pictures, needs_classes=needs_classes)
+    return index_annotations(normalised, str(path), pictures, needs_classes=needs_classes)
 
 
-def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationIndex:
-    """Index the parsed content of a COCO instances file, which has the `COCO_KEYS`; `source` names it in messages.
+def index_annotations(
+    normalised: Normalised, source: str, pictures: Pictures | None = None, *, needs_classes: bool = True
+) -> AnnotationIndex:
+    """The same of a file's content after its repairs; `source` names it.
 
     Raises:
-        UserError: one of them is not of the right kind.
+        UserError: its categories are unusable.
     """
-    categories = parse_categories(content["categories"], source)
-    require_lists(content, source)
-    problems: list[Problem] = []
+    content, problems = normalised.content, list(normalised.problems)
+    classless = not needs_classes and not content.get("categories")
+    categories = [] if classless else parse_categories(content["categories"], source)
     images = read_images(content["images"], problems)
-    entries, columns = _read_boxes(content["annotations"], images, categories, problems)
+    match_pictures(images.file_names, pictures, normalised.repairs)
+    rows = _Rows(images, {category["id"]: row for row, category in enumerate(categories)}, needs_classes)
+    positions, columns = _read_boxes(normalised, rows, problems)
     packer = SegmentationPacker()
     sizes = images.sizes.tolist()
-    for entry, image_row in zip(entries, columns["image_rows"].tolist(), strict=True):
+    for position, image_row in zip(positions, columns["image_rows"].tolist(), strict=True):
         height, width = sizes[image_row]
-        reason = packer.add(entry.get("segmentation"), (height, width))
+        reason = packer.add(content["annotations"][position].get("segmentation"), (height, width))
         if reason:
-            problems.append(Problem("annotation", entry["id"], "unusable segmentation", reason, "box only"))
+            kind = "unusable segmentation"
+            problems.append(Problem("annotation", normalised.annotation_name(position), kind, reason, "box only"))
+    own_ids = normalised.annotation_ids
     return AnnotationIndex(
         source=source,
         categories=categories,
@@ -153,24 +180,46 @@ def index_annotations(content: Mapping[str, Any], source: str) -> AnnotationInde
         iscrowd=columns["iscrowd"],
         segmentations=packer.pack(),
         problems=problems,
+        repairs=normalised.repairs,
+        own_ids=None if own_ids is None else [own_ids[position] for position in positions],
     )
 
 
-def require_lists(content: Mapping[str, Any], source: str) -> None:
-    """Check that the images and the annotations of a COCO file are lists.
+def read_normalised(path: str | Path, pictures: Pictures | None = None, *, needs_classes: bool = True) -> Normalised:
+    """The content of a COCO instances file after its repairs; arguments as of `read_annotations`.
 
     Raises:
-        UserError: one of them is not.
+        UserError: it is not JSON, a key is missing, or is not a list.
+    """
+    content = read_json_object(path, COCO_KEYS if needs_classes else COCO_KEYS[:2])
+    require_lists(content, str(path))
+    if pictures is None:
+        return normalise_instances(content, str(path), needs_classes=needs_classes)
+    return normalise_instances(content, str(path), pictures.size_of, needs_classes=needs_classes, exif=pictures.exif)
+
+
+def require_lists(content: Mapping[str, Any], source: str) -> None:
+    """Refuse a COCO file whose images or annotations are no list.
+
+    Raises:
+        UserError: so.
     """
     for key in ("images", "annotations"):
         if not isinstance(content[key], list):
             raise UserError(f"{source}: {key!r} must be a list, but is a {type(content[key]).__name__}")
 
 
+def match_pictures(file_names: Sequence[str], pictures: Pictures | None, repairs: Repairs) -> None:
+    """Find the pictures of the names in a folder, and count those whose path is another one."""
+    if isinstance(pictures, PictureFolder):
+        for name in pictures.match(file_names):
+            repairs.add(Kind.PICTURE_NAME, f"{name!r} is taken for {pictures.path(name)}")
+
+
 class ImageColumns(NamedTuple):
     """The usable entries of `images`.
 
-    rows: the position of each image id; ids: [I]; file_names.
+    rows: the position of each image id, and -1 for those of broken entries; ids: [I]; file_names.
     sizes: int64 [I, 2] (height, width).
     weights: float64 [I], or None where no image has a `sampling_weight`.
     """
@@ -185,17 +234,20 @@ class ImageColumns(NamedTuple):
 def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
     """The entries of `images` as columns; every broken one is added to `problems` as `refused` and left out."""
     rows: dict[Any, int] = {}
-    names: dict[str, None] = {}  # in order, and quick to look up
+    names: list[str] = []
     sizes: list[tuple[int, int]] = []
     weights: list[float | None] = []
+    broken: dict[Any, int] = {}
     for position, entry in enumerate(entries):
-        reason = _image_reason(entry, rows, names)
+        reason = _image_reason(entry, rows)
         if reason:
             identity = entry.get("id", f"#{position}") if isinstance(entry, dict) else f"#{position}"
             problems.append(Problem("image", identity, reason.partition(",")[0], reason, "refused"))
+            if isinstance(identity, int | str):
+                broken[identity] = -1
             continue
         rows[entry["id"]] = len(names)
-        names[entry["file_name"]] = None
+        names.append(entry["file_name"])
         sizes.append((entry["height"], entry["width"]))
         weights.append(entry.get("sampling_weight"))
     if not entries:
@@ -205,100 +257,133 @@ def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
     if weighted and names and not sum(weight or 0 for weight in weights) > 0:
         problems.append(Problem("file", "as a whole", "no weight", "every 'sampling_weight' is 0", "refused"))
     return ImageColumns(
-        rows=rows,
+        rows=broken | rows,
         ids=np.array(list(rows), dtype=np.int64 if whole else object),
-        file_names=list(names),
+        file_names=names,
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         # An image without the key, in a file that has it elsewhere, has weight 1.
         weights=np.array([1.0 if w is None else w for w in weights], dtype=np.float64) if weighted else None,
     )
 
 
-def _image_reason(entry: Any, rows: dict[Any, int], names: dict[str, None]) -> str | None:
+def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
     if not isinstance(entry, dict):
         return f"image entry must be an object, but is a {type(entry).__name__}"
     identity, name = entry.get("id"), entry.get("file_name")
-    if not is_text(identity) and (type(identity) is not int or abs(identity) >= 2**63):
-        return f"image id must be an integer or a text, but is {identity!r}"
+    if type(identity) is int and abs(identity) >= 2**63:
+        return f"image id is too large, {identity}: an integer must be less than 2^63 (as a text it may be any)"
+    if not is_text(identity) and type(identity) is not int:
+        return f"image id must be an integer or a text, but is {shown_value(identity)}"
     if identity in rows:
         return "image id is not unique"
     if not is_text(name):
-        return f"image 'file_name' must be a text, but is {name!r}"
-    if name in names:
-        return f"image 'file_name' {name!r} is not unique"
+        return f"image 'file_name' must be a text, but is {shown_value(name)}"
     for key in ("height", "width"):
         if type(entry.get(key)) is not int or not 0 < entry[key] < 2**31:
-            return f"image {key!r} must be a positive integer, but is {entry.get(key)!r}"
+            return (
+                f"image {key!r} must be a positive integer, but is {shown_value(entry.get(key))} (and there is no "
+                "picture to read it from)"
+            )
     weight = entry.get("sampling_weight")
     if weight is not None and (type(weight) not in (int, float) or not 0 <= weight < 1e300):
-        return f"image 'sampling_weight' must be a number of at least 0, but is {weight!r}"
+        return f"image 'sampling_weight' must be a number of at least 0, but is {shown_value(weight)}"
     return None
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of images and of categories by the ids of a file."""
+
+    images: ImageColumns
+    categories: dict[int, int]
+    needs_classes: bool
+
+    def unlisted(self, entry: dict[str, Any]) -> tuple[str, str] | None:
+        """Kind and reason of the problem that the image or the category of an annotation is not listed."""
+        image, category = entry.get("image_id"), entry.get("category_id")
+        rows = self.images.rows
+        if type(image) not in (int, str) or image not in rows:
+            return "unknown image_id", unlisted_reason("image_id", image, rows)
+        if rows[image] < 0:
+            return "unusable image", f"its image {image} cannot be used"
+        if category is None and not self.needs_classes:
+            return None
+        if type(category) not in (int, str) or category not in self.categories:
+            return "unknown category_id", unlisted_reason("category_id", category, self.categories)
+        return None
+
+
+def unlisted_reason(key: str, value: Any, listed: Iterable[Any]) -> str:
+    """That the file does not list the `value` of `key`; and what it does list, where that is of another type."""
+    ids = list(islice(listed, 4))
+    if type(value) not in (int, str) or not ids or any(type(identity) is type(value) for identity in ids):
+        shown = "missing" if value is None else repr(value)[:80]
+        return f"{key} is {shown}, which the file does not list"
+    word = "numbers" if type(value) is str else "texts"
+    shown = ", ".join([*map(repr, ids[:3]), *(["..."] if len(ids) > 3 else [])])
+    return f"{key} is {shown_value(value)}, the file lists the {word} {shown}"
+
+
 def _read_boxes(
-    entries: list[Any], images: ImageColumns, categories: list[Category], problems: list[Problem]
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The usable annotations sorted by image, and their columns (all but the segmentations)."""
-    category_rows = {category["id"]: row for row, category in enumerate(categories)}
-    image_rows = images.rows
-    seen: set[int] = set()
-    kept: list[dict[str, Any]] = []
-    rows: list[tuple[int, int]] = []
+    normalised: Normalised, rows: _Rows, problems: list[Problem]
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The positions of the usable annotations, sorted by image, and their columns (all but the segmentations)."""
+    entries = normalised.content["annotations"]
+    kept: list[int] = []
+    found: list[tuple[int, int]] = []
     values: list[list[float]] = []
+    first = len(problems)
     for position, entry in enumerate(entries):
-        problem = _annotation_problem(entry, position, seen, image_rows, category_rows)
-        if problem:
-            problems.append(problem)
+        reason = _annotation_reason(entry, rows)
+        if reason:
+            problems.append(Problem("annotation", normalised.annotation_name(position), *reason, "dropped"))
             continue
-        seen.add(entry["id"])
-        kept.append(entry)
-        rows.append((image_rows[entry["image_id"]], category_rows[entry["category_id"]]))
+        kept.append(position)
+        found.append((rows.images.rows[entry["image_id"]], rows.categories.get(entry.get("category_id"), -1)))
         values.append(entry["bbox"])
-    row_columns = np.array(rows, dtype=np.int64).reshape(-1, 2)
-    boxes, usable = _clip(np.array(values, dtype=np.float64).reshape(-1, 4), images.sizes[row_columns[:, 0]])
+    row_columns = np.array(found, dtype=np.int64).reshape(-1, 2)
+    given = np.array(values, dtype=np.float64).reshape(-1, 4)
+    sizes = rows.images.sizes[row_columns[:, 0]]
+    boxes, usable = _clip(given, sizes)
     for index in np.flatnonzero(~usable).tolist():
-        reason = f"bbox has no extent inside the image: {values[index]}"
-        problems.append(Problem("annotation", kept[index]["id"], "bbox without extent in the image", reason, "dropped"))
+        name, reason = normalised.annotation_name(kept[index]), f"bbox has no extent inside the image: {values[index]}"
+        problems.append(Problem("annotation", name, "bbox without extent in the image", reason, "dropped"))
     if entries and not usable.any():
-        reason = f"none of its {len(entries)} annotations can be used"
+        reason = f"none of its {len(entries)} annotations can be used; {commonest(problems[first:], len(entries))}"
         problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
+    for index in np.flatnonzero(usable & _reaches_beyond(given, sizes)).tolist():
+        name, (height, width) = normalised.annotation_name(kept[index]), sizes[index].tolist()
+        reason = f"bbox reaches beyond the image of {height} x {width} pixels (height x width): {values[index]}"
+        problems.append(Problem("annotation", name, "bbox beyond the image", reason, "kept"))
     order = np.flatnonzero(usable)
     order = order[np.argsort(row_columns[order, 0], kind="stable")]
-    kept = [kept[index] for index in order.tolist()]
+    positions = [kept[index] for index in order.tolist()]
     columns = {
         "image_rows": row_columns[order, 0],
         "category_rows": row_columns[order, 1],
         "boxes": boxes[order],
-        "ids": np.array([entry["id"] for entry in kept], dtype=np.int64),
-        "iscrowd": np.array([entry.get("iscrowd", 0) == 1 for entry in kept], dtype=bool),
+        "ids": np.array([entries[position]["id"] for position in positions], dtype=np.int64),
+        "iscrowd": np.array([entries[position].get("iscrowd", 0) == 1 for position in positions], dtype=bool),
     }
-    return kept, columns
+    return positions, columns
 
 
-def _annotation_problem(
-    entry: Any, position: int, seen: set[int], image_rows: dict[Any, int], category_rows: dict[int, int]
-) -> Problem | None:
-    identity = entry.get("id") if isinstance(entry, dict) else None
-    if type(identity) is not int or abs(identity) >= 2**63:
-        reason = f"annotation must be an object with an integer 'id', but is {str(entry)[:80]}"
-        return Problem("annotation", f"#{position}", "annotation without an integer id", reason, "refused")
-    if identity in seen:
-        return Problem("annotation", identity, "repeated id", "annotation id is not unique", "refused")
-    for key, known in (("image_id", image_rows), ("category_id", category_rows)):
-        value = entry.get(key)
-        if type(value) not in (int, str) or value not in known:
-            return Problem(
-                "annotation", identity, f"unknown {key}", f"{key} is {value!r}, which the file does not list", "dropped"
-            )
+def _annotation_reason(entry: Any, rows: _Rows) -> tuple[str, str] | None:
+    """Kind and reason of the problem that drops an annotation."""
+    if not isinstance(entry, dict):
+        return "annotation that is no object", f"annotation must be an object, but is {str(entry)[:80]}"
+    unlisted = rows.unlisted(entry)
+    if unlisted:
+        return unlisted
     box = entry.get("bbox")
     if box is None:
-        return Problem("annotation", identity, "no bbox", "bbox is missing", "dropped")
+        return "no bbox", "bbox is missing, and there is no mask to compute it from"
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) and abs(v) < 1e9 for v in box):
-        reason = f"bbox must be 4 finite numbers [x, y, width, height], but is {str(box)[:80]}"
-        return Problem("annotation", identity, "bbox is not 4 finite numbers", reason, "dropped")
+        return "bbox is not 4 finite numbers", (
+            f"bbox must be 4 finite numbers [x, y, width, height], but is {str(box)[:80]}"
+        )
     if entry.get("iscrowd", 0) not in (0, 1):  # true and false are 1 and 0
-        reason = f"iscrowd must be 0 or 1, but is {repr(entry['iscrowd'])[:80]}"
-        return Problem("annotation", identity, "iscrowd is not 0 or 1", reason, "dropped")
+        return "iscrowd is not 0 or 1", f"iscrowd must be 0 or 1, but is {shown_value(entry['iscrowd'])}"
     return None
 
 
@@ -310,3 +395,9 @@ def _clip(boxes: np.ndarray, image_sizes: np.ndarray) -> tuple[np.ndarray, np.nd
     clipped = np.clip(corners, 0, limits).astype(np.float32)
     usable = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)  # a negative width stays one when clipped
     return clipped, usable
+
+
+def _reaches_beyond(boxes: np.ndarray, image_sizes: np.ndarray) -> np.ndarray:
+    """Which of the xywh boxes [N, 4] reach beyond their images [N, 2] (height, width), by more than rounding."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    return np.any((low < -TOLERANCE) | (high > image_sizes[:, ::-1] + TOLERANCE), axis=1)

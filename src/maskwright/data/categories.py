@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from maskwright.data.json_file import is_text
+from maskwright.data.normalise import normalise_categories
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.structures import Category
@@ -61,13 +62,13 @@ def _plain(name: str) -> str:
 
 
 def read_categories(annotations: str | Path) -> list[Category]:
-    """The label space of a COCO file: its `categories` in file order (position = label).
+    """The label space of a COCO file: its `categories`, repaired, in file order (position = label).
 
     Raises:
         UserError: the file cannot be read, is not a COCO file, or `parse_categories` refuses its categories.
     """
     content = read_json_object(annotations, ("categories",))
-    return parse_categories(content["categories"], str(annotations))
+    return parse_categories(normalise_categories(content), str(annotations))
 
 
 def parse_categories(entries: object, source: str) -> list[Category]:
@@ -78,7 +79,10 @@ def parse_categories(entries: object, source: str) -> list[Category]:
             (nor false, nor true), or ids or names repeat.
     """
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{source}: 'categories' must be a non-empty list of {{id, name}} entries")
+        raise UserError(
+            f"{source}: 'categories' must be a non-empty list of {{id, name}} entries (only `maskwright predict` takes "
+            "boxes without classes)"
+        )
     categories: list[Category] = []
     for position, entry in enumerate(entries):
         identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)

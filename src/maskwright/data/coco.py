@@ -15,7 +15,9 @@ from maskwright.data.annotations import AnnotationIndex, CocoIndex, read_annotat
 from maskwright.data.categories import labels_of_categories, resolve_mask_classes
 from maskwright.data.dataset import DataSource, FileDataset, Inspection, InstanceTable, ListedImage, Transforms
 from maskwright.data.images import read_annotated_image, require_file
+from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_annotations import is_panoptic
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
@@ -32,7 +34,7 @@ class CocoDataset(FileDataset):
 
     def __init__(
         self,
-        images: str | Path,
+        pictures: PictureFolder,
         index: CocoIndex,
         categories: Sequence[Category] | None,
         transforms: Transforms | None,
@@ -40,23 +42,20 @@ class CocoDataset(FileDataset):
         """Check a file that was read; arguments as of the formats.
 
         Raises:
-            UserError: the file is unusable, a class that it uses is not in `categories`, or the folder or its first
-                image is missing.
+            UserError: the file is unusable, a class that it uses is not in `categories`, or its first image is missing.
         """
         index.refuse_unusable()
-        self._images = Path(images)
+        self._pictures = pictures
         self._columns = index
         self.source = index.source
         self.file_categories = index.categories
         self.categories = list(index.categories if categories is None else categories)
         used = set(np.unique(index.category_rows).tolist())
         self._row_labels = labels_of_categories(index.categories, used, self.categories, index.source)
-        self.skipped = index.skipped
+        self.skipped, self.repaired = index.skipped, index.repairs.counts
         self.sampling_weights = None if index.sampling_weights is None else torch.from_numpy(index.sampling_weights)
         self.transforms = transforms
-        if not self._images.is_dir():
-            raise UserError(f"the image folder {self._images} does not exist or is no folder")
-        require_file(self._images / index.file_names[0], index.source)
+        require_file(pictures.path(index.file_names[0]), index.source)
 
     def __len__(self) -> int:
         return len(self._columns.image_ids)
@@ -67,7 +66,8 @@ class CocoDataset(FileDataset):
         return list(self._columns.file_names)
 
     def _read_image(self, image: ListedImage) -> UInt8[Tensor, "3 h w"]:
-        return read_annotated_image(self._images / image.file_name, image.size, self._columns.source)
+        path = self._pictures.path(image.file_name)
+        return read_annotated_image(path, image.size, self._columns.source, self._pictures.exif)
 
     def _labels(self, rows: slice) -> np.ndarray:
         return self._row_labels[self._columns.category_rows[rows]]
@@ -98,6 +98,7 @@ class CocoInstances(CocoDataset):
         categories: Sequence[Category] | None = None,
         mask_classes: str | Sequence[str] = "all",
         transforms: Transforms | None = None,
+        exif: ExifRule = "auto",
     ) -> None:
         """Read the annotation file.
 
@@ -108,13 +109,15 @@ class CocoInstances(CocoDataset):
                 the file's own categories in file order.
             mask_classes: `all`, `voc`, `non_voc` or names out of the label space (`resolve_mask_classes`).
             transforms: the augmentation.
+            exif: the frame of annotations of pictures with an EXIF orientation (`choose_frame`).
 
         Raises:
             UserError: the file is unusable, a class with annotations is not in `categories`, a mask class is
                 unknown, or the folder or its first image is missing.
         """
-        self._index = read_annotations(annotations)
-        super().__init__(images, self._index, categories, transforms)
+        pictures = PictureFolder(images, exif)
+        self._index = read_annotations(annotations, pictures)
+        super().__init__(pictures, self._index, categories, transforms)
         self.mask_classes = resolve_mask_classes(mask_classes, self.categories)
         names = set(self.mask_classes)
         self._label_has_mask = np.array([category["name"] in names for category in self.categories], dtype=bool)
@@ -127,16 +130,24 @@ class CocoInstances(CocoDataset):
     @classmethod
     def open(cls, source: DataSource) -> CocoInstances:
         """See `FileDataset`."""
-        return cls(source.images, source.annotations, categories=source.categories, mask_classes=source.mask_classes)
+        return cls(
+            source.images,
+            source.annotations,
+            categories=source.categories,
+            mask_classes=source.mask_classes,
+            exif=source.exif,
+        )
 
     @classmethod
-    def inspect(cls, annotations: str | Path, segmentations: str | Path | None = None) -> Inspection:
+    def inspect(
+        cls, annotations: str | Path, segmentations: str | Path | None = None, pictures: PictureFolder | None = None
+    ) -> Inspection:
         """See `FileDataset`; `segmentations` must be None."""
         if segmentations is not None:
             raise UserError(
                 f"{annotations} is no panoptic file (it has no 'segments_info'): --segmentations has no use"
             )
-        return _inspect(read_annotations(annotations))
+        return _inspect(read_annotations(annotations, pictures))
 
     @cached_property
     def instances(self) -> InstanceTable:
@@ -175,6 +186,7 @@ def _inspect(index: AnnotationIndex) -> Inspection:
         ],
         classes=_class_rows(index, has_mask),
         problems=index.problems + problems,
+        repairs=index.repairs,
         images=[index.image(row) for row in range(len(index.image_ids))],
         learnable_images=len(np.unique(index.image_rows[has_mask & ~index.iscrowd])),
         lesson="an instance, crowds apart, with a usable mask",
@@ -188,11 +200,24 @@ def _decode_all(index: AnnotationIndex) -> tuple[Bool[np.ndarray, " m"], list[Pr
     for row, (height, width) in enumerate(index.image_sizes[index.image_rows].tolist()):
         if index.segmentations.kinds[row] == NONE:
             continue
-        has_mask[row] = index.segmentations.covers_pixels(row, (height, width))
+        mask = index.segmentations.encode([row], (height, width))
+        has_mask[row], extent = bool(mask.areas() > 0), mask.extents()[0].tolist()
         if not has_mask[row]:
             reason = "segmentation is malformed or covers no pixel of the image"
-            problems.append(Problem("annotation", int(index.ids[row]), "unusable segmentation", reason, "box only"))
+            problems.append(Problem("annotation", index.own_id(row), "unusable segmentation", reason, "box only"))
+        elif box_overlap(index.boxes[row], extent) < 0.5:
+            box = [round(float(number), 1) for number in index.boxes[row]]
+            reason = f"bbox has the corners {box}, but its mask reaches from {extent[:2]} to {extent[2:]}"
+            problems.append(Problem("annotation", index.own_id(row), "bbox that does not fit its mask", reason, "kept"))
     return has_mask, problems
+
+
+def box_overlap(box: np.ndarray, other: Sequence[float]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2 of some extent."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    intersection = float(np.prod(np.maximum(sides, 0)))
+    areas = [float((corners[2] - corners[0]) * (corners[3] - corners[1])) for corners in (box, other)]
+    return intersection / (sum(areas) - intersection)
 
 
 def _class_rows(index: AnnotationIndex, has_mask: Bool[np.ndarray, " m"]) -> list[dict[str, str]]:

@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from maskwright.data.normalise import Repairs
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 from maskwright.structures import Category, Task
@@ -57,11 +60,11 @@ class SegmentationDataset(ABC):
             def __len__(self): ...
             def read_sample(self, index): ...  # (image, Target)
 
-        train(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
+        train_recipe(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
 
-    `training.engine.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
-    `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold what is
-    large in arrays rather than in lists of objects.
+    `training.engine.train_recipe` takes it in place of the recipe's files. To evaluate a model on it, feed the batches
+    of `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold
+    what is large in arrays rather than in lists of objects.
 
     Attributes:
         task: what its targets describe.
@@ -128,8 +131,36 @@ class SegmentationDataset(ABC):
 
     @cached_property
     def mask_classes(self) -> list[str]:
-        """The names of the classes whose masks may be learnt."""
+        """The names of the classes whose masks may be learnt where there are any (`find_mask_classes`)."""
         found = set(self.instances.labels[self.instances.has_mask].tolist())
+        return [category["name"] for label, category in enumerate(self.categories) if label in found]
+
+    def mask_labels(self, index: int) -> set[int]:
+        """The labels, crowds apart, of which the image at `index` has a mask that may be learnt.
+
+        The masks are decoded: one without a pixel does not count. This is the rule of `maskwright data check`, too.
+
+        Raises:
+            UserError: the image cannot be read.
+        """
+        table = self.instances
+        if not table.has_mask[slice(*np.searchsorted(table.images, [index, index + 1]))].any():
+            return set()
+        return {label for label, has_mask in _instances_of(self.read_sample(index)[1]) if has_mask}
+
+    def find_mask_classes(self) -> list[str]:
+        """The names of the classes with at least one mask that may be learnt.
+
+        Few images are read: each has a mask of a class that those before it lack.
+
+        Raises:
+            UserError: one of these cannot be read.
+        """
+        table, found = self.instances, set[int]()
+        rows = zip(table.images[table.has_mask].tolist(), table.labels[table.has_mask].tolist(), strict=True)
+        for image, label in rows:
+            if label not in found:
+                found |= self.mask_labels(image)
         return [category["name"] for label, category in enumerate(self.categories) if label in found]
 
     def count_instances(self) -> tuple[int, int]:
@@ -142,9 +173,10 @@ class SegmentationDataset(ABC):
         masks, boxes = self.count_instances()
         if self.task == "panoptic":
             return f"{len(self)} images, {masks} segments; {len(self.categories)} classes"
+        classes = len(np.unique(self.instances.labels[self.instances.has_mask]))
         return (
             f"{len(self)} images, {masks} instances with masks, {boxes} with boxes only; "
-            f"masks of {len(self.mask_classes)} of {len(self.categories)} classes"
+            f"masks of {classes} of {len(self.categories)} classes"
         )
 
     def subset(self, indices: Sequence[int]) -> SegmentationDataset:
@@ -202,9 +234,12 @@ class _Subset(SegmentationDataset):
 
 
 def _instances_of(target: Mapping[str, Tensor]) -> list[tuple[int, bool]]:
-    """(label, has a mask) of every instance of a target that is no crowd; segments always have one."""
+    """(label, has a mask) of every instance of a target that is no crowd; a segment has one where it has a pixel."""
     labels, kept = target["labels"], ~target["iscrowd"]
-    has_mask = target.get("has_mask", torch.ones_like(kept))
+    if "has_mask" in target:
+        has_mask = target["has_mask"]
+    else:
+        has_mask = torch.isin(torch.arange(len(labels)), target["segmentation"])
     return list(zip(labels[kept].tolist(), has_mask[kept].tolist(), strict=True))
 
 
@@ -218,6 +253,7 @@ class DataSource:
     categories: the label space to map the file's classes to, by name (a model's `categories`); None takes the file's.
     mask_classes: of a file of instances, whose masks may be learnt: `all`, `voc`, `non_voc` or names out of the label
         space (`resolve_mask_classes`).
+    exif: the frame that the annotations of pictures with an EXIF orientation are in (`choose_frame`).
     """
 
     images: str | Path
@@ -225,6 +261,7 @@ class DataSource:
     segmentations: str | Path | None = None
     categories: Sequence[Category] | None = None
     mask_classes: str | Sequence[str] = "all"
+    exif: ExifRule = "auto"
 
 
 class ListedImage(NamedTuple):
@@ -243,6 +280,7 @@ class Inspection:
     summary: its counts, as lines of text.
     classes: a row for each class in file order, by the heads of the table's columns.
     problems: every broken entry, in the order found.
+    repairs: what was corrected.
     images: all that can be used.
     learnable_images: how many of them have an instance, crowds apart, that can be learnt from.
     lesson: in words, what such an image has.
@@ -252,6 +290,7 @@ class Inspection:
     summary: Sequence[str]
     classes: Sequence[Mapping[str, str]]
     problems: Sequence[Problem]
+    repairs: Repairs
     images: Sequence[ListedImage]
     learnable_images: int
     lesson: str
@@ -286,19 +325,35 @@ class FileDataset(SegmentationDataset):
 
     @classmethod
     @abstractmethod
-    def inspect(cls, annotations: str | Path, segmentations: str | Path | None = None) -> Inspection:
-        """All that the file holds, every mask decoded; the images themselves are not opened.
+    def inspect(
+        cls, annotations: str | Path, segmentations: str | Path | None = None, pictures: PictureFolder | None = None
+    ) -> Inspection:
+        """All that the file holds, every mask decoded.
+
+        Of `pictures`, only those are opened whose size or name the file does not tell.
 
         Raises:
             UserError: it is not a file of this format at all, or a folder does not exist.
         """
 
 
-def split_by_hash(file_names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+def split_by_hash(
+    file_names: Sequence[str],
+    share: float,
+    learnable: Callable[[int], bool] = lambda _: True,
+    measurable: Callable[[int], bool] = lambda _: True,
+) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation images, by a hash of each file name.
 
     An image's side depends on its own name and `share` alone (sha256), not on the other images, the order or
-    the machine. At least one image is on each side.
+    the machine. Two exceptions: at least one image is on each side; and where there are two images to do it with, one
+    moves to a side that otherwise had nothing to learn from, or nothing to measure.
+
+    Args:
+        file_names: of the images.
+        share: of the images that are set aside, on average.
+        learnable: whether the image at an index can be learnt from.
+        measurable: whether it can be validated on.
 
     Raises:
         UserError: there are fewer than two images.
@@ -312,7 +367,26 @@ def split_by_hash(file_names: Sequence[str], share: float) -> tuple[list[int], l
     validation = fractions < share
     validation[fractions.argmin()] = True
     validation[fractions.argmax()] = False
+    _balance(validation, fractions.argsort(), learnable, measurable)
     return np.flatnonzero(~validation).tolist(), np.flatnonzero(validation).tolist()
+
+
+def _balance(
+    validation: Bool[np.ndarray, " n"],
+    order: Int64[np.ndarray, " n"],
+    learnable: Callable[[int], bool],
+    measurable: Callable[[int], bool],
+) -> None:
+    """Move images between the sides until both have masks, if that can be; `order` is from validation to training.
+
+    Images are asked about one by one, and few of them where the sides are already as they should be.
+    """
+    from_the_end = sorted(order[::-1].tolist(), key=validation.__getitem__)  # the training images first
+    kept = next(filter(learnable, from_the_end), None)
+    others = sorted(order.tolist(), key=(~validation).__getitem__)  # the validation images first
+    set_aside = next((image for image in others if image != kept and measurable(image)), None)
+    if kept is not None and set_aside is not None:
+        validation[[kept, set_aside]] = [False, True]
 
 
 def _hash_fraction(name: str) -> float:

@@ -1,4 +1,4 @@
-"""The annotation entries of a COCO file as they are, for metrics whose numbers must equal COCO's."""
+"""The annotations of a COCO file as its own entries, for evaluation that must give COCO's numbers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import faster_coco_eval.core.mask as coco_mask
 
-from maskwright.data.annotations import COCO_KEYS, index_annotations
+from maskwright.data.annotations import index_annotations, read_normalised
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.segmentations import SegmentationPacker
-from maskwright.files import read_json_object
 
 
-def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
-    """The file's annotation entries, all that COCO's tools can take, in file order and unchanged.
+def read_ground_truth(path: str | Path, pictures: PictureFolder | None = None) -> list[dict[str, Any]]:
+    """The file's annotation entries after its repairs, all that COCO's tools can take, in file order.
 
     An entry whose `segmentation` is missing, empty or malformed comes without that key. Left out are entries
     of an image or category that the file does not list, and those without a `bbox` of four numbers. Unlike
@@ -24,8 +24,8 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is unusable.
     """
-    content = read_json_object(path, COCO_KEYS)
-    index = index_annotations(content, str(path))
+    normalised = read_normalised(path, pictures)
+    index = index_annotations(normalised, str(path))
     index.refuse_unusable()
     dropped = {
         problem.id
@@ -34,8 +34,8 @@ def read_ground_truth(path: str | Path) -> list[dict[str, Any]]:
     }
     sizes = dict(zip(index.image_ids.tolist(), index.image_sizes.tolist(), strict=True))
     entries = []
-    for entry in content["annotations"]:
-        if entry["id"] in dropped:
+    for position, entry in enumerate(normalised.content["annotations"]):
+        if normalised.annotation_name(position) in dropped:
             continue
         has_mask = _has_mask(entry.get("segmentation"), sizes[entry["image_id"]])
         entries.append({key: value for key, value in entry.items() if has_mask or key != "segmentation"})

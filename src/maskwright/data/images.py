@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,38 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from maskwright.data.orientation import ExifRule, choose_frame
 from maskwright.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Lower-case file suffixes that are taken for pictures when a folder is searched."""
+UNCERTAIN_FRAME = (
+    "images with an EXIF orientation whose size does not tell whether they were annotated as stored are taken upright: "
+    "`maskwright data check --images` names them, --exif (data.exif in a recipe) overrules"
+)
+"""The warning about annotations whose frame is not certain; it names no image, so that it is given once."""
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError)
-"""What Pillow's decoders raise for broken data."""
-
+_HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+_NEVER_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # Pillow knows them, but has no decoder
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
 _CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Lower-case file suffixes that are taken for pictures when a folder is searched: of all formats that are read."""
+    Image.init()
+    readable = Image.OPEN.keys() - _NEVER_DECODED
+    return _HEIF_SUFFIXES | {suffix for suffix, name in Image.registered_extensions().items() if name in readable}
+
+
+@cache
+def register_heif() -> None:
+    """Have Pillow read HEIC pictures, where pillow-heif is installed."""
+    with suppress(ModuleNotFoundError):
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+        register_heif_opener()
 
 
 def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[Tensor, "3 h w"]:
@@ -49,22 +71,30 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
     raise TypeError(f"expected an image as a path, PIL image, numpy array or tensor, but got {type(source).__name__}")
 
 
-def read_annotated_image(path: Path, size: tuple[int, int], source: str) -> UInt8[Tensor, "3 h w"]:
+def read_annotated_image(
+    path: Path, size: tuple[int, int], source: str, exif: ExifRule = "auto"
+) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
-    COCO annotates the pixels as stored, so an EXIF orientation is applied only where the size fits after it.
+    An EXIF orientation is applied where the annotations are in the upright frame (`choose_frame`). Where that is not
+    certain, there is a warning.
 
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
     """
     require_file(path, source)
     try:
+        register_heif()
         with Image.open(path) as stored:
-            if (stored.height, stored.width) == size:
+            orientation = stored.getexif().get(ExifTags.Base.Orientation)
+            frame = choose_frame((stored.height, stored.width), orientation, size, rule=exif)
+            if not frame.upright:
                 stored.getexif().pop(ExifTags.Base.Orientation, None)
             image = read_image(stored)
-    except DECODER_ERRORS as error:  # a UserError is a ValueError
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the image {path}: {error}") from error
+    if not frame.certain:
+        warnings.warn(UNCERTAIN_FRAME, stacklevel=2)
     found = tuple(image.shape[1:])
     if found != size:
         raise UserError(
@@ -90,17 +120,21 @@ def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+            register_heif()
             with Image.open(path) as image:
                 return _from_pil(image, str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...)") from error
+        hint = "; for HEIC: pip install pillow-heif" if path.suffix.lower() in _HEIF_SUFFIXES else ""
+        raise UserError(
+            f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...){hint}"
+        ) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: too large an image ({error})") from error
     except UserError:
         raise
-    except DECODER_ERRORS as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
+from maskwright.signals import end_late, signals_blocked
 from maskwright.structures import PanopticTarget, Target
 
 Batch = tuple[list[Tensor], list[Any]]
@@ -111,7 +112,9 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            yield from super().__iter__()
+            with signals_blocked():  # workers are forked here
+                batches = super().__iter__()
+            yield from batches
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
@@ -161,6 +164,7 @@ def _loader(dataset: SegmentationDataset, batch_sampler: Any, num_workers: int) 
         batch_sampler=batch_sampler,
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=end_late,
         # Forked workers share the annotation index; its arrays would be copied to spawned ones.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         # The loader draws a seed for its workers, which must not come out of the model's random state.

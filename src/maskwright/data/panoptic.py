@@ -18,7 +18,8 @@ from torch import Tensor
 
 from maskwright.data.coco import CocoDataset
 from maskwright.data.dataset import DataSource, Inspection, InstanceTable, Transforms
-from maskwright.data.images import DECODER_ERRORS, require_file
+from maskwright.data.images import require_file
+from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_annotations import (
     NO_AREA,
     PanopticIndex,
@@ -26,6 +27,7 @@ from maskwright.data.panoptic_annotations import (
     map_folder,
     read_panoptic_annotations,
 )
+from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 from maskwright.files import write_json, write_whole
@@ -52,6 +54,7 @@ class CocoPanoptic(CocoDataset):
         *,
         categories: Sequence[Category] | None = None,
         transforms: Transforms | None = None,
+        exif: ExifRule = "auto",
     ) -> None:
         """Read the annotation file.
 
@@ -63,13 +66,15 @@ class CocoPanoptic(CocoDataset):
             categories: the label space to map the file's classes to, by name (a model's `categories`); None takes
                 the file's own categories in file order.
             transforms: the augmentation.
+            exif: the frame of annotations of pictures with an EXIF orientation (`choose_frame`).
 
         Raises:
             UserError: the file is unusable, a class with segments is not in `categories`, or a folder or its first
                 file is missing.
         """
-        self._index = read_panoptic_annotations(annotations)
-        super().__init__(images, self._index, categories, transforms)
+        pictures = PictureFolder(images, exif)
+        self._index = read_panoptic_annotations(annotations, pictures)
+        super().__init__(pictures, self._index, categories, transforms)
         self._maps = map_folder(annotations, segmentations)
         require_file(self._maps / self._index.map_names[0], self._index.source)
 
@@ -81,17 +86,21 @@ class CocoPanoptic(CocoDataset):
     @classmethod
     def open(cls, source: DataSource) -> CocoPanoptic:
         """See `FileDataset`."""
-        return cls(source.images, source.annotations, source.segmentations, categories=source.categories)
+        return cls(
+            source.images, source.annotations, source.segmentations, categories=source.categories, exif=source.exif
+        )
 
     @classmethod
-    def inspect(cls, annotations: str | Path, segmentations: str | Path | None = None) -> Inspection:
+    def inspect(
+        cls, annotations: str | Path, segmentations: str | Path | None = None, pictures: PictureFolder | None = None
+    ) -> Inspection:
         """See `FileDataset`.
 
         Every PNG is compared with the file. Named by PNG and id: pixels whose id has no segment, segments without a
         pixel, areas that the pixels do not have, unknown categories; and PNGs that are missing, unreadable or of
         another size.
         """
-        index = read_panoptic_annotations(annotations)
+        index = read_panoptic_annotations(annotations, pictures)
         return _inspect(index, map_folder(annotations, segmentations))
 
     @cached_property
@@ -135,6 +144,7 @@ def _inspect(index: PanopticIndex, folder: Path) -> Inspection:
         ],
         classes=_class_rows(index, areas, pixels),
         problems=index.problems + problems,
+        repairs=index.repairs,
         images=[index.image(row) for row in range(len(index.image_ids))],
         learnable_images=len(np.unique(index.image_rows[(areas > 0) & ~index.iscrowd])),
         lesson="a segment, crowds apart",
@@ -207,7 +217,7 @@ def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[Tensor,
         with Image.open(path) as stored:
             form, mode = stored.format, stored.mode
             colours = np.asarray(stored.convert("RGB"))
-    except DECODER_ERRORS as error:
+    except Exception as error:  # decoders report broken data in any way there is
         raise UserError(f"cannot read the segmentation {path}: {error}") from error
     if form != "PNG" or mode not in ("RGB", "RGBA", "P"):
         raise UserError(f"the segmentation {path} must be a PNG in colours (RGB), but is a {form} of mode {mode}")

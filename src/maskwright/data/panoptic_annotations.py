@@ -1,22 +1,32 @@
 """A COCO panoptic annotation file as a compact index of flat arrays.
 
-Only this module decides what a broken entry leads to: the data set is built on its index, and `maskwright data check`
+This module alone decides what a broken entry means: the data set builds on its index, and `maskwright data check`
 prints its problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations import COCO_KEYS, CocoIndex, ImageColumns, TextTable, read_images, require_lists
+from maskwright.data.annotations import (
+    COCO_KEYS,
+    CocoIndex,
+    ImageColumns,
+    TextTable,
+    match_pictures,
+    read_images,
+    require_lists,
+    unlisted_reason,
+)
 from maskwright.data.categories import parse_categories
 from maskwright.data.json_file import is_text, list_elements
-from maskwright.data.problems import Problem
+from maskwright.data.normalise import normalise_panoptic, shown_value
+from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.problems import Problem, commonest
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.ops.panoptic_map import LARGEST_ID
@@ -41,8 +51,8 @@ class PanopticIndex(CocoIndex):
 def is_panoptic(path: str | Path) -> bool:
     """Whether the annotation file at `path` is of COCO's panoptic format: one of its annotations has `segments_info`.
 
-    Only as much of the file is parsed as is needed. A file that is not JSON counts as not panoptic; its reader says
-    what is wrong with it.
+    No more of the file is parsed than it takes, so that a large one is not read twice. Of a file that is not JSON
+    nothing is known; who reads it whole will say what is wrong.
 
     Raises:
         UserError: the file cannot be read.
@@ -57,9 +67,9 @@ def is_panoptic(path: str | Path) -> bool:
 
 
 def map_folder(annotations: str | Path, segmentations: str | Path | None, option: str = "segmentations") -> Path:
-    """The folder of an annotation file's PNGs: `segmentations`, or the one beside the file that is named like it.
+    """The folder of an annotation file's PNGs: `segmentations`, or the one named like the file that lies beside it.
 
-    option: the option that the error names.
+    option: what the error tells the user to name it as.
 
     Raises:
         UserError: there is no such folder.
@@ -71,23 +81,32 @@ def map_folder(annotations: str | Path, segmentations: str | Path | None, option
     return folder
 
 
-def read_panoptic_annotations(path: str | Path) -> PanopticIndex:
-    """Read a COCO panoptic file whole; broken entries become `problems` of the index, not errors.
+def read_panoptic_annotations(path: str | Path, pictures: PictureFolder | None = None) -> PanopticIndex:
+    """Read a COCO panoptic file whole, repaired where that can be done; broken entries become `problems`, not errors.
 
     A broken segment is left out, and its pixels are void. An image without a usable annotation is left out.
+    `pictures` are looked at where the file does not tell a name or a size.
 
     Raises:
         UserError: the file is not a COCO panoptic file at all (not JSON, a key missing, unusable categories).
     """
-    return index_panoptic_annotations(read_json_object(path, COCO_KEYS), str(path))
+    return index_panoptic_annotations(read_json_object(path, COCO_KEYS), str(path), pictures)
 
 
-def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> PanopticIndex:
-    """Index the parsed content of a COCO panoptic file, which has the `COCO_KEYS`; `source` names it in messages.
+def index_panoptic_annotations(
+    content: dict[str, Any], source: str, pictures: PictureFolder | None = None
+) -> PanopticIndex:
+    """The same of the content of a file, which has the `COCO_KEYS`; `source` names it.
 
     Raises:
         UserError: one of them is not of the right kind, or a category does not say whether it is a thing.
     """
+    require_lists(content, source)
+    if pictures is None:
+        normalised = normalise_panoptic(content, source)
+    else:
+        normalised = normalise_panoptic(content, source, pictures.size_of, exif=pictures.exif)
+    content = normalised.content
     categories = parse_categories(content["categories"], source)
     for category in categories:
         if "isthing" not in category:
@@ -95,16 +114,19 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
                 f"{source}: category {category['id']} ({category['name']}) has no 'isthing', which a panoptic file "
                 "must say of every category: give it 1 (thing) or 0 (stuff)"
             )
-    require_lists(content, source)
     problems: list[Problem] = []
     images = read_images(content["images"], problems)
+    match_pictures(images.file_names, pictures, normalised.repairs)
     annotations = _by_image(content["annotations"], images.rows, problems)
     image_rows = _annotated_images(images, annotations, problems)
     category_rows = {category["id"]: row for row, category in enumerate(categories)}
     segments = [_read_segments(annotations[row], category_rows, problems) for row in image_rows]
     columns = np.array([segment for part in segments for segment in part], dtype=np.int64).reshape(-1, 4)
-    if any(entry["segments_info"] for entry in annotations.values()) and not len(columns):
-        problems.append(Problem("file", "as a whole", "no usable segment", "none of its segments is usable", "refused"))
+    count = sum(len(entry["segments_info"]) for entry in annotations.values())
+    if count and not len(columns):
+        broken = [problem for problem in problems if problem.subject == "segment"]
+        reason = f"none of its {count} segments can be used; {commonest(broken, count)}"
+        problems.append(Problem("file", "as a whole", "no usable segment", reason, "refused"))
     return PanopticIndex(
         source=source,
         categories=categories,
@@ -119,6 +141,7 @@ def index_panoptic_annotations(content: Mapping[str, Any], source: str) -> Panop
         iscrowd=columns[:, 2].astype(bool),
         areas=columns[:, 3],
         problems=problems,
+        repairs=normalised.repairs,
     )
 
 
@@ -138,7 +161,7 @@ def _by_image(entries: list[Any], image_rows: dict[Any, int], problems: list[Pro
 
 
 def _shared_maps(annotations: dict[int, dict[str, Any]]) -> list[Problem]:
-    """Annotations with the PNG of an earlier one: it can be the map of only one image."""
+    """Annotations whose PNG is an earlier one's: of one of the two it cannot be the map."""
     problems, owners = [], {}
     for entry in annotations.values():
         owner = owners.setdefault(entry["file_name"], entry["image_id"])
@@ -155,11 +178,13 @@ def _annotation_reason(entry: Any, image_rows: dict[Any, int], seen: dict[int, d
         return f"annotation must be an object, but is a {type(entry).__name__}"
     image_id, name = entry.get("image_id"), entry.get("file_name")
     if type(image_id) not in (int, str) or image_id not in image_rows:
-        return f"image_id is {image_id!r}, which the file does not list"
+        return f"unknown image, {unlisted_reason('image_id', image_id, image_rows)}"
+    if image_rows[image_id] < 0:
+        return f"unusable image, its image {image_id} cannot be used"
     if image_rows[image_id] in seen:
         return "the image has an annotation already"
     if not is_text(name):
-        return f"'file_name' of the segmentation must be a text, but is {name!r}"
+        return f"'file_name' of the segmentation must be a text, but is {shown_value(name)}"
     if not isinstance(entry.get("segments_info"), list):
         return f"'segments_info' must be a list, but is {str(entry.get('segments_info'))[:80]}"
     return None
@@ -173,7 +198,8 @@ def _annotated_images(
             reason = "the image has no usable annotation and is left out"
             problems.append(Problem("image", identity, "image without annotation", reason, "dropped"))
     if len(images.ids) and not annotations:
-        reason = f"none of its images ({len(images.ids)}) has a usable annotation"
+        broken = [problem for problem in problems if problem.subject == "annotation"]
+        reason = f"none of its images ({len(images.ids)}) has a usable annotation; {commonest(broken, len(broken))}"
         problems.append(Problem("file", "as a whole", "no usable annotation", reason, "refused"))
     return sorted(annotations)
 
@@ -205,7 +231,7 @@ def _segment_reason(entry: Any, seen: dict[int, Any], category_rows: dict[int, i
     if identity in seen:
         return "segment id is not unique in its image"
     if type(category) is not int or category not in category_rows:
-        return f"unknown category, category_id is {category!r}, which the file does not list"
+        return f"unknown category, {unlisted_reason('category_id', category, category_rows)}"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"iscrowd must be 0 or 1, but is {repr(entry['iscrowd'])[:80]}"
     if area is not None and (type(area) not in (int, float) or not 0 <= area < 2**53 or area != int(area)):

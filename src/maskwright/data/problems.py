@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,3 +45,28 @@ def refuse_problems(source: str, problems: Sequence[Problem]) -> None:
     if refused:
         others = f" (and {len(refused) - 1} more; `maskwright data check` lists all)" if len(refused) > 1 else ""
         raise UserError(f"{source}: {refused[0]}{others}")
+
+
+def commonest(problems: Sequence[Problem], total: int) -> str:
+    """The cause that most of the problems have, out of `total` entries, with the first example."""
+    if not problems:
+        return "it lists none"
+    kind, count = Counter(problem.kind for problem in problems).most_common(1)[0]
+    example = next(problem for problem in problems if problem.kind == kind)
+    return f"the commonest cause, in {count} of {total}: {kind}; the first: {example}"
+
+
+def reading_notes(source: str, skipped: Mapping[str, int], repaired: Mapping[str, int]) -> list[str]:
+    """What became of the broken entries of `source`, a line for the repaired and one for the skipped ones, if any."""
+    notes = []
+    if repaired:
+        counts = "; ".join(f"{count} x {kind}" for kind, count in repaired.items())
+        notes.append(f"repaired in {source}: {counts} (`maskwright data check` shows an example of each)")
+    if skipped:
+        notes.append(f"skipped in {source}: {count_skipped(skipped)}")
+    return notes
+
+
+def count_skipped(skipped: Mapping[str, int]) -> str:
+    """How many entries of each kind were skipped, in words for a message."""
+    return ", ".join(f"{count} {kind}" for kind, count in skipped.items()) + " (`maskwright data check` names each)"

@@ -44,10 +44,6 @@ class Segmentations:
         """
         return EncodedMasks([self._runs(row, image_size) for row in rows], image_size)
 
-    def covers_pixels(self, row: int, image_size: tuple[int, int]) -> bool:
-        """Whether annotation `row` has a mask with at least one pixel."""
-        return len(self._runs(row, image_size)) > 0
-
     def _runs(self, row: int, image_size: tuple[int, int]) -> Runs:
         if row < 0 or self.kinds[row] == NONE:
             return _NO_RUNS

@@ -146,7 +146,7 @@ class CocoAP(Metric):
                 f"but got {labels.unique().tolist()}"
             )
         truth = self._annotations_of(target) if self._file is None else self._file.get(image_id, [])
-        self._add(ImageRecord(image_id, prediction.image_size, self._results_of(prediction, image_id), truth))
+        self.merge([ImageRecord(image_id, prediction.image_size, self._results_of(prediction, image_id), truth)])
 
     def state(self) -> list[ImageRecord]:
         """All images so far; what `merge` takes."""
@@ -159,7 +159,10 @@ class CocoAP(Metric):
             ValueError: an image is here already.
         """
         for record in state:
-            self._add(record)
+            if record.image_id in self._records:
+                raise ValueError(f"image {record.image_id}: it was counted already")
+            self._records[record.image_id] = record
+        self._tables = {}
 
     def box_results(self) -> list[dict[str, Any]]:
         """The detected boxes in COCO's results format: `image_id, category_id, bbox` (xywh), `score`."""
@@ -183,20 +186,15 @@ class CocoAP(Metric):
             ar_large` (`mask_ap_small_unseen`, say). Then `images`, `instances` (crowds left out) and
             `instances_without_mask` (those of them that mask AP ignores).
         """
-        labels = range(len(self.categories))
-        groups = {
-            "": list(labels),
-            "_seen": [label for label in labels if self.seen[label]],
-            "_unseen": [label for label in labels if not self.seen[label]],
-        }
+        seen = np.array(self.seen, dtype=bool)
+        groups = {"": seen | True, "_seen": seen, "_unseen": ~seen}
         statistics = {
-            f"{prefix}_{name}{suffix}": self._statistic(overlap, name, members)
+            f"{prefix}_{name}{suffix}": self._statistic(overlap, name, np.flatnonzero(members).tolist())
             for prefix, overlap in _OVERLAPS.items()
             for suffix, members in groups.items()
             for name in _STATISTICS
         }
-        counts = self._counts()
-        instances, without_mask = counts.sum(axis=0) if len(counts) else (0, 0)
+        instances, without_mask = self._counts().sum(axis=0)
         return {
             **statistics,
             "images": float(len(self._records)),
@@ -206,25 +204,13 @@ class CocoAP(Metric):
 
     def per_class(self) -> list[ClassAP]:
         """AP of each class, in label order, classes without instances included."""
+        rows = zip(self.categories, self.seen, self._counts().tolist(), strict=True)
         return [
             ClassAP(
-                name=category["name"],
-                seen=self.seen[label],
-                instances=instances,
-                instances_without_mask=without_mask,
-                box_ap=self._statistic("bbox", "ap", [label]),
-                mask_ap=self._statistic("segm", "ap", [label]),
+                category["name"], seen, *counts, *(self._statistic(name, "ap", [label]) for name in ("bbox", "segm"))
             )
-            for label, (category, (instances, without_mask)) in enumerate(
-                zip(self.categories, self._counts().tolist(), strict=True)
-            )
+            for label, (category, seen, counts) in enumerate(rows)
         ]
-
-    def _add(self, record: ImageRecord) -> None:
-        if record.image_id in self._records:
-            raise ValueError(f"image {record.image_id}: it was counted already")
-        self._records[record.image_id] = record
-        self._tables = {}
 
     def _sorted(self) -> list[ImageRecord]:
         """By image id: among equal scores COCO ranks the detections of the lower id first."""
@@ -232,25 +218,23 @@ class CocoAP(Metric):
 
     def _results_of(self, prediction: InstancePrediction, image_id: int | str) -> list[dict[str, Any]]:
         category_ids = [self.categories[label]["id"] for label in prediction.labels.tolist()]
-        entries = prediction.to_coco(image_id, category_ids)
         boxes, scores = _xywh(prediction.boxes), prediction.scores.double().cpu().tolist()
+        entries = zip(prediction.to_coco(image_id, category_ids), boxes, scores, strict=True)
         # The score is the detection's alone, as the originals evaluate masks; `to_coco` weighs in the mask's.
-        return [
-            {**entry, "bbox": box, "score": score} for entry, box, score in zip(entries, boxes, scores, strict=True)
-        ]
+        return [{**entry, "bbox": box, "score": score} for entry, box, score in entries]
 
     def _annotations_of(self, target: Target) -> list[Mapping[str, Any]]:
-        entries: list[Mapping[str, Any]] = []
         masks = encoded_masks(target).to_coco()
-        for row, (label, box) in enumerate(zip(target["labels"].tolist(), _xywh(target["boxes"]), strict=True)):
-            entry = {
+        pairs = zip(target["labels"].tolist(), _xywh(target["boxes"]), strict=True)
+        return [
+            {
                 "category_id": self.categories[label]["id"],
                 "bbox": box,
                 "iscrowd": int(target["iscrowd"][row]),
                 "segmentation": masks[row] if target["has_mask"][row] else None,
             }
-            entries.append(entry)
-        return entries
+            for row, (label, box) in enumerate(pairs)
+        ]
 
     def _counts(self) -> np.ndarray:
         """int64 [C, 2]: of each class the instances, and those of them that have no mask."""
@@ -282,6 +266,11 @@ class CocoAP(Metric):
     def _evaluate(self, overlap: Overlap) -> _Tables:
         """COCO's tables over all images."""
         records = self._sorted()
+        annotations = (
+            {**_complete(entry, record.image_size, overlap), "image_id": number}
+            for number, record in enumerate(records, 1)
+            for entry in record.annotations
+        )
         truth = COCO(
             {
                 "images": [
@@ -289,11 +278,7 @@ class CocoAP(Metric):
                     for number, record in enumerate(records, 1)
                 ],
                 "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
-                "annotations": _numbered(
-                    {**_complete(entry, record.image_size, overlap), "image_id": number}
-                    for number, record in enumerate(records, 1)
-                    for entry in record.annotations
-                ),
+                "annotations": [{**entry, "id": number} for number, entry in enumerate(annotations, 1)],
             }
         )
         keys = ("category_id", "bbox" if overlap == "bbox" else "segmentation", "score")
@@ -348,10 +333,6 @@ def _filled(entry: Mapping[str, Any], image_size: tuple[int, int]) -> list[list[
     x1, x2 = (float(min(max(value, 0), image_size[1])) for value in (x, x + width))
     y1, y2 = (float(min(max(value, 0), image_size[0])) for value in (y, y + height))
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
-
-
-def _numbered(entries: Any) -> list[dict[str, Any]]:
-    return [{**entry, "id": number} for number, entry in enumerate(entries, 1)]
 
 
 def _xywh(boxes: Float[Tensor, "n 4"]) -> list[list[float]]:

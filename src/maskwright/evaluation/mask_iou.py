@@ -57,7 +57,12 @@ class MaskIoU(Metric):
         self._states: list[Tensor] = []
 
     def _add_image(self, prediction: InstancePrediction | Bool[Tensor, "_ _ _"], target: Target) -> None:
-        _check_pair(prediction, target)
+        if len(prediction) != len(target["labels"]):
+            raise ValueError(
+                f"image {target['image_id']}: expected a prediction for each of the {len(target['labels'])} target "
+                f"rows, but got {len(prediction)}"
+            )
+        check_image_size(prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size, target)
         rows = (target["has_mask"] & ~target["iscrowd"]).nonzero()
         truth = encoded_masks(target)
         instances = [
@@ -86,14 +91,14 @@ class MaskIoU(Metric):
         labels, ious, areas = self.state().unbind(1)
         seen = self.seen[labels.long()]
         small, large = areas < SMALL_AREA, areas >= MEDIUM_AREA
-        classes = self.per_class()
+        classes = [row for row in self.per_class() if row.instances]
         return {
             "mask_iou": _mean(ious),
             "mask_iou_seen": _mean(ious[seen]),
             "mask_iou_unseen": _mean(ious[~seen]),
-            "class_mask_iou": _class_mean(classes),
-            "class_mask_iou_seen": _class_mean([row for row in classes if row.seen]),
-            "class_mask_iou_unseen": _class_mean([row for row in classes if not row.seen]),
+            "class_mask_iou": _mean([row.mask_iou for row in classes]),
+            "class_mask_iou_seen": _mean([row.mask_iou for row in classes if row.seen]),
+            "class_mask_iou_unseen": _mean([row.mask_iou for row in classes if not row.seen]),
             "mask_iou_small": _mean(ious[small]),
             "mask_iou_medium": _mean(ious[~small & ~large]),
             "mask_iou_large": _mean(ious[large]),
@@ -110,16 +115,6 @@ class MaskIoU(Metric):
             own = ious[labels == label]
             rows.append(ClassMaskIoU(name, bool(self.seen[label]), len(own), _mean(own)))
         return rows
-
-
-def _check_pair(prediction: InstancePrediction | Tensor, target: Target) -> None:
-    rows = len(target["labels"])
-    if len(prediction) != rows:
-        raise ValueError(
-            f"image {target['image_id']}: expected a prediction for each of the {rows} target rows, "
-            f"but got {len(prediction)}"
-        )
-    check_image_size(prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size, target)
 
 
 def _iou_and_area(prediction: InstancePrediction | Tensor, row: int, truth: EncodedMasks) -> tuple[float, int]:
@@ -142,10 +137,7 @@ def _iou_and_area(prediction: InstancePrediction | Tensor, row: int, truth: Enco
     return (intersection / union if union else 0.0), area
 
 
-def _mean(values: Tensor) -> float:
-    # `fsum` is exact, so that the order in which processes gave their instances changes no digit.
-    return math.fsum(values.tolist()) / len(values) if len(values) else math.nan
-
-
-def _class_mean(rows: Sequence[ClassMaskIoU]) -> float:
-    return _mean(torch.tensor([row.mask_iou for row in rows if row.instances], dtype=torch.float64))
+def _mean(values: Tensor | Sequence[float]) -> float:
+    # `fsum` is exact, so the order in which processes gave their instances changes no digit.
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    return math.fsum(numbers) / len(numbers) if len(numbers) else math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from maskwright.evaluation.metric import Metric
 from maskwright.ops.panoptic_map import rows_of_ids
 from maskwright.structures import Category, PanopticPrediction, PanopticTarget
 
-Variant = Literal["official", "in_house"]
+VARIANTS = ("official", "in_house")
 """`official`: the COCO panoptic evaluation. `in_house`: the metric of the DeepLab2 trainer."""
 
 VOID, UNLISTED = -1, -2
@@ -84,16 +84,16 @@ class PanopticQuality(Metric):
     Source: panopticapi, evaluation.py (pq_compute_single_core, PQStat); deeplab2, evaluation/panoptic_quality.py.
     """
 
-    def __init__(self, categories: Sequence[Category], variant: Variant = "official") -> None:
+    def __init__(self, categories: Sequence[Category], variant: str = "official") -> None:
         """Start with no images.
 
         Raises:
             ValueError: `variant` is unknown.
         """
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, but is {variant!r}")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, but is {variant!r}")
         self.categories = list(categories)
-        self.variant: Variant = variant
+        self.variant = variant
         self.reset()
 
     def reset(self) -> None:

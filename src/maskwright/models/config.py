@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from maskwright.structures import Category
+
+_LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
 
 
 def setting(
@@ -37,9 +40,8 @@ def setting(
         initial_only: the value says where the first weights come from; a stored model has the default.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
     metadata = {
-        "limits": limits,
+        "limits": {name: limit for name, limit in limits.items() if limit is not None},
         "one_of": one_of,  # the registry itself: names may be added to it
         "training_only": training_only or initial_only,
         "initial_only": initial_only,
@@ -144,21 +146,13 @@ def _check_value(name: str, value: Any, types: tuple[Any, ...], metadata: Mappin
         raise ValueError(f"{name} must be one of {known}, but got {value!r}")
     if limits := metadata.get("limits"):
         whole = int in types
-        if not _is_number(value, whole=whole) or not _is_inside(value, limits):
+        inside = _is_number(value, whole=whole) and all(_LIMITS[key](value, limit) for key, limit in limits.items())
+        if not inside:
             words = [f"{limit.replace('_', ' ')} {number}" for limit, number in limits.items()]
             words += ["a whole number"] if whole else ["finite"] if "at_most" not in limits else []
             raise ValueError(f"{name} must be {' and '.join(words)}, but got {value!r}")
 
 
-def _is_inside(value: Any, limits: Mapping[str, Any]) -> bool:
-    smallest, lower, largest = (limits.get(name) for name in ("at_least", "above", "at_most"))
-    return (
-        (smallest is None or value >= smallest)
-        and (lower is None or value > lower)
-        and (largest is None or value <= largest)
-    )
-
-
-def _is_number(value: Any, *, whole: bool) -> bool:
+def _is_number(value: Any, *, whole: bool) -> TypeGuard[int | float]:
     kinds = int if whole else int | float
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)

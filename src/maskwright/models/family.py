@@ -168,7 +168,8 @@ class Detections(NamedTuple):
 class BoxPromptedFamily(Family[Config]):
     """A model that turns boxes into masks; it satisfies `structures.BoxPrompted`.
 
-    A subclass implements `maps`, `detect` and `mask_logits`.
+    A subclass implements `mask_logits`, `detect` unless it always `needs_boxes`, and `maps` unless they are its
+    network's.
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
@@ -177,6 +178,7 @@ class BoxPromptedFamily(Family[Config]):
     task: ClassVar[Task] = "instance"
 
     mask_chunk_size: int
+    network: Any
 
     @property
     def box_frame(self) -> BoxFrame:
@@ -190,7 +192,7 @@ class BoxPromptedFamily(Family[Config]):
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
         """What the mask head reads of a batch of images."""
-        raise NotImplementedError
+        return self.network.maps(batch)
 
     def detect(
         self, batch: Float[Tensor, "b 3 h w"], image_sizes: list[tuple[int, int]], max_detections: int
@@ -301,18 +303,17 @@ class BoxPromptedFamily(Family[Config]):
             return []
         batch, geometry = self.image_batch(images)
         maps, found = self.detect(batch, [each.resized_size for each in geometry], max_detections)
-        boxes, labels, scores = [], [], []
+        chosen = []
         for each, box, label, score in zip(geometry, *found, strict=True):
             clipped = clip_boxes(boxes_to_original(box, each), each.original_size)
             kept = (score >= score_threshold) & (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
             first = kept.nonzero().flatten()[:max_detections]
-            boxes.append(clipped[first])
-            labels.append(label[first])
-            scores.append(score[first].cpu())
+            chosen.append((clipped[first], label[first], score[first]))
+        boxes, labels, scores = zip(*chosen, strict=True)
         features = ImageFeatures(dict(zip(self.map_names, maps, strict=True)), geometry)
         predictions = self.prompt(features, boxes, torch.cat(labels))
         return [
-            replace(prediction, labels=label.cpu(), scores=score)
+            replace(prediction, labels=label.cpu(), scores=score.cpu())
             for prediction, label, score in zip(predictions, labels, scores, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from maskwright.errors import UserError
+from maskwright.files import read_json_object
 from maskwright.models.family import Family
 
 BUNDLED = Path(__file__).parents[1] / "weights"
@@ -22,6 +23,7 @@ FAMILIES = {
     "max_deeplab": ("maskwright.models.max_deeplab", "MaXDeepLab"),
 }
 
+_CONTENT = "a weights folder holds config.json and model.safetensors"
 _TENSORS_AT_ONCE = 64
 
 
@@ -63,11 +65,8 @@ def save_pretrained(
         UserError: `folder` is a file, or a folder that holds something else.
     """
     folder = Path(folder).absolute()
-    if (
-        folder.exists()
-        and not (folder / "config.json").is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a weights folder and would be replaced; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() if state is None else state
@@ -94,14 +93,14 @@ def from_pretrained(name_or_path: str | Path) -> Family[Any]:
             a tensor is missing, left over or of the wrong shape (each named).
     """
     folder = _find(name_or_path)
-    config = _read_config(folder / "config.json")
+    config = read_json_object(folder / "config.json", ("family", "model"), kind="configuration", hint=_CONTENT)
     try:
         model = family_class(config["family"])(**config["model"])
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot build the model: {error}") from error
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise UserError(f"{weights}: no such file; a weights folder holds config.json and model.safetensors")
+        raise UserError(f"{weights}: no such file; {_CONTENT}")
     try:
         _load_state(model, weights)
     except SafetensorError as error:
@@ -149,37 +148,30 @@ def push_to_hub(folder: str | Path, repository: str) -> None:
 
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
+    in_it = [str(path / name) for name in ("best", "last") if (path / name / "config.json").is_file()]
+    if in_it and not (path / "config.json").is_file():
+        raise UserError(f"{path} is the folder of a training run; its weights folders are {' and '.join(in_it)}")
     if path.is_dir():
         return path
     if (BUNDLED / path / "config.json").is_file():
         return BUNDLED / path
+    names = ", ".join(bundled_names()) or "none"
+    if path.parts[:1] and path.parts[0] in FAMILIES:
+        raise UserError(
+            f"{name_or_path} is the name of a recipe, which `maskwright train` makes a model of; expected a weights "
+            f"folder, a repository of the Hub or a bundled model (bundled: {names})"
+        )
     is_repository = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
     if not is_repository:
-        names = ", ".join(bundled_names()) or "none"
         raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names})")
-    return _download(str(name_or_path))
-
-
-def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    files = ["config.json", "model.safetensors", "README.md"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+        return Path(snapshot_download(str(name_or_path), allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{repository}: neither a folder here nor a repository that the Hub gives ({reason})"
+            f"{name_or_path}: neither a folder here nor a repository that the Hub gives ({reason})"
         ) from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a weights folder holds config.json and model.safetensors")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict) or not {"family", "model"} <= config.keys():
-        raise UserError(f"{path}: expected the keys 'family' and 'model'")
-    return config

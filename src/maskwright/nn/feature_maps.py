@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class BackboneOptions:
     drop_path_rate: see `SpineNet`.
 
     Raises:
-        ValueError: a value is out of its range, or `pretrained` does not go with the width or the padding.
+        ValueError: `frozen_levels` is out of its range, or `pretrained` does not go with the width or the padding.
     """
 
     width: float = 1.0
@@ -47,18 +47,12 @@ class BackboneOptions:
     drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.width <= 0:
-            raise ValueError(f"width of a backbone must be positive, but got {self.width}")
-        if self.padding not in get_args(Padding):
-            raise ValueError(f"padding of a backbone must be 'symmetric' or 'same', but got {self.padding!r}")
         if self.pretrained and (self.width != 1 or self.padding != "symmetric"):
             raise ValueError(
                 f"ImageNet weights fit width 1 and padding 'symmetric' only, but got {self.width} and {self.padding!r}"
             )
         if not 0 <= self.frozen_levels <= len(TRUNK_STRIDES):
             raise ValueError(f"frozen_levels of a backbone must lie in 0..4, but got {self.frozen_levels}")
-        if self.trunk_norm_epsilon is not None and self.trunk_norm_epsilon <= 0:
-            raise ValueError(f"trunk_norm_epsilon must be above 0, but got {self.trunk_norm_epsilon}")
 
     def scaled(self, channels: int) -> int:
         """`channels` times `width`, at least 1."""
@@ -97,8 +91,7 @@ class Backbone(nn.Module):
         return self.parameters()
 
 
-@runtime_checkable
-class Trunk(Protocol):
+class Trunk(nn.Module):
     """A classification network without its classifier: `[B, 3, H, W]` to maps at strides 4, 8, 16 and 32.
 
     channels: of the four maps.
@@ -107,16 +100,17 @@ class Trunk(Protocol):
     channels: list[int]
 
     def levels(self) -> list[list[nn.Module]]:
-        """Per map, the modules that make it of the map before; the stem belongs to the first."""
-        ...
+        """Per map, the modules that make it of the map before, in their order; the stem belongs to the first."""
+        raise NotImplementedError
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of `nn.Module`, which every trunk is."""
-        ...
-
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """The four maps, finest first."""
-        ...
+        maps = []
+        for level in self.levels():
+            for part in level:
+                x = part(x)
+            maps.append(x)
+        return maps
 
 
 class TrunkBackbone(Backbone):

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -121,7 +120,7 @@ class DetectionPyramidBackbone(TrunkBackbone):
         coarser = CoarserLevel(len(strides), channels, options.norm_momentum, options.norm_epsilon)
         pyramid = FeaturePyramidNetwork(trunk.channels, channels, coarser)
         if options.padding == "same":
-            pad_as_tensorflow(cast(nn.Module, trunk))
+            pad_as_tensorflow(trunk)
             pad_as_tensorflow(pyramid)
         super().__init__(trunk, channels, strides, strides[-1], options.frozen_levels)
         self.pyramid = pyramid
@@ -152,8 +151,7 @@ class CoarserLevel(ExtraFPNBlock):
         """Return one map and one name more than the pyramid's `results` and `names`; `x` is not used."""
         del x
         maps = [*results, self.conv(results[-1])]
-        normed = [normalize(cast(nn.BatchNorm2d, norm), level) for norm, level in zip(self.norms, maps, strict=True)]
-        return normed, [*names, str(int(names[-1]) + 1)]
+        return list(map(normalize, self.norms, maps)), [*names, str(int(names[-1]) + 1)]
 
 
 class SamePaddedConv2d(nn.Conv2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -28,19 +29,18 @@ def hourglass_levels(size: str, stem_channels: int) -> list[tuple[int, int]]:
 
 def _residual_stage(channels: Sequence[int], stride: int, norm_momentum: float) -> nn.Sequential:
     """Residual blocks through the given channel counts; the first block has the stride."""
-    return nn.Sequential(
-        *(
-            PostActivationBlock(before, after, stride=stride if index == 0 else 1, norm_momentum=norm_momentum)
-            for index, (before, after) in enumerate(pairwise(channels))
-        )
-    )
+    blocks = nn.Sequential()
+    for before, after in pairwise(channels):
+        blocks.append(PostActivationBlock(before, after, stride=stride, norm_momentum=norm_momentum))
+        stride = 1
+    return blocks
 
 
 class EncoderDecoder(nn.Module):
     """One level of an hourglass with all levels below it: `[n, c, h, w]` to the same shape.
 
-    The way down reads the block's own input. The decoder works at the low resolution, before the nearest-neighbour
-    enlargement. Nothing follows the sum with the long-range skip.
+    The encoder and the long-range skip both read the input of the level. The decoder works at the low resolution; its
+    output is enlarged (nearest neighbour) and added to the skip. The sum is not activated.
 
     Args:
         levels: (channels, residual blocks) of this level and of those below it, see `Hourglass`.
@@ -79,15 +79,12 @@ class Hourglass(nn.Module):
     Args:
         in_channels: channels of the input.
         stem_channels: channels of the first convolution.
-        levels: (channels, residual blocks) per level, from the stem's resolution down; two levels or more.
+        levels: (channels, residual blocks) per level, from the stem's resolution down; at least two levels.
         stacks: number of hourglasses; each passes its input and output on to the next.
         stem_stride: s, 4 (7 x 7 stem, backbones) or 1 (3 x 3 stem, mask heads).
         pool: factor between levels; 1 keeps the size (the paper's ablation without encoder-decoder).
         shortcut: whether each level has its long-range skip (the paper's ablation is without).
         norm_momentum: of the batch norms, in torch's sense; the originals' value is 0.9.
-
-    Raises:
-        ValueError: fewer than two levels, or another `stem_stride`.
 
     Source: object_detection/models/keras_models/hourglass_network.py, `HourglassNetwork`. Departure: a block has a
     convolution in its skip wherever channels or stride change. The original cannot build a stage of one block that
@@ -107,10 +104,6 @@ class Hourglass(nn.Module):
         norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        if len(levels) < 2:
-            raise ValueError(f"an hourglass must have two levels or more, but got {list(levels)}")
-        if stem_stride not in (1, 4):
-            raise ValueError(f"stem_stride must be 1 or 4, but got {stem_stride}")
         width, _ = levels[0]
         self.out_channels = width
         self.size_divisor = stem_stride * pool ** (len(levels) - 1)
@@ -124,15 +117,11 @@ class Hourglass(nn.Module):
         )
         self.outputs = nn.ModuleList(ConvBlock(width, width, 3, norm_momentum=norm_momentum) for _ in range(stacks))
         between = range(stacks - 1)
-        self.merge_input = nn.ModuleList(
-            ConvBlock(width, width, 1, relu=False, norm_momentum=norm_momentum) for _ in between
-        )
-        self.merge_output = nn.ModuleList(
-            ConvBlock(width, width, 1, relu=False, norm_momentum=norm_momentum) for _ in between
-        )
-        self.merge_residual = nn.ModuleList(
-            PostActivationBlock(width, width, norm_momentum=norm_momentum) for _ in between
-        )
+        merge = partial(ConvBlock, width, width, 1, relu=False, norm_momentum=norm_momentum)
+        self.merge_input = nn.ModuleList(merge() for _ in between)
+        self.merge_output = nn.ModuleList(merge() for _ in between)
+        residual = partial(PostActivationBlock, width, width, norm_momentum=norm_momentum)
+        self.merge_residual = nn.ModuleList(residual() for _ in between)
         initialize_glorot(self)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "n d i j"]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -22,8 +22,8 @@ SizeRule = Literal["round", "floor_twice"]
 class ImageBatch(nn.Module):
     """Resizes, pads and normalises images into one square batch.
 
-    The long side becomes `image_size` (small images are enlarged), the rest is padded with one colour at the right and
-    at the bottom, and the whole is normalised.
+    The long side becomes `image_size` (small images are enlarged). The rest of the square, on the right and at the
+    bottom, gets one colour. Then the batch is normalised.
 
     Args:
         image_size: side of the square network input, in pixels.
@@ -35,11 +35,10 @@ class ImageBatch(nn.Module):
         channel_order: the order in which the network takes the channels.
         size_rule: how the sides are rounded to pixels: once to the nearest, or as in `ops.resize.fitted_size`.
         padding: the colour beside the image, in 0..1, RGB, or one value for all three channels. Deep-MAC pads with
-            black. An original that pads with 0 *after* the normalisation pads with the `mean`.
+            black. To pad with 0 *after* the normalisation, as some originals do, give the `mean`.
 
     Raises:
-        ValueError: an unknown `resize`, `channel_order` or `size_rule`, not three means and stds, a std that is not
-            above 0, or an `image_size` below 1.
+        ValueError: not three finite means and stds, or a std that is not above 0.
 
     Source: Object Detection API `resize_to_range`, `CenterNetHourglassFeatureExtractor.preprocess`; Model Garden
     `normalize_image` and `resize_and_crop_image` (half_pixel, and the mean as the padding).
@@ -60,19 +59,10 @@ class ImageBatch(nn.Module):
         padding: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("resize", resize, ResizeMethod),
-            ("channel_order", channel_order, ChannelOrder),
-            ("size_rule", size_rule, SizeRule),
-        ):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {value!r}")
         if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))):
             raise ValueError(f"mean and std must be three finite numbers each, but got {list(mean)} and {list(std)}")
         if min(std) <= 0:
             raise ValueError(f"std (image_std of a model) must be three numbers above 0, but got {list(std)}")
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, but got {image_size}")
         self.image_size = image_size
         self.resize: ResizeMethod = resize
         self.channel_order: ChannelOrder = channel_order
@@ -103,10 +93,10 @@ class ImageBatch(nn.Module):
         """Sizes of one image [3, H, W] before and after resizing; `round` rounds halves to even, as numpy does."""
         height, width = image.shape[-2:]
         input_size = (self.image_size, self.image_size)
-        if self.size_rule == "floor_twice":
-            return ImageGeometry((height, width), fitted_size((height, width), input_size), input_size)
         scale = min(self.image_size / height, self.image_size / width)
         resized = (max(1, round(scale * height)), max(1, round(scale * width)))
+        if self.size_rule == "floor_twice":
+            resized = fitted_size((height, width), input_size)
         return ImageGeometry((height, width), resized, input_size)
 
     def _normalize(self, batch: Tensor) -> Tensor:
@@ -124,13 +114,8 @@ def resize_image(image: Float[Tensor, "c h w"], size: tuple[int, int], method: R
         return image
     if method == "tf1":
         return _lerp_tf1(_lerp_tf1(image, size[0], dim=1), size[1], dim=2)
-    return functional.interpolate(
-        image[None],
-        size=size,
-        mode="bilinear",
-        align_corners=method == "align_corners",
-        antialias=method == "antialias",
-    )[0]
+    corners, antialias = method == "align_corners", method == "antialias"
+    return functional.interpolate(image[None], size, mode="bilinear", align_corners=corners, antialias=antialias)[0]
 
 
 def _lerp_tf1(image: Tensor, new_size: int, dim: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,46 +23,36 @@ def fold_batch_norms(module: AnyModule, *, in_place: bool = False) -> AnyModule:
 
     With `in_place` it is the module itself, which saves the memory of the copy.
 
-    A norm is folded, and an `nn.Identity` takes its place, where its parent registers it right after a convolution or
-    linear layer of as many channels, or after an `nn.Sequential` that ends in one. In this package only the norm reads
-    the layer's output then; a test checks this for every backbone and mask head. Other norms stay, such as those of
-    sums.
+    A norm is folded, and replaced by an `nn.Identity`, if its parent registers it right after a convolution or linear
+    layer of as many channels, or after an `nn.Sequential` that ends in one. This relies on the norm being the only
+    reader of that layer; a test checks it for every backbone and mask head. Other norms, such as those of sums, stay.
 
-    The copy computes what the module does in eval mode, but for rounding. It cannot be trained or saved: its state dict
+    The copy computes what the module does in eval mode, up to rounding. It cannot be trained or saved: its state dict
     fits no model.
     """
     folded = (module if in_place else copy.deepcopy(module)).eval().requires_grad_(False)
-    # Not a list of the layers themselves: it would keep the replaced ones in memory.
+    # A list of the parents, not of the layers: it would keep the replaced layers in memory.
     for parent in [parent for parent in folded.modules() if len(list(parent.children())) > 1]:
         for (before, _), (name, norm) in pairwise(list(parent.named_children())):
-            path, layer = _last_layer(parent, before)
-            if _belong_together(layer, norm):
-                parent.set_submodule(path, _fused(layer, cast(Any, norm)))
+            path, layer = before, parent.get_submodule(before)
+            while isinstance(layer, nn.Sequential) and len(layer):
+                path, layer = f"{path}.{len(layer) - 1}", layer[-1]
+            if fused := _fused(layer, norm):
+                parent.set_submodule(path, fused)
                 parent.set_submodule(name, nn.Identity())
     folded.register_state_dict_pre_hook(_refuse_saving)
     return folded
 
 
-def _last_layer(parent: nn.Module, path: str) -> tuple[str, nn.Module]:
-    """The layer that gives the output of a child (itself, or the last of a sequence), and its path from `parent`."""
-    layer = parent.get_submodule(path)
-    while isinstance(layer, nn.Sequential) and len(layer):
-        path, layer = f"{path}.{len(layer) - 1}", layer[-1]
-    return path, layer
-
-
-def _belong_together(layer: nn.Module, norm: nn.Module) -> bool:
+def _fused(layer: nn.Module, norm: Any) -> nn.Module | None:
+    """One layer for both; None if `norm` is no batch norm of the output of a convolution or linear layer."""
     if not isinstance(norm, _BATCH_NORMS) or norm.running_mean is None:
-        return False
-    if isinstance(layer, nn.Linear):
-        return layer.out_features == norm.num_features
-    return isinstance(layer, _CONVOLUTIONS) and layer.out_channels == norm.num_features
-
-
-def _fused(layer: nn.Module, norm: Any) -> nn.Module:
-    if isinstance(layer, nn.Linear):
+        return None
+    if isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
         return fuse_linear_bn_eval(layer, norm)
-    return fuse_conv_bn_eval(cast(Any, layer), norm, isinstance(layer, _TRANSPOSED))
+    if isinstance(layer, _CONVOLUTIONS) and layer.out_channels == norm.num_features:
+        return fuse_conv_bn_eval(layer, norm, isinstance(layer, _TRANSPOSED))
+    return None
 
 
 def _refuse_saving(module: nn.Module, *_: Any) -> None:
@@ -75,8 +65,8 @@ def _refuse_saving(module: nn.Module, *_: Any) -> None:
 def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Store in `dtype`, in place, the weights of `module` that autocast would convert to it in each call.
 
-    These are the weights of convolutions and linear layers. From now on the module runs under autocast to `dtype` only.
-    Parts with a true attribute `full_precision` run `without_autocast`; their weights do not change.
+    These are the weights of convolutions and linear layers. Afterwards the module runs only under autocast to `dtype`.
+    Parts with `full_precision = True` run `without_autocast` and keep their weights.
     """
     if getattr(module, "full_precision", False):
         return

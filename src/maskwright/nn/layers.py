@@ -15,22 +15,20 @@ from maskwright.nn.inference import without_autocast
 HOURGLASS_NORM_EPSILON = 1e-5
 
 
-def normalize(
-    norm: nn.BatchNorm2d | nn.SyncBatchNorm | nn.Identity, x: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "n c h w"]:
-    """Apply a batch norm; in training with fewer than two values per channel, by its running statistics.
+def normalize(norm: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Apply a batch norm; in training with fewer than two values per channel, use its running statistics.
 
-    `nn.Identity` is what `inference.fold_batch_norms` leaves in a norm's place.
+    Any other module is simply called: `inference.fold_batch_norms` leaves an `nn.Identity` in a norm's place.
 
-    A mask head gets one row per box with a mask, and a deep one shrinks a row to 1 x 1: one value per channel, or
-    none, has no variance, and torch refuses. To pad the rows with copies or zeros would run, but would write a variance
-    of about zero into the running statistics (nine tenths of it at the originals' momentum) and so spoil inference.
-    The running statistics are what the layer uses at inference. They do not change here, and the scale and the offset
-    still get gradients (zeros for zero rows).
+    A mask head gets one row per box with a mask, and a deep head shrinks a row to 1 x 1. One value per channel, or
+    none, has no variance, and torch refuses it. Padding the rows with copies or zeros would run, but it would write a
+    variance of about zero into the running statistics (nine tenths of it at the originals' momentum) and spoil
+    inference. With the running statistics, the layer computes what it does at inference. They do not change, and the
+    scale and the offset still get gradients (zeros for zero rows).
 
     Under a synchronised norm the values of all processes count, so that all processes take the same path.
     """
-    if norm.training and not isinstance(norm, nn.Identity) and _values_per_channel(norm, x) < 2:
+    if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and norm.training and _values_per_channel(norm, x) < 2:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
 
@@ -119,9 +117,9 @@ class PreActivationBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        *,
         skip_conv: bool,
         stride: int = 1,
+        *,
         dilations: tuple[int, int] = (1, 1),
         norm_momentum: float = 0.1,
     ) -> None:
@@ -167,12 +165,8 @@ def prediction_head(
     Source: object_detection/meta_architectures/center_net_meta_arch.py, `make_prediction_net`.
     """
     height, width = kernel
-    padding = (height // 2, width // 2)
-    head = nn.Sequential(
-        nn.Conv2d(in_channels, hidden, (height, width), padding=padding),
-        nn.ReLU(inplace=True),
-        output(hidden, out_channels, 1),
-    )
+    first = nn.Conv2d(in_channels, hidden, (height, width), padding=(height // 2, width // 2))
+    head = nn.Sequential(first, nn.ReLU(inplace=True), output(hidden, out_channels, 1))
     initialize_glorot(head)
     return head
 

@@ -60,20 +60,14 @@ class ConvolutionalHead(MaskHead):
     """
 
     def __init__(
-        self,
-        trunk: nn.Module,
-        trunk_channels: int,
-        settings: MaskHeadSettings,
-        *,
-        enlarge: bool | None = None,
+        self, trunk: nn.Module, trunk_channels: int, settings: MaskHeadSettings, *, always_enlarge: bool = False
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.enlarge: nn.ConvTranspose2d | None = None
-        channels = trunk_channels
-        if settings.upsample > 1 if enlarge is None else enlarge:
+        channels, factor = trunk_channels, settings.upsample
+        if factor > 1 or always_enlarge:
             channels = settings.width
-            factor = settings.upsample
             self.enlarge = nn.ConvTranspose2d(trunk_channels, channels, factor, stride=factor)
             self.enlarge_norm = nn.BatchNorm2d(channels, eps=settings.norm_epsilon, momentum=settings.norm_momentum)
         self.project_out: nn.Module = nn.Conv2d(channels, settings.num_masks, 1)
@@ -96,9 +90,8 @@ class HourglassHead(ConvolutionalHead):
     """One hourglass of `HOURGLASS_SIZES`; `pool` and `shortcut` as of `Hourglass`."""
 
     def __init__(self, settings: MaskHeadSettings, size: str, *, pool: int = 2, shortcut: bool = True) -> None:
-        width = settings.width
+        width, momentum = settings.width, settings.norm_momentum
         levels = hourglass_levels(size, width)
-        momentum = settings.norm_momentum
         trunk = Hourglass(settings.in_channels, width, levels, pool=pool, shortcut=shortcut, norm_momentum=momentum)
         super().__init__(trunk, trunk.out_channels, settings)
         self.size_divisor = trunk.size_divisor
@@ -129,22 +122,13 @@ class PreActivationTrunk(nn.Module):
         super().__init__()
         self.input_layer = nn.Conv2d(in_channels, width, 1)
         self.out_channels = (3 if blocks[1] else 2) * width
-        layers, before = [], width
+        self.blocks = nn.Sequential()
         plain = 2 * sum(blocks) - dilated
-        for multiple, count in zip((2, 3), blocks, strict=True):
-            for index in range(count):
-                first = 2 * len(layers)
-                layers.append(
-                    PreActivationBlock(
-                        before,
-                        multiple * width,
-                        skip_conv=index == 0,
-                        dilations=(1 if first < plain else 2, 1 if first + 1 < plain else 2),
-                        norm_momentum=norm_momentum,
-                    )
-                )
-                before = multiple * width
-        self.blocks = nn.Sequential(*layers)
+        widths = [width, *([2 * width] * blocks[0]), *([3 * width] * blocks[1])]
+        for index, (before, after) in enumerate(pairwise(widths)):
+            dilations = (1 if 2 * index < plain else 2, 1 if 2 * index + 1 < plain else 2)
+            block = PreActivationBlock(before, after, before != after, dilations=dilations, norm_momentum=norm_momentum)
+            self.blocks.append(block)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Map `[n, in_channels, s, s]` to `[n, out_channels, s, s]`."""
@@ -173,19 +157,15 @@ class FCNHead(ConvolutionalHead):
         block = partial(ConvBlock, kernel=3, bias=True, norm_momentum=momentum, norm_epsilon=epsilon)
         widths = [settings.in_channels, *([settings.width] * convolutions)]
         blocks = [block(before, after) for before, after in pairwise(widths)]
-        super().__init__(nn.Sequential(*blocks), settings.width, settings, enlarge=True)
+        super().__init__(nn.Sequential(*blocks), settings.width, settings, always_enlarge=True)
         if separable:
             for name, layer in list(self.named_modules()):
                 if isinstance(layer, nn.Conv2d):
-                    self.set_submodule(name, _separable(layer))
+                    channels, kernel = layer.in_channels, layer.kernel_size[0]
+                    depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+                    pointwise = nn.Conv2d(channels, layer.out_channels, 1)
+                    self.set_submodule(name, nn.Sequential(depthwise, pointwise))
             initialize_glorot(self)
-
-
-def _separable(layer: nn.Conv2d) -> nn.Sequential:
-    """A depthwise convolution without bias and a pointwise one in the place of `layer`."""
-    channels, kernel = layer.in_channels, layer.kernel_size[0]
-    depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-    return nn.Sequential(depthwise, nn.Conv2d(channels, layer.out_channels, 1))
 
 
 class FullyConnectedHead(MaskHead):
@@ -268,13 +248,9 @@ def create_mask_head(
         norm_epsilon: of the batch norms of the `fcn` heads and of the enlargement.
 
     Raises:
-        ValueError: the name is unknown, a number is not positive, or `mask_size` is missing.
+        ValueError: the name is unknown, or `mask_size` is missing.
     """
     if name not in MASK_HEADS:
         raise ValueError(f"unknown mask head {name!r}; known are {', '.join(MASK_HEADS)}")
-    numbers = {"in_channels": in_channels, "width": width, "num_masks": num_masks, "upsample": upsample}
-    for key, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{key} of a mask head must be 1 or more, but got {value}")
     settings = MaskHeadSettings(in_channels, width, num_masks, upsample, mask_size, norm_momentum, norm_epsilon)
     return MASK_HEADS[name](settings)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from maskwright.nn.feature_maps import Trunk
 
-class ResNetTrunk(nn.Module):
-    """torchvision's ResNet without its classifier: a `Trunk`, the maps of `layer1` to `layer4`.
+
+class ResNetTrunk(Trunk):
+    """torchvision's ResNet without its classifier: the maps of `layer1` to `layer4`.
 
     Args:
         block: torchvision's.
@@ -26,7 +28,7 @@ class ResNetTrunk(nn.Module):
         repeats: tuple[int, ...],
         width: float,
         norm_momentum: float,
-        norm_epsilon: float = 1e-5,
+        norm_epsilon: float,
     ) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=norm_epsilon, momentum=norm_momentum)
@@ -35,7 +37,7 @@ class ResNetTrunk(nn.Module):
         self.bn1 = norm(before)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.channels: list[int] = []
+        self.channels = []
         for index, count in enumerate(repeats):
             planes = max(1, round(64 * 2**index * width))
             after = planes * block.expansion
@@ -54,20 +56,8 @@ class ResNetTrunk(nn.Module):
 
     def levels(self) -> list[list[nn.Module]]:
         """See `Trunk.levels`."""
-        first, *rest = self._layers()
-        return [[self.conv1, self.bn1, first], *([layer] for layer in rest)]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the four maps, finest first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps = []
-        for layer in self._layers():
-            x = layer(x)
-            maps.append(x)
-        return maps
-
-    def _layers(self) -> list[nn.Module]:
-        return [self.get_submodule(f"layer{index + 1}") for index in range(len(self.channels))]
+        first, *rest = (self.get_submodule(f"layer{index + 1}") for index in range(len(self.channels)))
+        return [[self.conv1, self.bn1, self.relu, self.maxpool, first], *([layer] for layer in rest)]
 
     def load_published(self, name: str) -> None:
         """Load torchvision's ImageNet weights of `name` ("resnet50"), downloaded once; they fit width 1."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskwright.nn.feature_maps import Trunk
 from maskwright.nn.layers import PreActivationBlock, initialize_glorot, normalize
 
 NORM_EPSILON = 1.001e-5
@@ -25,7 +26,7 @@ class ResNetV1Bottleneck(nn.Module):
 
     EXPANSION = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, skip_conv: bool, norm_momentum: float) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, skip_conv: bool, norm_momentum: float) -> None:
         super().__init__()
         after = self.EXPANSION * channels
         self.conv1 = nn.Conv2d(in_channels, channels, 1, stride)
@@ -46,8 +47,8 @@ class ResNetV1Bottleneck(nn.Module):
         return F.relu(y + skip)
 
 
-class ResNetV1Trunk(nn.Module):
-    """ResNet-v1 without its classifier: a `Trunk`.
+class ResNetV1Trunk(Trunk):
+    """ResNet-v1 without its classifier.
 
     Args:
         blocks: per stage.
@@ -66,13 +67,22 @@ class ResNetV1Trunk(nn.Module):
         before = max(1, round(_STAGE_CHANNELS[0] * width))
         self.conv = nn.Conv2d(3, before, 7, stride=2, padding=3)
         self.norm = nn.BatchNorm2d(before, NORM_EPSILON, norm_momentum) if bottleneck else None
-        self.channels: list[int] = []
+        self.channels = []
         self.stages = nn.ModuleList()
         for index, (count, channels) in enumerate(zip(blocks, _STAGE_CHANNELS, strict=True)):
             inner, stride = max(1, round(channels * width)), 2 if index else 1
-            make_stage = _bottleneck_stage if bottleneck else _basic_stage
-            self.stages.append(make_stage(before, inner, count, stride, norm_momentum))
-            before = inner * (ResNetV1Bottleneck.EXPANSION if bottleneck else 1)
+            after = inner * (ResNetV1Bottleneck.EXPANSION if bottleneck else 1)
+            stage = nn.Sequential()
+            for block in range(count):
+                first, last = block == 0, block == count - 1
+                entering = before if first else after
+                stage.append(
+                    ResNetV1Bottleneck(entering, inner, stride if first else 1, first, norm_momentum)
+                    if bottleneck
+                    else PreActivationBlock(entering, inner, first, stride if last else 1, norm_momentum=norm_momentum)
+                )
+            self.stages.append(stage)
+            before = after
             self.channels.append(before)
         initialize_glorot(self)
 
@@ -82,9 +92,9 @@ class ResNetV1Trunk(nn.Module):
         first, *rest = self.stages
         return [[*stem, first], *([stage] for stage in rest)]
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the four maps, finest first."""
-        x = self.conv(images)
+        x = self.conv(x)
         if self.norm is not None:
             x = F.relu(normalize(self.norm, x))
         x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride=2)
@@ -93,27 +103,3 @@ class ResNetV1Trunk(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
-
-
-def _bottleneck_stage(before: int, channels: int, count: int, stride: int, norm_momentum: float) -> nn.Sequential:
-    first = ResNetV1Bottleneck(before, channels, stride, skip_conv=True, norm_momentum=norm_momentum)
-    after = ResNetV1Bottleneck.EXPANSION * channels
-    rest = (
-        ResNetV1Bottleneck(after, channels, 1, skip_conv=False, norm_momentum=norm_momentum) for _ in range(count - 1)
-    )
-    return nn.Sequential(first, *rest)
-
-
-def _basic_stage(before: int, channels: int, count: int, stride: int, norm_momentum: float) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            PreActivationBlock(
-                before if index == 0 else channels,
-                channels,
-                skip_conv=index == 0,
-                stride=stride if index == count - 1 else 1,
-                norm_momentum=norm_momentum,
-            )
-            for index in range(count)
-        )
-    )

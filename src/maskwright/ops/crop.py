@@ -109,12 +109,11 @@ def crop_masks(
 def _neighbours(index: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     """The two cells beside each continuous index with their bilinear weights, 0 for a cell outside of the map."""
     below = index.floor()
-    weight_above = index - below
-    result = []
-    for cell, weight in ((below, 1 - weight_above), (below + 1, weight_above)):
-        inside = (cell >= 0) & (cell <= length - 1)
-        result.append((_cell_index(cell, length), weight * inside))
-    return result
+    above, weight_above = below + 1, index - below
+    return [
+        (_cell_index(cell, length), weight * ((cell >= 0) & (cell <= length - 1)))
+        for cell, weight in ((below, 1 - weight_above), (above, weight_above))
+    ]
 
 
 def gather_at_centers(

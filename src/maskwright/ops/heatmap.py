@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from maskwright.ops.boxes import clip_boxes
+
 _PEAK_TOLERANCE = 1e-6
 
 
@@ -142,7 +144,5 @@ def decode_boxes(
     y, x = cells.unbind(dim=2)
     half = sizes[image, :, y, x].clamp(min=0) / 2
     centers = cells + offsets[image, :, y, x]
-    limit = sizes.new_tensor([height, width])
-    low = torch.minimum((centers - half).clamp(min=0), limit)
-    high = torch.minimum((centers + half).clamp(min=0), limit)
-    return torch.cat([low, high], dim=2)[..., [1, 0, 3, 2]]
+    boxes = torch.cat([centers - half, centers + half], dim=2)[..., [1, 0, 3, 2]]
+    return clip_boxes(boxes, (height, width))

@@ -36,10 +36,16 @@ class ImageGeometry:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What `encode` keeps of a batch: feature maps [B, C, H, W] by name, and each image's geometry."""
+    """What `encode` keeps of a batch.
+
+    maps: feature maps [B, C, H, W] by name.
+    geometry: of each image.
+    images: the images themselves, uint8 RGB, if a `Predictor` encoded them.
+    """
 
     maps: Mapping[str, Tensor]
     geometry: tuple[ImageGeometry, ...]
+    images: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.geometry)

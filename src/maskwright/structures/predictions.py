@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
+from maskwright.files import write_json, write_picture
+from maskwright.ops.contours import trace_contours
 from maskwright.ops.frames import BoxFrame
 from maskwright.ops.panoptic_map import encode_ids, rows_of_ids, segment_areas, segment_boxes
-from maskwright.ops.paste import encode_masks, paste_masks
+from maskwright.ops.paste import encode_masks, paste_mask_region, paste_masks
+from maskwright.structures.pictured import Pictured, one_line, require_image
 from maskwright.structures.targets import Category
 
 
-@dataclass(frozen=True)
-class InstancePrediction:
+@dataclass(frozen=True, repr=False)
+class InstancePrediction(Pictured):
     """The instances of one image, in the frame of the original image.
 
     boxes: float32 [N, 4], xyxy pixels.
@@ -29,6 +34,7 @@ class InstancePrediction:
     image_size: (height, width) of the original image.
     frame: how the M x M grid lies on a box (`ops/frames.py`).
     categories: the label space, or empty where the model is class-agnostic.
+    image: the original image, uint8 RGB, if a `Predictor` made the prediction.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -39,36 +45,85 @@ class InstancePrediction:
     image_size: tuple[int, int]
     frame: BoxFrame
     categories: Sequence[Category] = field(default=())
+    image: UInt8[Tensor, "3 h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def __repr__(self) -> str:
+        names = [name for name in self._class_names() if name]
+        return one_line("InstancePrediction", (len(self), "mask"), self.image_size, names)
 
     @property
     def masks(self) -> Bool[Tensor, "n h w"]:
         """Binary masks at full image size, pasted on each access (N planes of the image's size)."""
         return paste_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
 
+    @property
+    def polygons(self) -> list[list[Int[np.ndarray, "k 2"]]]:
+        """The contours of each mask: corners (x, y) along pixel edges, int32, in pixels of the image.
+
+        An instance has one contour for each of its parts and of its holes, the largest first; an empty mask has none.
+        Outer contours run clockwise as one sees them, holes counter-clockwise. Filled together, by the even-odd or the
+        non-zero rule, they cover the pixels of the mask exactly.
+        """
+        polygons = []
+        for probability, box in zip(self.mask_probabilities, self.boxes, strict=True):
+            region, origin = paste_mask_region(probability, box, self.image_size, self.frame)
+            polygons.append([contour + np.array(origin, dtype=np.int32) for contour in trace_contours(region > 0.5)])
+        return polygons
+
+    def overlay(self) -> Image.Image:
+        """The image with each mask, its class, where it has one, and the product of `scores` and `mask_scores`.
+
+        Raises:
+            UserError: `image` is None.
+        """
+        from maskwright.drawing.overlays import draw_overlay
+
+        scores = (self.scores * self.mask_scores).tolist()
+        captions = [f"{name} {score:.2f}".strip() for name, score in zip(self._class_names(), scores, strict=True)]
+        return draw_overlay(require_image(self.image), self, captions)
+
+    def _class_names(self) -> list[str]:
+        """The name of each instance's class, empty where it has none."""
+        known = [category["name"] for category in self.categories]
+        return [known[label] if 0 <= label < len(known) else "" for label in self.labels.tolist()]
+
+    def _save_json(self, path: Path, image_id: int | str) -> None:
+        write_json(path, self.to_coco(image_id))
+
+    def _save_parts(self, folder: Path, image_id: int | str) -> None:
+        self._save_json(folder / "predictions.json", image_id)
+        for index, (probability, box) in enumerate(zip(self.mask_probabilities, self.boxes, strict=True)):
+            (mask,) = paste_masks(probability[None], box[None], self.image_size, self.frame)  # one plane at a time
+            picture = Image.fromarray(mask.numpy(force=True)).convert("L")
+            write_picture(folder / f"mask_{index}.png", picture)
+
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO result entries: `image_id, category_id, segmentation` (compressed RLE) and `score`.
 
         `category_ids` (one per instance) overrides the model's own categories; without either, the
-        `category_id` is 1. Instances are pasted and encoded one by one, inside their boxes only. There is
-        no `bbox`: with it, COCO evaluation would take object sizes from boxes instead of masks.
+        `category_id` is 1. An instance without a class, whose label is -1, has none. Instances are pasted and encoded
+        one by one, inside their boxes only. There is no `bbox`: with it, COCO evaluation would take object sizes from
+        boxes instead of masks.
         """
         encoded = encode_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
         return [
             {
                 "image_id": image_id,
-                "category_id": category_ids[i] if category_ids is not None else self._category_id(i),
+                **({"category_id": category_ids[i]} if category_ids is not None else self._category_id(i)),
                 "segmentation": segmentation,
                 "score": round(float(self.scores[i] * self.mask_scores[i]), 5),
             }
             for i, segmentation in enumerate(encoded)
         ]
 
-    def _category_id(self, index: int) -> int:
+    def _category_id(self, index: int) -> dict[str, int]:
         label = int(self.labels[index])
-        return self.categories[label]["id"] if 0 <= label < len(self.categories) else 1
+        if label < 0:
+            return {}
+        return {"category_id": self.categories[label]["id"] if label < len(self.categories) else 1}
 
     def to_supervision(self) -> Any:
         """The same instances as `supervision.Detections`.
@@ -105,23 +160,51 @@ class SegmentInfo(TypedDict):
     area: int
 
 
-@dataclass(frozen=True)
-class PanopticPrediction:
+@dataclass(frozen=True, repr=False)
+class PanopticPrediction(Pictured):
     """The segments of one image as a map, in the frame of the original image.
 
     segmentation: int32 [H, W]; 0 is void, every other value is the `id` of one of `segments_info`.
     segments_info: the segments.
     image_size: (height, width) of the original image.
     categories: the label space.
+    image: the original image, uint8 RGB, if a `Predictor` made the prediction.
     """
 
     segmentation: Int32[Tensor, "h w"]
     segments_info: Sequence[SegmentInfo]
     image_size: tuple[int, int]
     categories: Sequence[Category]
+    image: UInt8[Tensor, "3 h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.segments_info)
+
+    def __repr__(self) -> str:
+        names = [self.categories[info["label"]]["name"] for info in self.segments_info]
+        return one_line("PanopticPrediction", (len(self), "segment"), self.image_size, names)
+
+    def overlay(self) -> Image.Image:
+        """The image with each segment, its class and its score.
+
+        Raises:
+            UserError: `image` is None.
+        """
+        from maskwright.drawing.overlays import draw_panoptic_overlay
+
+        return draw_panoptic_overlay(require_image(self.image), self)
+
+    def _save_json(self, path: Path, image_id: int | str) -> None:
+        height, width = self.image_size
+        colours, annotation = self.to_coco(image_id, f"{Path(str(image_id)).stem}.png")
+        maps = path.with_suffix("")
+        maps.mkdir(exist_ok=True)
+        write_picture(maps / annotation["file_name"], Image.fromarray(colours))
+        image = {"id": image_id, "file_name": str(image_id), "height": height, "width": width}
+        write_json(path, {"images": [image], "annotations": [annotation], "categories": list(self.categories)})
+
+    def _save_parts(self, folder: Path, image_id: int | str) -> None:
+        self._save_json(folder / "panoptic.json", image_id)
 
     def to_coco(self, image_id: int | str, file_name: str) -> tuple[np.ndarray, dict[str, Any]]:
         """The image's PNG and its entry of `annotations` in COCO's panoptic format.
@@ -186,6 +269,7 @@ class PanopticPrediction:
             image_size=self.image_size,
             frame="pixel",
             categories=self.categories,
+            image=self.image,
         )
 
     def _rows(self) -> Int32[Tensor, "h w"]:

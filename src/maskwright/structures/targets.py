@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool, Int64
@@ -63,10 +63,10 @@ class PanopticTarget(TypedDict):
 
 def select_rows(target: Target, rows: Bool[Tensor, " n"] | Int64[Tensor, " k"]) -> Target:
     """The target with some of its instances: those where `rows` is True, or those at the positions `rows`."""
-    selected = {
+    selected: Any = {
         key: value[rows] if isinstance(value, Tensor | EncodedMasks) else value for key, value in target.items()
     }
-    return cast("Target", selected)
+    return selected
 
 
 def encoded_masks(target: Target) -> EncodedMasks:
@@ -84,11 +84,7 @@ _TARGET_FIELDS = {
     "ids": (torch.int64, 1),
 }
 
-_SEGMENT_FIELDS = {
-    "labels": (torch.int64, 1),
-    "iscrowd": (torch.bool, 1),
-    "ids": (torch.int64, 1),
-}
+_SEGMENT_FIELDS = {"labels": (torch.int64, 1), "iscrowd": (torch.bool, 1), "ids": (torch.int64, 1)}
 
 
 def check_targets(images: Sequence[Tensor], targets: Sequence[Target], num_classes: int | None = None) -> None:
@@ -98,12 +94,17 @@ def check_targets(images: Sequence[Tensor], targets: Sequence[Target], num_class
         ValueError: a count, shape, value or label is wrong.
         TypeError: a field is missing or has the wrong dtype.
     """
-    if len(images) != len(targets):
-        raise ValueError(f"expected one target per image, but got {len(images)} images and {len(targets)} targets")
-    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-        name = f"target {index} (image_id {target.get('image_id', 'missing')})"
-        _check_fields(name, target, _TARGET_FIELDS)
-        _check_values(name, image, target, num_classes)
+    names = _check_rows(images, targets, _TARGET_FIELDS, num_classes)
+    for name, image, target in zip(names, images, targets, strict=True):
+        boxes, size = target["boxes"], list(image.shape[1:])
+        if boxes.shape[1] != 4:
+            raise ValueError(f"{name}: field 'boxes' must be [N, 4], but got {tuple(boxes.shape)}")
+        if list(target["masks"].shape[1:]) != size:
+            found = tuple(target["masks"].shape)
+            raise ValueError(f"{name}: field 'masks' must be [N, {size[0]}, {size[1]}], but got {found}")
+        broken = ~torch.isfinite(boxes).all(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
+        for row in broken.nonzero().flatten().tolist():
+            raise ValueError(f"{name}: box {row} must have x2 > x1 and y2 > y1, but got {boxes[row].tolist()}")
 
 
 def check_panoptic_targets(
@@ -117,14 +118,38 @@ def check_panoptic_targets(
         ValueError: a count, shape, value or label is wrong.
         TypeError: a field is missing or has the wrong dtype.
     """
+    names = _check_rows(images, targets, _SEGMENT_FIELDS, num_classes)
+    for name, image, target in zip(names, images, targets, strict=True):
+        segmentation, count, size = target.get("segmentation"), len(target["labels"]), list(image.shape[1:])
+        if not isinstance(segmentation, Tensor) or segmentation.dtype != torch.int32:
+            found = segmentation.dtype if isinstance(segmentation, Tensor) else type(segmentation).__name__
+            raise TypeError(f"{name}: field 'segmentation' must be a tensor of torch.int32, but got {found}")
+        if list(segmentation.shape) != size:
+            raise ValueError(f"{name}: field 'segmentation' must be {size}, but got {list(segmentation.shape)}")
+        low, high = (int(end) for end in segmentation.aminmax()) if segmentation.numel() else (-1, -1)
+        if low < -1 or high >= count:
+            expected = f"-1 (void) and rows of the {count} segments"
+            raise ValueError(f"{name}: field 'segmentation' must hold {expected}, but got {low}..{high}")
+
+
+def _check_rows(
+    images: Sequence[Tensor],
+    targets: Sequence[Target] | Sequence[PanopticTarget],
+    fields: Mapping[str, tuple[torch.dtype, int]],
+    num_classes: int | None,
+) -> Iterator[str]:
+    """Check what both kinds of targets have in common, and name each target."""
     if len(images) != len(targets):
         raise ValueError(f"expected one target per image, but got {len(images)} images and {len(targets)} targets")
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         name = f"target {index} (image_id {target.get('image_id', 'missing')})"
-        _check_fields(name, target, _SEGMENT_FIELDS)
-        _check_image(name, image)
-        _check_labels(name, target["labels"], num_classes)
-        _check_segmentation(name, image, target)
+        _check_fields(name, target, fields)
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"the image of {name} must be [3, H, W], but got {list(image.shape)}")
+        labels = target["labels"]
+        if num_classes is not None and ((labels < 0) | (labels >= num_classes)).any():
+            raise ValueError(f"{name}: labels must lie in 0..{num_classes - 1}, but got {labels.unique().tolist()}")
+        yield name
 
 
 def _check_fields(name: str, target: Target | PanopticTarget, fields: Mapping[str, tuple[torch.dtype, int]]) -> None:
@@ -148,46 +173,3 @@ def _check_fields(name: str, target: Target | PanopticTarget, fields: Mapping[st
             raise ValueError(
                 f"{name}: field {key!r} must have {dimensions} dimensions and {count} rows, but got {shape}"
             )
-
-
-def _check_values(name: str, image: Tensor, target: Target, num_classes: int | None) -> None:
-    boxes, labels = target["boxes"], target["labels"]
-    _check_image(name, image)
-    if boxes.shape[1] != 4:
-        raise ValueError(f"{name}: field 'boxes' must be [N, 4], but got {tuple(boxes.shape)}")
-    height, width = image.shape[1:]
-    if target["masks"].shape[1:] != (height, width):
-        raise ValueError(
-            f"{name}: field 'masks' must be [N, {height}, {width}], but got {tuple(target['masks'].shape)}"
-        )
-    broken = ~torch.isfinite(boxes).all(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
-    if broken.any():
-        row = int(broken.nonzero()[0, 0])
-        raise ValueError(f"{name}: box {row} must have x2 > x1 and y2 > y1, but got {boxes[row].tolist()}")
-    _check_labels(name, labels, num_classes)
-
-
-def _check_segmentation(name: str, image: Tensor, target: PanopticTarget) -> None:
-    segmentation, count = target.get("segmentation"), len(target["labels"])
-    if not isinstance(segmentation, Tensor) or segmentation.dtype != torch.int32:
-        found = segmentation.dtype if isinstance(segmentation, Tensor) else type(segmentation).__name__
-        raise TypeError(f"{name}: field 'segmentation' must be a tensor of torch.int32, but got {found}")
-    if segmentation.shape != image.shape[1:]:
-        raise ValueError(
-            f"{name}: field 'segmentation' must be {list(image.shape[1:])}, but got {list(segmentation.shape)}"
-        )
-    if segmentation.numel() and not -1 <= int(segmentation.min()) <= int(segmentation.max()) < count:
-        low, high = int(segmentation.min()), int(segmentation.max())
-        raise ValueError(
-            f"{name}: field 'segmentation' must hold -1 (void) and rows of the {count} segments, but got {low}..{high}"
-        )
-
-
-def _check_image(name: str, image: Tensor) -> None:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"the image of {name} must be [3, H, W], but got {list(image.shape)}")
-
-
-def _check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
-    if num_classes is not None and ((labels < 0) | (labels >= num_classes)).any():
-        raise ValueError(f"{name}: labels must lie in 0..{num_classes - 1}, but got {labels.unique().tolist()}")

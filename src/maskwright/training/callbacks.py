@@ -34,7 +34,9 @@ from maskwright.training.run_folder import (
     LAST_CHECKPOINT,
     LAST_WEIGHTS,
     LOSSES,
+    MODEL_VALUES,
     VALIDATION,
+    WEIGHTS_PREFIX,
     read_best_score,
 )
 from maskwright.training.task import TrainingTask
@@ -249,14 +251,16 @@ class RunCheckpoints(Checkpoint):
             write_json(self._folder / BEST_SCORE, {"step": trainer.global_step, name: score})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the recipe in; keep the weights, which are the averaged ones when there is an average.
+        """Put the recipe and the model's values in; keep the weights, averaged where there is an average.
 
         Lightning calls checkpoint callbacks last, after `WeightAveraging` has put the average in its place.
         """
         checkpoint["recipe"] = recipe_yaml(self._recipe)
-        prefix = "model."
+        checkpoint[MODEL_VALUES] = cast(Family[Any], pl_module.model).stored_values()
         state: dict[str, Tensor] = checkpoint["state_dict"]
-        self._weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self._weights = {
+            key.removeprefix(WEIGHTS_PREFIX): value for key, value in state.items() if key.startswith(WEIGHTS_PREFIX)
+        }
 
     def _is_validated(self, trainer: Trainer, step: int) -> bool:
         is_due = step % self._recipe.trainer.validate_every_steps == 0 or step == trainer.max_steps

@@ -79,20 +79,24 @@ def _split(training: SegmentationDataset, validation: SegmentationDataset, optio
     """The two as they are where they come from two files, else a share of the same images each."""
     if options.validation_annotations is not None:
         return DataSets(training, validation)
-    kept, set_aside = split_by_hash(training.file_names, options.validation_share)
+    kept, set_aside = split_by_hash(
+        training.file_names,
+        options.validation_share,
+        learnable=lambda index: bool(training.mask_labels(index)),
+        measurable=lambda index: bool(validation.mask_labels(index)),
+    )
     return DataSets(training.subset(kept), validation.subset(set_aside))
 
 
 def _require_instances(dataset: SegmentationDataset, purpose: str, key: str) -> None:
     """Refuse a data set without anything to learn or to measure; `key` of the recipe decides what there is."""
-    masks, boxes = dataset.count_instances()
-    if masks > 0:
+    if any(dataset.mask_labels(index) for index in range(len(dataset))):
         return
     if dataset.task == "panoptic":
         missing = f"a usable segment that is no crowd ({len(dataset)} images)"
     else:
         missing = (
-            f"an instance with a usable mask ({len(dataset)} images, {boxes} instances with a box only, "
+            f"an instance with a usable mask ({len(dataset)} images, {len(dataset.instances.labels)} instances, "
             f"mask classes: {', '.join(dataset.mask_classes)})"
         )
     raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
 from maskwright.data.dataset import SegmentationDataset
+from maskwright.data.problems import reading_notes
 from maskwright.errors import UserError
 from maskwright.models.family import Family
 from maskwright.models.hub import family_class
+from maskwright.signals import Terminated
+from maskwright.structures import Category
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
 from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
@@ -28,22 +31,24 @@ from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
-    LAST_CHECKPOINT,
+    BEST_WEIGHTS,
+    LAST_WEIGHTS,
     TENSORBOARD,
     check_new,
-    check_resumable,
-    read_step,
+    read_run,
     run_folder,
+    shorten,
     take,
 )
 from maskwright.training.task import TrainingTask
+from maskwright.training.validation_pictures import ValidationPictures
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """How a run ended.
 
-    folder: of the run, with the weights folders `last` and (after a validation) `best`.
+    folder: of the run.
     step: the optimizer step of the newest checkpoint, counted from the beginning of the run.
     metrics: of the last validation of this call; empty where there was none.
     signal_number: the signal that stopped the run early, or None.
@@ -56,8 +61,18 @@ class TrainingResult:
     signal_number: int | None
     is_first_process: bool
 
+    @property
+    def best(self) -> Path:
+        """The weights folder of the best validation; it is there after the first one."""
+        return self.folder / BEST_WEIGHTS
 
-def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
+    @property
+    def last(self) -> Path:
+        """The weights folder of the newest checkpoint."""
+        return self.folder / LAST_WEIGHTS
+
+
+def train_recipe(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
     """Train as the recipe says, in its `trainer.output` folder (else `runs/NAME`).
 
     The folder gets `recipe.yaml` (resolved), `last.ckpt`, the weights folders `last` and `best` (averaged
@@ -76,21 +91,21 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
             longer finite.
     """
     folder = run_folder(recipe)
-    if is_first_process():  # the others find a folder that the first one has already taken
-        if resume:
-            check_resumable(folder, recipe)
-        else:
-            check_new(folder)
-    checkpoint = folder / LAST_CHECKPOINT if resume and (folder / LAST_CHECKPOINT).is_file() else None
-    start = 0 if checkpoint is None else read_step(checkpoint)
+    saved = read_run(folder) if resume else None
+    if saved is not None:
+        saved.require_same_recipe(recipe)
+    elif is_first_process():  # the others find a folder that the first one has already taken
+        check_new(folder)
+    start = 0 if saved is None else saved.step
     if start >= recipe.trainer.steps:
         raise UserError(f"{folder}: this run has taken its {start} steps; raise --trainer.steps to go on")
-    if data_sets is None:
-        data_sets = open_data_sets(recipe.data, recipe.model["image_size"], recipe.model.get("categories"))
-    else:
-        data_sets = prepare_data_sets(data_sets, recipe.data, recipe.model["image_size"])
+    data_sets = _open(recipe, data_sets, [] if saved is None else saved.categories)
     model = build_model(recipe, data_sets)
+    if saved is not None:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        saved.require_same_model(model.stored_values(), shapes)
     task = TrainingTask(model, recipe)
+    checkpoint = None if saved is None else saved.checkpoint
     if checkpoint is None and recipe.trainer.initial_weights is not None:
         start_from(model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
@@ -105,13 +120,25 @@ def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = 
         try:
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to the KeyboardInterrupt of a second Ctrl-C
+        except SystemExit as error:  # Lightning's answer to a second signal, and to SIGTERM before the first step
             if stop_request.signal_number is None:
                 raise
-            raise KeyboardInterrupt from error
+            raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
     return TrainingResult(
         folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
     )
+
+
+def _open(recipe: Recipe, data_sets: DataSets | None, saved_categories: list[Category]) -> DataSets:
+    """The data sets of a run; files that list its classes in another order than it began with are mapped by name."""
+    image_size = recipe.model["image_size"]
+    if data_sets is not None:
+        return prepare_data_sets(data_sets, recipe.data, image_size)
+    opened = open_data_sets(recipe.data, image_size, recipe.model.get("categories"))
+    before, now = ([category["name"] for category in some] for some in (saved_categories, opened.training.categories))
+    if before != now and sorted(before) == sorted(now):
+        return open_data_sets(recipe.data, image_size, saved_categories)
+    return opened
 
 
 def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
@@ -123,7 +150,7 @@ def build_model(recipe: Recipe, data_sets: DataSets) -> Family[Any]:
     values = dict(recipe.model)
     values["categories"] = data_sets.training.categories
     if data_sets.training.task == "instance":  # of a panoptic map every class has masks
-        values["mask_classes"] = data_sets.training.mask_classes
+        values["mask_classes"] = data_sets.training.find_mask_classes()
     try:
         torch.manual_seed(recipe.trainer.seed)
     except (ValueError, RuntimeError) as error:
@@ -154,7 +181,7 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
     _quieten_lightning()
     options = recipe.trainer
     callbacks: list[Callback] = [] if options.ema_decay is None else [ExponentialAverage(options.ema_decay)]
-    callbacks += [RunRecords(folder, options.log_every_steps), checkpoints]
+    callbacks += [RunRecords(folder, options.log_every_steps), ValidationPictures(), checkpoints]
     try:
         return Trainer(
             accelerator=options.accelerator,
@@ -182,8 +209,15 @@ def _create_trainer(recipe: Recipe, folder: Path, checkpoints: RunCheckpoints, s
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _seen(model: Family[Any]) -> list[str]:
+    """The classes whose masks are learnt, by name; nothing of a panoptic model, which learns all."""
+    if model.task == "panoptic":
+        return []
+    return [f"seen classes, whose masks are learnt: {len(model.mask_classes)} ({shorten(model.mask_classes)})"]
+
+
 def _announce(
-    recipe: Recipe, folder: Path, model: nn.Module, data_sets: DataSets, trainer: Trainer, start: int
+    recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, trainer: Trainer, start: int
 ) -> None:
     """What is about to happen, on stderr."""
     options, batch_size = recipe.trainer, recipe.data.batch_size
@@ -193,20 +227,20 @@ def _announce(
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
         "training: " + data_sets.training.contents(),
+        *_seen(model),
         "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    lines += _skipped("training", data_sets.training)
+    lines += _reading_notes("training", data_sets.training)
     if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
-        lines += _skipped("validation", data_sets.validation)
+        lines += _reading_notes("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
-def _skipped(name: str, dataset: SegmentationDataset) -> list[str]:
-    counts = ", ".join(f"{count} {kind}" for kind, count in dataset.skipped.items())
-    return [f"skipped in the {name} file: {counts} (`maskwright data check` names each)"] if counts else []
+def _reading_notes(name: str, dataset: SegmentationDataset) -> list[str]:
+    return reading_notes(f"the {name} file", dataset.skipped, dataset.repaired)
 
 
 def _quieten_lightning() -> None:

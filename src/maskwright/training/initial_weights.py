@@ -6,22 +6,23 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskwright.data.categories import match_name
+from maskwright.data.categories import labels_of_names
 from maskwright.errors import UserError
+from maskwright.models.family import Family
 from maskwright.models.hub import from_pretrained
-from maskwright.structures import Category, SegmentationModel
+from maskwright.structures import Category
 
 # Values that are reported separately, or that do not change what the same tensors predict.
 _TOLD_OTHERWISE = {"categories", "mask_classes", "detector", "image_size", "mask_chunk_size"}
 
 
-def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
+def start_from(model: Family[Any], source: str, *, announce: bool = True) -> None:
     """Copy the weights of another model of the family into `model`.
 
     Every tensor must fit by name and shape, with two exceptions, each reported on stderr if `announce`:
@@ -42,17 +43,16 @@ def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
         UserError: there is no such model, it is of another family, or a tensor does not fit (it is named).
     """
     other = from_pretrained(source)
-    ours, theirs = cast(SegmentationModel, model), cast(SegmentationModel, other)
-    if theirs.family != ours.family:
+    if other.family != model.family:
         raise UserError(
-            f"{source}: these weights are of family {theirs.family!r}, but the recipe is of {ours.family!r}"
+            f"{source}: these weights are of family {other.family!r}, but the recipe is of {model.family!r}"
         )
     state, tensors = model.state_dict(), other.state_dict()
     lines = _drop_parts_of_one(state, tensors)
-    match = _matching_labels(ours.categories, theirs.categories)
-    unchanged = match.tolist() == list(range(len(theirs.categories)))
-    rows = {} if unchanged else ours.class_layers()
-    their_rows = theirs.class_layers()
+    match = torch.tensor(labels_of_names([category["name"] for category in model.categories], other.categories))
+    unchanged = match.tolist() == list(range(len(other.categories)))
+    rows = {} if unchanged else model.class_layers()
+    their_rows = other.class_layers()
     _check(state, tensors, rows.keys(), source)
     for name, own in state.items():
         if name in rows:
@@ -60,9 +60,9 @@ def start_from(model: nn.Module, source: str, *, announce: bool = True) -> None:
         else:
             own.copy_(tensors[name])
     if rows:
-        lines += _about_classes(ours.categories, match, [name for name in rows if name in state])
+        lines += _about_classes(model.categories, match, [name for name in rows if name in state])
     if announce:
-        lines += _about_values(asdict(ours.config), asdict(theirs.config), ours.config.training_only())
+        lines += _about_values(asdict(model.config), asdict(other.config), model.config.training_only())
         whole = sum(name not in rows for name in state)
         print("\n".join([f"first weights: {whole} tensors of {source}", *lines]), file=sys.stderr)
 
@@ -85,13 +85,6 @@ def _drop_parts_of_one(state: dict[str, Tensor], tensors: dict[str, Tensor]) -> 
 def _part(name: str) -> str:
     """`network.detector` of `network.detector.0.center.2.bias`."""
     return ".".join(name.split(".")[:2])
-
-
-def _matching_labels(ours: Sequence[Category], theirs: Sequence[Category]) -> Int64[Tensor, " c"]:
-    """For each of our labels theirs of the same name, or -1."""
-    names = [category["name"] for category in theirs]
-    matches = [match_name(category["name"], names) for category in ours]
-    return torch.tensor([-1 if match is None else names.index(match) for match in matches], dtype=torch.int64)
 
 
 def _check(state: dict[str, Tensor], tensors: dict[str, Tensor], classes: Iterable[str], source: str) -> None:

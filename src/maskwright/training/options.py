@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from maskwright.data.dataset import DataSource, Transforms
+from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_transforms import panoptic_training_transforms
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
@@ -36,8 +37,11 @@ class DataOptions:
             some, or COCO panoptic where the model finds panoptic maps.
         validation_images: folder of the validation images; `images` where it is left out.
         validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
-        validation_share: share of the training images, chosen by a hash of the file name, that is validated on
+        validation_share: share of the training images, chosen by a hash of the file name and so that both sides have
+            masks if two images do, that is validated on
             and never trained on when there is no `validation_annotations`.
+        exif: what annotations of images with an EXIF orientation were drawn on: `upright`, `stored`, or `auto`, which
+            goes by sizes and boxes.
         batch_size: images per device and pass; a step takes `trainer.accumulate` passes.
         num_workers: loader processes per device; 0 loads in the training process.
         flip: probability of a horizontal flip.
@@ -50,6 +54,7 @@ class DataOptions:
     validation_images: str | None = None
     validation_annotations: str | None = None
     validation_share: float = 0.1
+    exif: ExifRule = "auto"
     batch_size: int = 4
     num_workers: int = 2
     flip: float = 0.5
@@ -79,7 +84,7 @@ class DataOptions:
         if self.images is None or self.annotations is None:
             key = "images" if self.images is None else "annotations"
             raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
-        return DataSource(self.images, self.annotations)
+        return DataSource(self.images, self.annotations, exif=self.exif)
 
     def validation_source(self) -> DataSource:
         """What the validation images are opened from, or those of which a share is set aside: with all that is known.
@@ -89,7 +94,9 @@ class DataOptions:
         """
         training = self.training_source()
         return DataSource(
-            self.validation_images or training.images, self.validation_annotations or training.annotations
+            self.validation_images or training.images,
+            self.validation_annotations or training.annotations,
+            exif=self.exif,
         )
 
     def transforms(self, image_size: int) -> Transforms:

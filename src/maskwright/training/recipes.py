@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.errors import UserError
-from maskwright.models.hub import family_class
+from maskwright.models.hub import bundled_names, family_class
 from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, TrainerOptions
 
 _SECTIONS = ("data", "optimizer", "trainer")
@@ -35,7 +36,7 @@ def recipe_parser(family: str) -> ArgumentParser:
     """
     parser = _parser(
         "Every key of a recipe can be given another value here; the defaults shown are the recipe's. "
-        "`--resume last` goes on with the run in the folder of --trainer.output."
+        "`maskwright train FOLDER --resume last` goes on with the run in a folder."
     )
     parser.add_argument("--family", type=str, default=family, help="name of the model's family")
     # What a model's masks are learnt from is a property of the data: `data.mask_classes` decides it.
@@ -49,8 +50,8 @@ def help_parser() -> ArgumentParser:
     """The keys that the recipes of all families have, for a help text without a recipe."""
     parser = _parser(
         f"RECIPE is a YAML file or one of: {', '.join(recipe_names())}. `maskwright train RECIPE --help` adds the keys "
-        "of its model and of its kind of data, with the recipe's values. `--resume last` goes on with the run in "
-        "the folder of --trainer.output."
+        "of its model and of its kind of data, with the recipe's values. `maskwright train FOLDER --resume last` goes "
+        "on with the run in a folder."
     )
     for section, options in (("data", DataOptions), ("optimizer", OptimizerOptions), ("trainer", TrainerOptions)):
         parser.add_class_arguments(options, section)
@@ -71,7 +72,25 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
         UserError: no such recipe, not a recipe, a base that has a base itself, an unknown key or a value of the wrong
             type or range.
     """
-    name, source, values = _read_with_base(os.fspath(name_or_path))
+    return _resolve(*_read_with_base(os.fspath(name_or_path)), overrides)
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """The recipe of the text of `recipe_yaml`; `source` names it in errors.
+
+    Raises:
+        UserError: as `resolve_recipe`.
+    """
+    return _resolve("recipe", source, _parse_yaml(text, source), ())
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)` where one of the known words is close, else nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _resolve(name: str, source: str, values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     family = values.get("family")
     if not isinstance(family, str):
         raise UserError(f"{source}: expected the key 'family' with the name of a model family")
@@ -82,11 +101,11 @@ def resolve_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str
     try:
         parser.set_defaults(vars(parser.parse_object(values).as_flat()))  # so that --help shows this recipe
     except ArgumentError as error:
-        raise UserError(f"{source}: {_one_sentence(error)}") from error
+        raise UserError(f"{source}: {_one_sentence(error, parser)}") from error
     try:
         parsed = parser.parse_args(list(overrides)).as_dict()
     except ArgumentError as error:
-        raise UserError(_one_sentence(error)) from error
+        raise UserError(_one_sentence(error, parser)) from error
     if parsed["family"] != family:
         raise UserError(f"{source}: the family of a recipe is {family!r} and cannot be changed; choose another recipe")
     sections = {section: options(**parsed[section]) for section, options in _section_classes(family).items()}
@@ -103,7 +122,7 @@ def recipe_yaml(recipe: Recipe) -> str:
 def _parser(description: str) -> ArgumentParser:
     return ArgumentParser(
         prog="maskwright train RECIPE",
-        usage="maskwright train RECIPE [--resume last] [--SECTION.KEY VALUE ...]",
+        usage="maskwright train RECIPE|FOLDER [--resume last] [--SECTION.KEY VALUE ...]",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
@@ -145,12 +164,20 @@ def _read(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
         return name_or_path, f"recipe {name_or_path}", _parse_yaml(text, f"recipe {name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
-        names = ", ".join(recipe_names())
-        raise UserError(f"{path}: neither the name of a recipe nor a file; the recipes are {names}")
+        raise UserError(f"{path}: neither the name of a recipe nor a file{_hint(name_or_path)}")
     try:
         return path.stem, str(path), _parse_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _hint(name: str) -> str:
+    """What was probably meant in place of a recipe that is not there."""
+    if name in bundled_names():
+        return f": it is a model, whose weights a run begins with by --trainer.initial_weights {name}"
+    beside = [str(path) for path in Path(name).parent.glob("*") if path.is_dir() or path.suffix in (".yaml", ".yml")]
+    names = ", ".join(recipe_names())
+    return did_you_mean(name, [*recipe_names(), *beside]) or f"; the recipes are {names}"
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -161,8 +188,10 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
     sections = ("model", *_SECTIONS)
-    for key in values.keys() - {"base", "family", *sections}:
-        raise UserError(f"{source}: unknown key {key!r}; a recipe has base or family, {', '.join(sections)}")
+    known = ("base", "family", *sections)
+    for key in values.keys() - {*known}:
+        hint = did_you_mean(str(key), known)
+        raise UserError(f"{source}: unknown key {key!r}{hint}; a recipe has base or family, {', '.join(sections)}")
     for section in sections:
         if values.setdefault(section, {}) is None:
             values[section] = {}
@@ -171,8 +200,34 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _one_sentence(error: ArgumentError) -> str:
-    """The parser's message on one line, its types in words."""
+def _one_sentence(error: ArgumentError, parser: ArgumentParser) -> str:
+    """The parser's message on one line: types in words, and the key that was probably meant."""
     text = " ".join(str(error).split()).replace("typing.", "")
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"Literal\[(.+?)\]", lambda match: f"one of {match[1].replace(chr(39), '')}", text)
+    if match := re.match(r'Parser key "(\w+)": Unable to load config .([^"\']*)', text):
+        hint = "; weights to begin with are given with --trainer.initial_weights" if match[1] == "model" else ""
+        return f"--{match[1]} is a section: give one of its keys, as in --{match[1]}.KEY VALUE{hint}"
+    if match := re.match(
+        r'Parser key "(.+?)": Does not validate against any .*?Errors: (.*) Given value type: .*?Given '
+        r"value: (.*)",
+        text,
+    ):
+        reasons = [re.sub(r"^Expected an? ", "", reason) for reason in match[2].removeprefix("- ").split(" - ")]
+        kinds = " or ".join(reason.partition(". Got value")[0] for reason in reasons).replace("NoneType", "null")
+        return f"{match[1]}: expected {kinds}, but got {match[3]}"
+    if match := re.match(r"Group '(\w+)' does not accept option '(\w+)'", text):
+        return _unknown_key(f"{match[1]}.{match[2]}", parser)
+    if match := re.match(r"unrecognized arguments: (--)([^\s=]+)", text):
+        return _unknown_key(match[2], parser, match[1])
     return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
+
+
+def _unknown_key(key: str, parser: ArgumentParser, dashes: str = "") -> str:
+    known = list(vars(parser.get_defaults().as_flat()))
+    same = [
+        name for name in known if name.endswith(f".{key.rpartition('.')[2]}")
+    ]  # the section may be wrong or missing
+    meant = [dashes + name for name in same or get_close_matches(key, known, n=1)]
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    return f"{dashes}{key} is no key of this recipe{hint}"

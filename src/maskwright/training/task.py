@@ -75,11 +75,11 @@ class TrainingTask(LightningModule):
         for measurement in self._measurements:
             measurement.metric.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Every measurement of these images."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Every measurement of these images; `predictions` are those of the last, masks of the true boxes or maps."""
         images, targets = batch
-        for measurement in self._measurements:
-            measurement.update(images, targets)
+        predictions = [measurement.update(images, targets) for measurement in self._measurements]
+        return {"predictions": predictions[-1]}
 
     def on_validation_epoch_end(self) -> None:
         """Put the images of all ranks together and log the numbers."""

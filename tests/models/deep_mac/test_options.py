@@ -121,7 +121,7 @@ def test_full_resolution_exports_with_any_number_of_boxes():
         ({**FULL, "box_jitter_ratio": 0.1}, "but got another box_jitter_ratio"),
         ({**FULL, "box_margin": 0.1}, "but got another box_margin"),
         ({**FULL, "box_frame": "pixel"}, "but got another box_frame"),
-        ({**FULL, "mask_head": "fully_connected"}, "needs a convolutional mask_head, but got 'fully_connected'"),
+        ({**FULL, "mask_head": "fully_connected"}, "needs a convolutional mask_head, not 'fully_connected'"),
         ({"postprocess_crop_size": 1}, "postprocess_crop_size must be at least 2"),
         ({"box_consistency_weight": -1.0}, "box_consistency_weight must be at least 0"),
         ({"image_std": [0.0, 0.0, 0.0]}, r"image_std of a model\) must be three numbers above 0"),

@@ -17,7 +17,6 @@ from small_deep_mac import make_target
 from small_deep_marc import BOXES, SIZE, build, images
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 model = build(box_head="4conv1fc")
 network = DistributedDataParallel(model.train())

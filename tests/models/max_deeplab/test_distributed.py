@@ -16,7 +16,6 @@ sys.path.insert(0, sys.argv[3])
 from small_max_deeplab import SIZE, scene, small_model, target
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 model = small_model()
 network = DistributedDataParallel(model.train())

@@ -100,14 +100,12 @@ class CenterNetLoss:
         device, (_, num_classes, height, width) = stacks[0].center.device, stacks[0].center.shape
         map_size = (height, width)
         in_cells = [(b / stride).to(device) for b in boxes]
-        on_device = [label.to(device) for label in labels]
-        heatmap = torch.stack(
-            [
-                center_heatmap(b, label, num_classes, map_size, self.config.min_box_overlap)
-                for b, label in zip(in_cells, on_device, strict=True)
-            ]
-        )
-        valid = valid_cells(image_sizes, map_size, stride).to(device)
+        overlap = self.config.min_box_overlap
+        heatmaps = [
+            center_heatmap(b, label.to(device), num_classes, map_size, overlap)
+            for b, label in zip(in_cells, labels, strict=True)
+        ]
+        heatmap, valid = torch.stack(heatmaps), valid_cells(image_sizes, map_size, stride).to(device)
         all_boxes = torch.cat(in_cells)
         image_index = torch.repeat_interleave(torch.tensor([len(b) for b in boxes])).to(device)
         cells = center_cells(all_boxes, map_size)

@@ -40,6 +40,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
     family = "deep_mac"
     config_class = DeepMACConfig
     compilable = ("maps", "maps_and_detection", "mask_logits")
+    network: DeepMACNetwork
 
     def __init__(self, config: DeepMACConfig | None = None, **values: Any) -> None:
         super().__init__(config, **values)
@@ -91,10 +92,6 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         instances = choose_instances(targets, self.config, size, stacks[0][0].device)
         logits = [self.network.head_logits(m, instances.boxes, instances.image_index).float() for m in stacks]
         return self.mask_loss(logits, instances, len(targets), size)
-
-    def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
-        """See `BoxPromptedFamily`."""
-        return self.network.maps(batch)
 
     def detect(
         self, batch: Float[Tensor, "b 3 h w"], image_sizes: list[tuple[int, int]], max_detections: int

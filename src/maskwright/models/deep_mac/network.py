@@ -43,9 +43,7 @@ class DeepMACNetwork(nn.Module):
             nn.ModuleList(prediction_head(channels, hidden, dim, config.embedding_kernel) for _ in range(stacks))
             for dim in (config.pixel_embedding_dim, config.instance_embedding_dim)
         )
-        if (
-            not config.use_instance_embedding
-        ):  # kept for the originals' checkpoints; DDP must not wait for its gradients
+        if not config.use_instance_embedding:  # kept for the originals' checkpoints, but DDP must not wait for it
             self.instance_embedding.requires_grad_(False)
         self.mask_head = self._create_mask_head()
         self.detector: nn.ModuleList | None = None
@@ -67,9 +65,7 @@ class DeepMACNetwork(nn.Module):
         )
         check_divisor("mask_size", config.mask_size, head.size_divisor, f"mask head {config.mask_head!r}")
         if config.predict_full_resolution_masks and isinstance(head, FullyConnectedHead):
-            raise ValueError(
-                f"predict_full_resolution_masks needs a convolutional mask_head, but got {config.mask_head!r}"
-            )
+            raise ValueError(f"predict_full_resolution_masks needs a convolutional mask_head, not {config.mask_head!r}")
         return head
 
     def stack_outputs(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[list[Maps], list[CenterNetMaps]]:
@@ -146,6 +142,5 @@ class DeepMACNetwork(nn.Module):
             vectors = gather_at_centers(instance_map, boxes, image_index, frame_size).to(pixels.dtype)
             parts.append(vectors[:, :, None, None].expand(-1, -1, *pixels.shape[2:]))
         if config.use_image_crop:
-            crop = crop_and_resize(image, crop_boxes, image_index, frame_size, size, frame)
-            parts.append(crop.to(pixels.dtype))
+            parts.append(crop_and_resize(image, crop_boxes, image_index, frame_size, size, frame).to(pixels.dtype))
         return torch.cat(parts, dim=1)

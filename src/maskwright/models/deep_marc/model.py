@@ -56,6 +56,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
     family = "deep_marc"
     config_class = DeepMARCConfig
     compilable = ("maps", "mask_logits")
+    network: DeepMARCNetwork
 
     def __init__(self, config: DeepMARCConfig | None = None, **values: Any) -> None:
         super().__init__(config, **values)
@@ -118,10 +119,6 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
         if len(kept) > limit:
             kept = kept[torch.randperm(len(kept), device=kept.device)[:limit]]
         return boxes[kept], rows[kept]
-
-    def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
-        """See `BoxPromptedFamily`."""
-        return self.network.maps(batch)
 
     def detect(
         self,

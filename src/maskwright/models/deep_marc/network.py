@@ -156,7 +156,12 @@ def _proposal_network(config: DeepMARCConfig, channels: int, levels: Sequence[in
 
 
 def _second_stage(config: DeepMARCConfig, channels: int, finest_level: int) -> RoIHeads:
-    head, hidden = _create_box_head(config, channels)
+    hidden, convolved = (max(1, round(number * config.width)) for number in (_BOX_HEAD_HIDDEN, _BOX_HEAD_CHANNELS))
+    if config.box_head == "2fc":
+        head: nn.Module = TwoMLPHead(channels * _BOX_CROP_SIZE**2, hidden)
+    else:
+        norm = partial(nn.BatchNorm2d, eps=config.norm_epsilon, momentum=config.norm_momentum)
+        head = FastRCNNConvFCHead((channels, _BOX_CROP_SIZE, _BOX_CROP_SIZE), [convolved] * 4, [hidden], norm)
     return RoIHeads(
         LevelCrop(_BOX_CROP_SIZE, finest_level),
         head,
@@ -170,12 +175,3 @@ def _second_stage(config: DeepMARCConfig, channels: int, finest_level: int) -> R
         nms_thresh=0.5,
         detections_per_img=_EVERY_DETECTION,
     )
-
-
-def _create_box_head(config: DeepMARCConfig, channels: int) -> tuple[nn.Module, int]:
-    """The box head and the length of its output vectors."""
-    hidden, convolved = (max(1, round(number * config.width)) for number in (_BOX_HEAD_HIDDEN, _BOX_HEAD_CHANNELS))
-    if config.box_head == "2fc":
-        return TwoMLPHead(channels * _BOX_CROP_SIZE**2, hidden), hidden
-    norm = partial(nn.BatchNorm2d, eps=config.norm_epsilon, momentum=config.norm_momentum)
-    return FastRCNNConvFCHead((channels, _BOX_CROP_SIZE, _BOX_CROP_SIZE), [convolved] * 4, [hidden], norm), hidden

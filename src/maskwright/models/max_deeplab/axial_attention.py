@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from functools import partial, reduce
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +43,10 @@ class RelativePositions(nn.Module):
 class AxialAttention(nn.Module):
     """Attention along one axis, with learned relative positions for queries, keys and values.
 
-    Three kinds of similarity (content with content, query with position, key with position) are normalised, each
-    with statistics of its own per head, and summed; the logits are not divided by sqrt(depth), the norms set their
-    scale. The two retrieved maps (contents and positions) are normalised per channel and summed.
-    No output projection: the block around it has one.
+    The logits are the sum of three similarities: content with content, query with position, key with position. Each
+    has its own batch norm, with one scale and offset per head, in place of the usual division by sqrt(depth). The
+    output is the sum of the two retrieved maps, contents and positions, each with a batch norm per channel. There is
+    no output projection: the block around the attention has one.
 
     Args:
         in_channels: of the input.
@@ -89,9 +90,10 @@ class AxialAttention(nn.Module):
         self.key_positions = RelativePositions(key_depth) if key_positions else None
         self.value_positions = RelativePositions(value_depth) if value_positions else None
         # One norm for each term of the two sums, in the order content, query or value position, key position.
+        norm = partial(nn.BatchNorm2d, eps=_EPSILON, momentum=_MOMENTUM)
         terms = 1 + query_positions + key_positions
-        self.similarity_norms = nn.ModuleList(_norm(num_heads) for _ in range(terms))
-        self.retrieved_norms = nn.ModuleList(_norm(value_channels) for _ in range(1 + value_positions))
+        self.similarity_norms = nn.ModuleList(norm(num_heads) for _ in range(terms))
+        self.retrieved_norms = nn.ModuleList(norm(value_channels) for _ in range(1 + value_positions))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         """Map `[n, c, h, w]` to `[n, value_channels, h, w]`."""
@@ -102,7 +104,7 @@ class AxialAttention(nn.Module):
             retrieved.append(_multiply_by_position(weights, self.value_positions(values.shape[1])))
         if self.training:
             merged = [self._merge_heads(part, x) for part in retrieved]
-            return sum_of([norm(part) for norm, part in zip(self.retrieved_norms, merged, strict=True)])
+            return reduce(torch.add, (norm(part) for norm, part in zip(self.retrieved_norms, merged, strict=True)))
         return self._merge_heads(self._affine_sum(retrieved), x)
 
     def _logits(self, queries: Float[Tensor, "rows l d"], keys: Float[Tensor, "rows l d"]) -> Float[Tensor, "rows l l"]:
@@ -116,8 +118,8 @@ class AxialAttention(nn.Module):
             similarities.append(_multiply_by_position(keys, table.permute(1, 2, 0)).transpose(1, 2))
         apart = [similarity.unflatten(0, (-1, self.num_heads)) for similarity in similarities]
         if self.training:
-            normalised = [norm(part) for norm, part in zip(self.similarity_norms, apart, strict=True)]
-            return sum_of(normalised).flatten(0, 1)
+            normalised = (norm(part) for norm, part in zip(self.similarity_norms, apart, strict=True))
+            return reduce(torch.add, normalised).flatten(0, 1)
         scales = [affine_of(norm)[0].to(queries.dtype)[:, None, None] for norm in self.similarity_norms]
         logits = apart[0].mul_(scales[0])  # the offset of a head does not change its softmax
         for similarity, scale in zip(apart[1:], scales[1:], strict=True):
@@ -129,7 +131,7 @@ class AxialAttention(nn.Module):
         content, *positions = [part.unflatten(0, (-1, self.num_heads)) for part in retrieved]
         (scale, *scales), offsets = zip(*(affine_of(norm) for norm in self.retrieved_norms), strict=True)
         by_head = (self.num_heads, 1, -1)
-        total = torch.addcmul(sum_of(list(offsets)).view(by_head), content, scale.view(by_head))
+        total = torch.addcmul(reduce(torch.add, offsets).view(by_head), content, scale.view(by_head))
         for position, other in zip(positions, scales, strict=True):
             total.addcmul_(position, other.view(by_head))
         return total.flatten(0, 1)
@@ -147,23 +149,10 @@ class AxialAttention(nn.Module):
         return rows.permute(order).flatten(3).permute(0, 3, 1, 2)
 
 
-def sum_of(parts: list[Tensor]) -> Tensor:
-    """Their sum."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=_EPSILON, momentum=_MOMENTUM)
-
-
-def affine_of(norm: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Scale and offset of each channel that a batch norm applies at inference."""
-    layer = cast(nn.BatchNorm2d, norm)  # or another kind of batch norm
-    scale = layer.weight * torch.rsqrt(cast(Tensor, layer.running_var) + layer.eps)
-    return scale, layer.bias - cast(Tensor, layer.running_mean) * scale
+def affine_of(norm: Any) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Scale and offset of each channel that a batch norm of any kind applies at inference."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _multiply_by_position(x: Float[Tensor, "rows l d"], matrices: Float[Tensor, "l d m"]) -> Float[Tensor, "rows l m"]:
@@ -174,7 +163,8 @@ def _multiply_by_position(x: Float[Tensor, "rows l d"], matrices: Float[Tensor, 
 class AxialAttention2d(nn.Module):
     """Attention along the height axis, then along the width axis.
 
-    `stride` keeps every so many rows, then every so many columns. For the other arguments see `AxialAttention`.
+    With `stride` s, every s-th row is kept after the first attention and every s-th column after the second. For the
+    other arguments see `AxialAttention`.
 
     Source: deeplab2 `axial_layers.AxialAttention2D`.
     """

@@ -21,7 +21,7 @@ conv_block = partial(ConvBlock, norm_epsilon=NORM_EPSILON, norm_momentum=NORM_MO
 
 
 class LinearBlock(nn.Module):
-    """Linear layer without bias, batch norm, ReLU unless `relu` is false: a 1 x 1 convolution of a memory.
+    """The counterpart of `conv_block` for a memory: linear layer, batch norm, and ReLU unless `relu` is false.
 
     Source: deeplab2 `convolutions.Conv1D`.
     """
@@ -55,10 +55,11 @@ class SeparableConv(nn.Module):
 
 
 class StageBlock(nn.Module):
-    """A residual block of a `Stage`: a branch and a shortcut read the activated input; their sum is not activated.
+    """A residual block of a `Stage`: the sum of a branch and a shortcut, which both read the activated input.
 
-    The shortcut is the identity, or a 1 x 1 convolution with batch norm where the channels change. In training the
-    branches of some images are dropped and those of the others scaled up, so that the expectation stays the same.
+    The sum is not activated. The shortcut is the identity, or a 1 x 1 convolution with batch norm where the channels
+    change. In training, drop path leaves the branch out for some images and scales it up for the others, so that the
+    expectation stays the same.
 
     Args:
         in_channels: of the input.
@@ -76,7 +77,7 @@ class StageBlock(nn.Module):
             None if in_channels == out_channels else conv_block(in_channels, out_channels, 1, stride=stride, relu=False)
         )
         self.drop_path = StochasticDepth(drop_probability, "row")
-        self.owns_input = False  # no other layer reads the input, so it is activated in place at inference
+        self.owns_input = False  # True: no other layer reads the input, so that inference may activate it in place
 
     def branch(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """The residual of an activated input."""
@@ -104,7 +105,7 @@ class BasicStageBlock(StageBlock):
 
 
 class BottleneckStageBlock(StageBlock):
-    """1 x 1, 3 x 3 and 1 x 1 convolution, the first two of a quarter of the output's channels."""
+    """1 x 1, 3 x 3 and 1 x 1 convolution; the first two have a quarter of the output's channels."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, drop_probability: float = 0.0
@@ -132,8 +133,7 @@ class AxialBlock(StageBlock):
         in_channels: int,
         out_channels: int,
         attention_channels: int,
-        *,
-        num_heads: int = 8,
+        num_heads: int,
         drop_probability: float = 0.0,
     ) -> None:
         super().__init__(in_channels, out_channels, 1, drop_probability)
@@ -152,11 +152,8 @@ def inception_stem(width: int) -> nn.Sequential:
 
     Source: deeplab2 `stems.InceptionSTEM`.
     """
-    return nn.Sequential(
-        conv_block(3, width, 3, stride=2),
-        conv_block(width, width, 3),
-        conv_block(width, 2 * width, 3, relu=False),
-    )
+    first, second = conv_block(3, width, 3, stride=2), conv_block(width, width, 3)
+    return nn.Sequential(first, second, conv_block(width, 2 * width, 3, relu=False))
 
 
 def wide_stem(width: int) -> nn.Sequential:

@@ -193,6 +193,10 @@ class MaXDeepLabConfig(FamilyConfig):
         """Channels of what the class head and the mask head read."""
         return self.memory_feature_channels or self.size.memory_channels
 
+    def transformer_channels(self, stage: int) -> int:
+        """`DualPathLayer.width` in a stage; the decoder's is that of stage 5."""
+        return round(self.size.transformer_widths.get(stage, 0) * self.transformer_width)
+
     @property
     def isthing(self) -> list[bool]:
         """Whether each category is one of things."""

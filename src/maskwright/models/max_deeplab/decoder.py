@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from maskwright.models.max_deeplab.config import OUTPUT_STRIDE, MaXDeepLabConfig
 from maskwright.models.max_deeplab.stages import Stage
 
 DECODER_STRIDE = 4
-_EARLIER = 2  # earlier maps of the same stride that join a decoder stage, at most
+_EARLIER = 2  # at most this many earlier maps of the same stride join a decoder stage
 _CHANNELS_PER_STRIDE = 64
 
 
@@ -28,8 +29,8 @@ def resize_to(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tenso
 class ResizedFuse(nn.Module):
     """The sum of maps of several strides and channels, at one stride.
 
-    A map with `out_channels` channels is only resized; one of half the stride goes through a 1 x 1 convolution of
-    stride 2; any other goes through a 1 x 1 convolution and is resized. Both convolutions read the activated map.
+    A map that has `out_channels` channels already is only resized. Any other is activated, goes through a 1 x 1
+    convolution (with stride 2 if it has half the target stride), and is then resized.
 
     Source: deeplab2 `resized_fuse.ResizedFuse`.
     """
@@ -52,15 +53,15 @@ class ResizedFuse(nn.Module):
         if len(fused) > _EARLIER:
             return torch.stack(fused).sum(0)
         first, second = fused
-        # What was convolved or resized is read by nobody else.
+        # A convolved or resized map is ours alone, so the sum may overwrite it.
         return first + second if first is features[0] else first.add_(second)
 
 
 class DecoderStage(nn.Module):
     """Fuses the current map with earlier ones of the target stride; then residual blocks.
 
-    `backbone` holds the blocks that ImageNet pretraining knows, `extra` the others; both occur together where the
-    backbone ends.
+    `backbone` are the blocks with ImageNet weights, `extra` those without. The stage at the end of the backbone has
+    both.
     """
 
     def __init__(self, fuse: ResizedFuse, backbone: Stage | None, extra: Stage | None) -> None:
@@ -87,14 +88,11 @@ class StackedDecoder(nn.Module):
         in_channels: channels of the encoder's last map (stride 16).
         channels: of the encoder's maps at strides 4 and 8, which join the decoder's.
         config: of the model.
-        transformer_width: see `DualPathLayer.width`.
 
     Source: deeplab2 `axial_resnet.AxialResNet.call_stacked_decoder`; arXiv 2012.00759, section 3.3.
     """
 
-    def __init__(
-        self, in_channels: int, channels: dict[int, int], config: MaXDeepLabConfig, transformer_width: int
-    ) -> None:
+    def __init__(self, in_channels: int, channels: dict[int, int], config: MaXDeepLabConfig) -> None:
         super().__init__()
         size = config.size
         self.strides = (8, 4, 8, 16) * (size.backbone_stacks + size.extra_stacks) + (8, 4)
@@ -107,21 +105,9 @@ class StackedDecoder(nn.Module):
             out = round(resnet_stride * _CHANNELS_PER_STRIDE * config.backbone_width)
             joining = earlier[stride][-_EARLIER:]
             fuse = ResizedFuse([current, *joining], [current_stride] + [stride] * len(joining), out, stride)
-            backbone, extra = (
-                Stage(
-                    out,
-                    out,
-                    blocks,
-                    config,
-                    input_stride=resnet_stride,
-                    shrink=False,
-                    transformer_width=transformer_width,
-                    owns_input=True,
-                )
-                if wanted
-                else None
-                for blocks, wanted in ((1, number <= backbone_end), (size.extra_blocks, number >= backbone_end))
-            )
+            create = partial(Stage, config, 5, out, out, input_stride=resnet_stride)
+            backbone = create(1) if number <= backbone_end else None
+            extra = create(size.extra_blocks) if number >= backbone_end else None
             self.stages.append(DecoderStage(fuse, backbone, extra))
             earlier[stride].append(out)
             current, current_stride = out, stride

@@ -15,10 +15,10 @@ _KEY_EXPANSION, _VALUE_EXPANSION, _BOTTLENECK_EXPANSION = 1, 2, 2
 
 
 class MemoryAttention(nn.Module):
-    """Attention of several heads whose logits and whose retrieved values are batch-normalised; then ReLU.
+    """Multi-head attention with a batch norm on the logits and another on the retrieved values, and ReLU at the end.
 
-    The logits are not divided by sqrt(depth). Their norm has one scale and offset per head, that of the retrieved
-    values one per channel.
+    The norm of the logits has one scale and offset per head and replaces the division by sqrt(depth); that of the
+    retrieved values has one per channel.
 
     Source: deeplab2 `dual_path_transformer.AttentionOperation`.
     """
@@ -36,7 +36,7 @@ class MemoryAttention(nn.Module):
         queries, keys, values = (self._split_heads(x) for x in (queries, keys, values))
         if self.training:
             logits = self.similarity_norm(queries @ keys.transpose(2, 3))
-        else:  # the offset of a head does not change its softmax, and its scale can be the queries'
+        else:  # a head's offset does not change its softmax, and its scale may as well multiply the queries
             scale, _ = affine_of(self.similarity_norm)
             logits = (queries * scale.to(queries.dtype)[:, None, None]) @ keys.transpose(2, 3)
         retrieved = torch.softmax(logits, dim=-1) @ values
@@ -48,16 +48,19 @@ class MemoryAttention(nn.Module):
 
 
 class DualPathLayer(nn.Module):
-    """Memory reads pixels and itself in one softmax, is transformed, and pixels read the memory as it was before.
+    """Memory and pixels read each other, both as they come in.
+
+    The memory attends to pixels and memory in one softmax and then goes through a feed-forward network. The pixels
+    attend to the memory.
 
     Args:
         pixel_channels: of the pixel map.
         memory_channels: of the memory.
-        width: the keys' channels; the bottleneck and the values have twice as many.
+        width: channels of the keys; the bottleneck and the values have twice as many.
         num_heads: of all attentions.
         feed_forward_channels: hidden channels of the memory's feed-forward network; 0 leaves it out.
-        pixel_reads_memory: let the pixels read the memory; otherwise they stay as they are.
-        drop_probability: of each of the three branches, per image, in training.
+        pixel_reads_memory: let the pixels read the memory; otherwise they come out as they came in.
+        drop_probability: with which each of the three branches is left out for an image in training.
 
     Source: arXiv 2012.00759, section 3.3; deeplab2 `dual_path_transformer.DualPathTransformerLayer`.
     """
@@ -101,15 +104,12 @@ class DualPathLayer(nn.Module):
     def forward(
         self, pixel: Float[Tensor, "n c h w"], memory: Float[Tensor, "n s d"]
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n s d"]]:
-        """The updated pixel map, not activated (as it comes in), and the updated memory, activated."""
+        """The updated pixel map, not activated (like the input), and the updated memory, activated."""
         memory_queries, memory_keys, memory_values = self.memory_qkv(self.memory_conv1(memory)).split(self.sizes, dim=2)
         pixel_qkv = self.pixel_qkv(self.pixel_conv1(F.relu(pixel))).flatten(2).transpose(1, 2)  # n, hw, channels
         pixel_keys, pixel_values = pixel_qkv.split(self.pixel_sizes, dim=2)[-2:]
-        retrieved = self.memory_attention(
-            memory_queries,
-            torch.cat([pixel_keys, memory_keys], dim=1),
-            torch.cat([pixel_values, memory_values], dim=1),
-        )
+        keys, values = torch.cat([pixel_keys, memory_keys], dim=1), torch.cat([pixel_values, memory_values], dim=1)
+        retrieved = self.memory_attention(memory_queries, keys, values)
         memory = F.relu(memory + self.drop_memory(self.memory_conv3(retrieved)))
         if self.feed_forward is not None:
             memory = F.relu(memory + self.drop_feed_forward(self.feed_forward(memory)))

@@ -48,50 +48,31 @@ class MaXDeepLabEncoder(nn.Module):
         nn.init.trunc_normal_(self.memory, std=1.0)
         stem_channels = round(size.stem_channels * config.stem_width)
         self.stem = wide_stem(stem_channels) if size.wide else inception_stem(stem_channels)
-        in_channels = self._create_stages(config, stem_channels if size.wide else 2 * stem_channels)
+        in_channels = stem_channels if size.wide else 2 * stem_channels
+        self.stages = nn.ModuleDict()
+        stride = 2
+        for number, blocks in size.blocks.items():
+            channels, shrink = round(size.channels[number] * config.backbone_width), number > 1
+            owned = number - 1 not in _LOW_LEVEL_STAGES
+            self.stages[str(number)] = Stage(
+                config, number, in_channels, channels, blocks, input_stride=stride, shrink=shrink, owns_input=owned
+            )
+            stride *= 2 if shrink else 1
+            in_channels = channels
+        self.stage5_extra: Stage | None = None
+        if size.backbone_stacks == 0:
+            self.stage5_extra = Stage(
+                config, 5, in_channels, in_channels, size.extra_blocks, input_stride=stride, owns_input=False
+            )
         self.low_level_channels = {
             4: round(size.channels[2] * config.backbone_width),
             8: round(size.channels[3] * config.backbone_width),
         }
-        self.decoder = StackedDecoder(in_channels, self.low_level_channels, config, _transformer_width(config, 5))
+        self.decoder = StackedDecoder(in_channels, self.low_level_channels, config)
         self.semantic_at_stride_4 = size.extra_stacks > 0
         self.semantic_channels = self.decoder.out_channels if self.semantic_at_stride_4 else in_channels
         self.class_feature = LinearBlock(config.memory_width, config.memory_feature_width)
         self.mask_feature = LinearBlock(config.memory_width, config.memory_feature_width)
-
-    def _create_stages(self, config: MaXDeepLabConfig, in_channels: int) -> int:
-        """The stages before the decoder; returns the channels of the last."""
-        size = config.size
-        self.stages = nn.ModuleDict()
-        stride = 2
-        for number, blocks in size.blocks.items():
-            out_channels = round(size.channels[number] * config.backbone_width)
-            shrink = number > 1
-            self.stages[str(number)] = Stage(
-                in_channels,
-                out_channels,
-                blocks,
-                config,
-                input_stride=stride,
-                shrink=shrink,
-                transformer_width=_transformer_width(config, number),
-                owns_input=number - 1 not in _LOW_LEVEL_STAGES,
-            )
-            stride *= 2 if shrink else 1
-            in_channels = out_channels
-        self.stage5_extra: Stage | None = None
-        if size.backbone_stacks == 0:
-            self.stage5_extra = Stage(
-                in_channels,
-                in_channels,
-                size.extra_blocks,
-                config,
-                input_stride=stride,
-                shrink=False,
-                transformer_width=_transformer_width(config, 5),
-                owns_input=False,
-            )
-        return in_channels
 
     def forward(self, batch: Float[Tensor, "n 3 h w"]) -> EncoderOutputs:
         """Encode images normalised to [-1, 1]."""
@@ -115,7 +96,3 @@ class MaXDeepLabEncoder(nn.Module):
             class_feature=self.class_feature(memory),
             mask_feature=self.mask_feature(memory),
         )
-
-
-def _transformer_width(config: MaXDeepLabConfig, stage: int) -> int:
-    return round(config.size.transformer_widths.get(stage, 0) * config.transformer_width)

@@ -47,9 +47,8 @@ class MaXDeepLabLoss:
 
         matching: the slot of each true mask, -1 for none; left out, it is computed.
         """
-        masks = targets.masks
+        masks, config = targets.masks, self.config
         features = outputs.pixel_feature.float().flatten(2)
-        config = self.config
         if config.contrast_pixels:
             discrimination = pixel_contrast(features, targets, masks.sum(dim=2), config.contrast_pixels)
         else:
@@ -59,20 +58,18 @@ class MaXDeepLabLoss:
         class_logits = outputs.class_logits.float()
         mass = slot_mass(log_probabilities.exp(), masks, targets.labels)
         dice, class_probability = similarities(mass, masks.sum(dim=2), class_logits, targets.mask_labels)
-        semantic = self._semantic(outputs.semantic_logits, targets)
+        semantic_logits = outputs.semantic_logits.float().flatten(2)  # channel 0 is void and never taught
+        semantic = functional.cross_entropy(semantic_logits, targets.labels + 1, ignore_index=0, reduction="none")
         in_crowds = gradient_without_truth(mask_logits, targets.crowd)
         if matching is None:  # it waits for the GPU, so all that needs no matching is computed before
             matching = match_masks(dice * class_probability, targets.mask_valid)
         mask_id = cross_entropy_at(log_probabilities, _look_up(matching, targets.mask_index, -1)) + in_crowds
+        instance_weight = config.instance_discrimination_weight
         weighted = {
             "mask_class": (config.pq_weight, self._mask_class(class_logits, targets, matching, mass, dice), 1.0),
             "mask_id": (config.mask_id_weight, mask_id, config.mask_id_top_k),
-            "instance_discrimination": (
-                config.instance_discrimination_weight,
-                discrimination,
-                config.instance_discrimination_top_k,
-            ),
-            "semantic": (config.semantic_weight, semantic, config.semantic_top_k),
+            "instance_discrimination": (instance_weight, discrimination, config.instance_discrimination_top_k),
+            "semantic": (config.semantic_weight, semantic * targets.semantic_weight, config.semantic_top_k),
         }
         losses = {name: weight * mean_of_nonzero(loss, top) for name, (weight, loss, top) in weighted.items()}
         dice_weight = config.pq_weight * _POSITIVE_SHARE / class_logits.shape[1]
@@ -95,13 +92,6 @@ class MaXDeepLabLoss:
         labels = _put_at_match(void, matching, targets.mask_labels)
         weights = _put_at_match((1 - _POSITIVE_SHARE) * weight, matching, _POSITIVE_SHARE * matched)
         return functional.cross_entropy(class_logits.transpose(1, 2), labels, reduction="none") * weights
-
-    def _semantic(self, logits: Float[Tensor, "b c h w"], targets: MaskTargets) -> Float[Tensor, "b p"]:
-        """Cross entropy of every labelled pixel; channel 0 is void and never taught."""
-        losses = functional.cross_entropy(
-            logits.float().flatten(2), targets.labels + 1, ignore_index=0, reduction="none"
-        )
-        return losses * targets.semantic_weight
 
 
 class SlotMass(NamedTuple):

@@ -63,7 +63,7 @@ def create_mask_targets(
     instances and every class of stuff; rows without a pixel take no part); `PanopticSampleGenerator` for the weights.
     """
     count = max([1, *(len(target["labels"]) for target in targets)])
-    columns = [[] for _ in range(5)]
+    parts = []
     for target in targets:
         segmentation = target["segmentation"].long()
         labels, thing = target["labels"], isthing[target["labels"]]
@@ -74,19 +74,9 @@ def create_mask_targets(
         sampled = segmentation[::stride, ::stride].flatten()
         padding = (0, count - len(labels))
         rows = rows_of_masks(labels, thing, len(isthing)).masked_fill(target["iscrowd"], -1)
-        for column, value in zip(
-            columns,
-            (
-                _look_up(rows, sampled, -1),
-                _look_up(labels, sampled, -1),
-                _look_up(weights, sampled, 1.0),
-                functional.pad(labels, padding),
-                functional.pad(thing, padding),
-            ),
-            strict=True,
-        ):
-            column.append(value)
-    mask_index, pixel_labels, pixel_weights, mask_labels, mask_is_thing = (torch.stack(column) for column in columns)
+        of_pixels = (_look_up(rows, sampled, -1), _look_up(labels, sampled, -1), _look_up(weights, sampled, 1.0))
+        parts.append((*of_pixels, functional.pad(labels, padding), functional.pad(thing, padding)))
+    mask_index, pixel_labels, pixel_weights, mask_labels, mask_is_thing = map(torch.stack, zip(*parts, strict=True))
     counts = torch.stack([count_rows(index, count) for index in mask_index])
     return MaskTargets(mask_index, pixel_labels, pixel_weights, mask_labels, counts > 0, mask_is_thing)
 

@@ -108,10 +108,7 @@ class MaXDeepLabNetwork(nn.Module):
         return self.mask_head(features.mask_feature, pixel_feature), self.class_head(features.class_feature)
 
     def _encode(self, batch: Tensor) -> EncoderOutputs:
-        _check_size(batch.shape[2], batch.shape[3])
+        height, width = batch.shape[2:]
+        if height % OUTPUT_STRIDE != 1 or width % OUTPUT_STRIDE != 1 or min(height, width) <= 1:
+            raise ValueError(f"the sides of the input must be 16 k + 1 (641, 1025), but got {height} x {width}")
         return self.encoder(batch)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height % OUTPUT_STRIDE != 1 or width % OUTPUT_STRIDE != 1 or min(height, width) <= 1:
-        raise ValueError(f"the sides of the input must be 16 k + 1 (641, 1025), but got {height} x {width}")

@@ -81,7 +81,7 @@ class PanopticMerging:
         """What each slot shows; void, the last of the classes, is no class."""
         confidence, labels = class_logits.float().softmax(dim=1)[:, :-1].max(dim=1)
         for_things, for_stuff = self.config.class_threshold, self.config.stuff_class_threshold
-        isthing = self._isthing(labels.device)[labels]
+        isthing = torch.tensor(self.config.isthing, device=labels.device)[labels]
         threshold = torch.where(isthing, for_things, for_things if for_stuff is None else for_stuff)
         return SlotClasses(labels, confidence, confidence >= threshold)
 
@@ -90,7 +90,12 @@ class PanopticMerging:
         mask_logits = mask_logits.float()
         if self.config.merging == "pixelwise":
             return assign_pixels(mask_logits, classes.detected, size, self.config.pixel_threshold)
-        order = self._order(mask_logits, classes)
+        probabilities = mask_logits.softmax(dim=0)
+        inside = probabilities > self.config.pixel_threshold
+        mean = (probabilities * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        score = classes.confidence**self.config.class_exponent * mean**self.config.mask_exponent
+        best_first = score.argsort(descending=True, stable=True)
+        order = best_first[classes.detected[best_first]]
         return assign_masks(mask_logits, order, size, self.config.pixel_threshold, self.config.overlap_threshold)
 
     def segments(self, slots: SlotMap, classes: SlotClasses) -> tuple[Int64[Tensor, "h w"], Float[Tensor, " n"]]:
@@ -98,9 +103,8 @@ class PanopticMerging:
 
         Slots of one class of stuff are one segment, for which the first of them stands.
         """
-        isthing = self._isthing(classes.labels.device)
-        thing = isthing[classes.labels]
-        rows = rows_of_masks(classes.labels, thing, len(isthing))
+        thing = torch.tensor(self.config.isthing, device=classes.labels.device)[classes.labels]
+        rows = rows_of_masks(classes.labels, thing, self.config.num_classes)
         segments = torch.where(slots.confident, rows[slots.slot], -1)
         areas = count_rows(segments, len(rows))
         large = areas >= torch.where(thing, self.config.thing_area_limit, self.config.stuff_area_limit)
@@ -109,18 +113,6 @@ class PanopticMerging:
         total = certainty.new_zeros(len(rows) + 1).scatter_add(0, index, certainty.flatten())[1:]
         kept = functional.pad(large, (0, 1))[segments]
         return torch.where(kept, segments, -1), total / areas.clamp(min=1)
-
-    def _order(self, mask_logits: Float[Tensor, "n h w"], classes: SlotClasses) -> Int64[Tensor, " k"]:
-        """The detected slots, the best first."""
-        probabilities = mask_logits.softmax(dim=0)
-        inside = probabilities > self.config.pixel_threshold
-        mean = (probabilities * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-        score = classes.confidence**self.config.class_exponent * mean**self.config.mask_exponent
-        order = score.argsort(descending=True, stable=True)
-        return order[classes.detected[order]]
-
-    def _isthing(self, device: torch.device) -> Bool[Tensor, " c"]:
-        return torch.tensor(self.config.isthing, device=device)
 
     def _info(self, segment_id: int, label: int, score: Tensor, area: Tensor) -> SegmentInfo:
         category = (self.config.categories or [])[label]

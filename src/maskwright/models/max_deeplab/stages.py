@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Literal, cast
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -39,17 +38,17 @@ def drop_probability(config: MaXDeepLabConfig, stride: int) -> float:
 class Stage(nn.Module):
     """Residual blocks of one stride and, where that stride is large enough, a dual-path layer after each.
 
-    Strides are those of a ResNet whose last stage halves the size, too: where it has stride 32, the maps here have
+    Strides are those of a ResNet whose last stage also halves the size: where it has stride 32, the maps here have
     stride 16.
 
     Args:
+        config: of the model.
+        number: of the stage, 1 to 5.
         in_channels: of the pixel map.
         out_channels: of the pixel map that comes out.
         num_blocks: residual blocks.
-        config: of the model.
         input_stride: of the input, in that sense.
         shrink: the first block halves the size (unless the maps have stride 16 already).
-        transformer_width: see `DualPathLayer.width`.
         owns_input: see `StageBlock.owns_input`, of the first block.
 
     Source: deeplab2 `axial_block_groups.BlockGroup`.
@@ -57,15 +56,15 @@ class Stage(nn.Module):
 
     def __init__(
         self,
+        config: MaXDeepLabConfig,
+        number: int,
         in_channels: int,
         out_channels: int,
         num_blocks: int,
-        config: MaXDeepLabConfig,
         *,
         input_stride: int,
-        shrink: bool,
-        transformer_width: int,
-        owns_input: bool,
+        shrink: bool = False,
+        owns_input: bool = True,
     ) -> None:
         super().__init__()
         size = config.size
@@ -80,7 +79,7 @@ class Stage(nn.Module):
             block: StageBlock
             if stride >= _AXIAL_STRIDE:
                 width = round(out_channels * size.attention_share)
-                block = AxialBlock(in_channels, out_channels, width, num_heads=config.num_heads, drop_probability=drop)
+                block = AxialBlock(in_channels, out_channels, width, config.num_heads, drop)
             else:
                 kind = BasicStageBlock if size.wide else BottleneckStageBlock
                 block = kind(in_channels, out_channels, stride=step, drop_probability=drop)
@@ -91,7 +90,7 @@ class Stage(nn.Module):
                 self.transformers[str(index)] = DualPathLayer(
                     out_channels,
                     config.memory_width,
-                    transformer_width,
+                    config.transformer_channels(number),
                     num_heads=config.num_heads,
                     feed_forward_channels=config.feed_forward_channels,
                     drop_probability=drop,
@@ -110,18 +109,15 @@ class Stage(nn.Module):
 
     def _run(self, module: nn.Module, *inputs: Tensor) -> Any:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(module, *inputs, use_reentrant=False, context_fn=_contexts(module))
+            # The repetition in the backward pass must not update statistics.
+            contexts = lambda: (contextlib.nullcontext(), _without_statistics(module))  # noqa: E731
+            return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
         return module(*inputs)
-
-
-def _contexts(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Contexts of the forward pass and of its repetition in the backward pass, which must not update statistics."""
-    return lambda: (contextlib.nullcontext(), _without_statistics(module))
 
 
 @contextlib.contextmanager
 def _without_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [cast(Any, layer) for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms: list[Any] = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

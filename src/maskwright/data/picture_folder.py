@@ -1,0 +1,136 @@
+"""A folder of pictures as the names in an annotation file mean them: where each is, and how large."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from maskwright.data.images import register_heif
+from maskwright.data.matching import match_names
+from maskwright.data.orientation import ExifRule, Frame, Size, choose_frame
+from maskwright.errors import UserError
+
+
+class PictureFolder:
+    """The pictures of an annotation file.
+
+    A name is taken as a path in the folder first. Where nothing is there, it means the picture that `match_names`
+    finds among all in the folder and in those within it.
+    """
+
+    def __init__(self, folder: str | Path, exif: ExifRule = "auto") -> None:
+        """Find the folder.
+
+        Args:
+            folder: of the pictures.
+            exif: the frame that annotations are in, where it is known.
+
+        Raises:
+            UserError: it does not exist.
+        """
+        self.folder = Path(folder)
+        self.exif: ExifRule = exif
+        self._matched: dict[str, Path] = {}
+        if not self.folder.is_dir():
+            raise UserError(f"the image folder {self.folder} does not exist or is no folder")
+
+    def match(self, names: Sequence[str]) -> list[str]:
+        """Find the pictures of all names; those that are no path in the folder, but have a picture, come back."""
+        missing = self._missing(names)
+        if missing:
+            matches = match_names(missing, self._pictures)
+            found = zip(missing, matches.pictures, strict=True)
+            self._matched = {name: self._pictures[row] for name, row in found if row is not None}
+        return list(self._matched)
+
+    def path(self, name: str) -> Path:
+        """Where the picture is, or would be."""
+        return self._matched.get(name, self.folder / name)
+
+    def size_of(self, name: str) -> Size | None:
+        """The (height, width) of the picture that `name` means, in the frame that is asked for; None if there is none.
+
+        The frame is the upright one where none is asked for.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            candidates = [other for other in self._pictures if other.name.casefold() in name.casefold()]
+            row = match_names([name], candidates).pictures[0]
+            if row is None:
+                return None
+            path = candidates[row]
+        return _size(path, self.exif)
+
+    def frame(self, name: str, size: Size) -> Frame:
+        """The frame of the picture's annotations; `size` is what the annotation file says.
+
+        Raises:
+            UserError: the picture cannot be read.
+        """
+        return picture_frame(self.path(name), size, self.exif)
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        """The names that are no path in the folder. Each folder is listed once; no file is touched."""
+        listed: dict[str, set[str]] = {}
+        missing = []
+        for name in names:
+            parent, _, base = name.rpartition("/")
+            if parent not in listed:
+                listed[parent] = _files(self.folder / parent)
+            if base not in listed[parent]:
+                missing.append(name)
+        return missing
+
+    @cached_property
+    def _pictures(self) -> list[Path]:
+        walk = os.walk(self.folder)
+        return [Path(folder, name) for folder, _, names in walk for name in names if not name.startswith(".")]
+
+
+class PictureList:
+    """Pictures that are known one by one, which are matched with names elsewhere."""
+
+    def __init__(self, pictures: Sequence[Path], exif: ExifRule = "auto") -> None:
+        self._pictures = pictures
+        self.exif: ExifRule = exif
+
+    def size_of(self, name: str) -> Size | None:
+        """As `PictureFolder.size_of`."""
+        row = match_names([name], self._pictures).pictures[0]
+        return None if row is None else _size(self._pictures[row], self.exif)
+
+
+Pictures = PictureFolder | PictureList
+
+
+def _size(path: Path, exif: ExifRule) -> Size | None:
+    try:
+        return picture_frame(path, exif="stored" if exif == "stored" else "upright").size
+    except UserError:
+        return None
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (OSError, ValueError):  # no such folder, or a name that can be none
+        return set()
+
+
+def picture_frame(path: Path, size: Size | None = None, exif: ExifRule = "auto") -> Frame:
+    """The frame of the annotations of the picture at `path`, for which an annotation file gives `size`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        register_heif()
+        with Image.open(path) as picture:
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+            return choose_frame((picture.height, picture.width), orientation, size, rule=exif)
+    except Exception as error:  # decoders report broken data in any way there is
+        raise UserError(f"cannot read the image {path}: {error}") from error

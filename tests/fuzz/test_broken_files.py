@@ -1,0 +1,98 @@
+"""Broken files, thousands of kinds: an exit code, a sentence, no traceback, and what is whole comes out whole.
+
+`MASKWRIGHT_FUZZ_CASES` says how many cases are tried (300), `MASKWRIGHT_FUZZ_FIRST` the number of the first (0).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broken_files import break_world, commands, write_world
+
+from conftest import EllipseModel
+from maskwright.cli import main
+
+FIRST = int(os.environ.get("MASKWRIGHT_FUZZ_FIRST", "0"))
+CASES = int(os.environ.get("MASKWRIGHT_FUZZ_CASES", "300"))
+AT_ONCE = 20
+HANG = 60  # seconds; a case takes a tenth of one
+
+
+@contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """Raise where the code hangs."""
+
+    def hang(*_: Any) -> None:
+        raise TimeoutError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def ellipses(monkeypatch: pytest.MonkeyPatch, ellipse_model: Any) -> None:
+    """No network: the reading of files is what is tried."""
+    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+
+
+def results_by_picture(folder: Path) -> dict[Any, list[Any]]:
+    results: dict[Any, list[Any]] = defaultdict(list)
+    for entry in json.loads((folder / "out" / "predictions.json").read_text()):
+        name = entry["image_id"] if isinstance(entry["image_id"], str) else f"im{entry['image_id'] - 1}.jpg"
+        results[name].append({key: entry[key] for key in ("segmentation", "bbox", "score") if key in entry})
+    return results
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[Any, list[Any]]]:
+    """The results of the unbroken files, by file."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskwright.predictor.from_pretrained", lambda _: EllipseModel())
+        for file in ("instances.json", "boxes.json"):
+            folder = tmp_path_factory.mktemp("whole") / "world"
+            write_world(folder)
+            assert main(commands(folder)[file][0]) == 0
+            found[file] = results_by_picture(folder)
+    return found
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + CASES, AT_ONCE))
+@pytest.mark.usefixtures("ellipses")
+def test_a_broken_file_gets_an_exit_code_and_a_sentence(
+    first: int, whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(first, min(first + AT_ONCE, FIRST + CASES)):
+        folder = tmp_path / str(number)
+        broken = break_world(number, folder)
+        with alarm(HANG):
+            try:
+                code = main(broken.command)
+            except BaseException as error:
+                raise AssertionError(f"{broken.what}: {broken.command}") from error
+        printed = capsys.readouterr()
+        text = f"{broken.what}: {broken.command}\nexit code {code}\n{printed.out}\n{printed.err}"
+        assert code in (0, 2, 3), text
+        assert "Traceback" not in printed.err, text
+        if code:
+            assert printed.err.strip() or "problems:" in printed.out, text
+            assert max(map(len, printed.err.splitlines() or [""])) < 1500, text
+        if broken.command[0] == "predict" and broken.hurt is not None:
+            assert code != 2, f"one entry stopped the rest: {text}"
+            file = Path(broken.command[3]).name
+            found = results_by_picture(folder)
+            for name in set(whole[file]) - broken.hurt:
+                assert found[name] == whole[file][name], f"{name} differs: {text}"
