@@ -62,12 +62,13 @@ def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int)
             idle, finished = [worker for worker, _, _ in results], [(job, result) for _, job, result in results]
 
 
-def device_of_process(device: str | None, rank: int, processes: int) -> str | None:
-    """The device of one of several processes: the next GPU, unless `device` is a certain one or the CPU."""
+def device_of_process(device: str | None) -> str | None:
+    """`device`, but in a worker of `run_jobs` its share of the GPUs, unless `device` is a certain one or the CPU."""
     import torch
 
-    if processes > 1 and device in (None, "auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{rank % torch.cuda.device_count()}"
+    number = os.environ.get(_NUMBER)
+    if number is not None and device in (None, "auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{(int(number) - 1) % torch.cuda.device_count()}"
     return device
 
 
@@ -102,6 +103,7 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name} (out of memory?); take fewer --processes"
 
 
+_NUMBER = "MASKWRIGHT_WORKER"  # environment variable of a worker: its number
 _START = f"from {__name__} import _serve; _serve()"
 
 
@@ -114,6 +116,7 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+        _NUMBER: str(number),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
     process: subprocess.Popen[bytes] | None = None
