@@ -113,7 +113,7 @@ def require_file(path: Path, source: str) -> None:
     Raises:
         UserError: it does not exist.
     """
-    if not os.path.isfile(path):  # False for names that can be none, too
+    if not os.path.isfile(path):  # noqa: PTH113; Path.is_file raises where the name is too long
         raise UserError(f"the image {path}, listed in {source}, does not exist")
 
 
@@ -170,8 +170,8 @@ def _from_array(array: np.ndarray, name: str = "image array") -> UInt8[Tensor, "
     if array.dtype == np.uint16:
         if 0 < array.max() < _TWELVE_BITS:
             warnings.warn(
-                f"{name}: its 16-bit values are all below {_TWELVE_BITS}, as of 12-bit data, so that it is read as nearly "
-                "black; multiply them by 16 first if it is",
+                f"{name}: its 16-bit values are all below {_TWELVE_BITS}, as of 12-bit data, so that it is read as "
+                "nearly black; multiply them by 16 first if it is",
                 stacklevel=2,
             )
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
