@@ -10,10 +10,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from maskwright.apps.processes import device_of_process, run_jobs
+from maskwright.data.images import read_image
 from maskwright.errors import UserError
 
 SCRIPT = """
@@ -149,3 +152,9 @@ def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("MASKWRIGHT_WORKER", number)
         devices.append([device_of_process(device) for device in ("auto", "cuda", None, "cpu", "cuda:1")])
     assert devices == [[f"cuda:{gpu}"] * 3 + ["cpu", "cuda:1"] for gpu in (0, 1, 0)]
+
+
+def test_the_callers_own_process_gives_the_workers_warnings(tmp_path: Path):
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "camera.png")
+    with pytest.warns(UserWarning, match=r"camera\.png: its 16-bit values"):
+        list(run_jobs(read_image, [tmp_path / "camera.png"], 2))

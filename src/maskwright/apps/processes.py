@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -89,9 +90,11 @@ class _Worker:
         try:
             pickle.dump(task, tasks)
             tasks.flush()
-            result, failure = pickle.load(answers)
+            result, failure, told = pickle.load(answers)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{self._name} {self._end()}") from error
+        for warning in told:
+            warnings.warn(warning, stacklevel=1)  # of this module, so that all workers' are told as one process's
         if failure is not None:
             raise failure
         return result
@@ -158,13 +161,22 @@ def _receive(incoming: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
 
 
 def _answer(task: bytes) -> bytes:
-    """A pickled pair: the result and None, or None and the exception."""
+    """Pickled: the result, or None; the exception, or None; and our warnings."""
     try:
         work, job = pickle.loads(task)
     except Exception as error:
-        return pickle.dumps((None, _cannot_hand_over(error)))
+        return pickle.dumps((None, _cannot_hand_over(error), []))
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module="maskwright")
+        try:
+            result, failure = work(job), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            result, failure = None, error
+    told = list(dict.fromkeys(str(warning.message) for warning in recorded))
     try:
-        return pickle.dumps((work(job), None))
+        return pickle.dumps((result, failure, told))
     except Exception as error:
         error.add_note(traceback.format_exc())
-        return pickle.dumps((None, error))
+        return pickle.dumps((None, error, told))

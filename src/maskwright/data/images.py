@@ -113,7 +113,7 @@ def require_file(path: Path, source: str) -> None:
     Raises:
         UserError: it does not exist.
     """
-    if not os.path.isfile(path):  # noqa: PTH113; Path.is_file raises where the name is too long
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises: name too long)
         raise UserError(f"the image {path}, listed in {source}, does not exist")
 
 
