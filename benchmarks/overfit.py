@@ -38,7 +38,7 @@ from maskwright.files import read_json_object, write_json
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import BoxPrompted, SegmentationModel
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run_folder import LAST_CHECKPOINT, LAST_WEIGHTS, RECIPE, check_resumable, read_step
+from maskwright.training.run_folder import LAST_WEIGHTS, RECIPE, read_run
 
 MEMORISE = {
     "data.scale": "null",  # the scale of training is that of inference
@@ -151,11 +151,11 @@ def train(arguments: argparse.Namespace, options: list[str], is_panoptic: bool) 
     is_begun = (run / RECIPE).is_file()
     if is_begun:
         try:
-            check_resumable(run, recipe)
+            saved = read_run(run)
+            saved.require_same_recipe(recipe)
         except UserError as error:  # what to do is said in this command's words
             raise UserError(f"{str(error).partition('; ')[0]}; give another --out") from error
-        checkpoint = run / LAST_CHECKPOINT
-        if checkpoint.is_file() and read_step(checkpoint) == recipe.trainer.steps:
+        if saved.step == recipe.trainer.steps:
             return
     for ending in (PANOPTIC,) if is_panoptic else (PREDICTED, GROUND_TRUTH):
         beside(run, f".{ending}.json").unlink(missing_ok=True)  # of fewer steps

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from maskwright.errors import UserError
 from maskwright.training.recipes import resolve_recipe
-from maskwright.training.run_folder import RECIPE, VALIDATION, check_resumable
+from maskwright.training.run_folder import RECIPE, VALIDATION, read_run
 
 # From ground-truth boxes, and, where the model finds boxes, from its own.
 COLUMNS = ("mask_iou_seen", "mask_iou_unseen", "class_mask_iou_seen", "class_mask_iou_unseen")
@@ -117,7 +117,7 @@ def check(value: str, seed: int, arguments: argparse.Namespace, overrides: list[
     if not (folder / RECIPE).is_file():
         return
     try:
-        check_resumable(folder, recipe)
+        read_run(folder).require_same_recipe(recipe)
     except UserError as error:  # what to do is said in this command's words
         raise UserError(f"{str(error).partition('; ')[0]}; give another --out") from error
     steps = resolve_recipe(folder / RECIPE).trainer.steps

@@ -87,8 +87,14 @@ def finish(command: list[str]) -> int:
     recipe = resolve_recipe(command[1], [part for part in command[2:] if part not in ("--resume", "last")])
     folder = Path(recipe.trainer.output or "")
     take(folder, recipe_yaml(recipe))
-    torch.save({"global_step": recipe.trainer.steps}, folder / "last.ckpt")
+    save_checkpoint(folder, recipe.trainer.steps)
     return 0
+
+
+def save_checkpoint(folder: Path, step: int) -> None:
+    """What the benchmark reads of a run's last checkpoint."""
+    recipe = (folder / "recipe.yaml").read_text()
+    torch.save({"global_step": step, "recipe": recipe, "state_dict": {}}, folder / "last.ckpt")
 
 
 def prompted(needs_boxes: bool) -> SimpleNamespace:
@@ -120,7 +126,7 @@ def test_a_model_is_evaluated_only_with_boxes_that_it_takes(start, model, boxes)
 def test_a_finished_run_is_only_evaluated_and_a_stopped_one_continued(start, tmp_path):
     start("--trainer.steps", "7")
     assert [command[0] for command in start("--trainer.steps", "7")] == ["evaluate", "evaluate"]
-    torch.save({"global_step": 5}, tmp_path / "run" / "last.ckpt")
+    save_checkpoint(tmp_path / "run", 5)
     train, *_ = start("--trainer.steps", "7")
     assert train[-2:] == ["--resume", "last"]
 

@@ -137,7 +137,7 @@ def create_loss(config: Mapping[str, Any]) -> MaXDeepLabLoss:
     for theirs, options in re.findall(r"(\w+)_loss \{([^}]*)\}", config["loss_options"]):
         for key, number in re.findall(r"(weight|top_k_percent): ([\d.]+)", options):
             values[names[theirs] + ("_weight" if key == "weight" else "_top_k")] = float(number)
-    return MaXDeepLabLoss(MaXDeepLabConfig(**values))
+    return MaXDeepLabLoss(MaXDeepLabConfig(categories=[{"id": 1, "name": "any"}], **values))
 
 
 def check_true_masks(data: ParityData, file: str) -> None:

@@ -12,7 +12,7 @@ from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import PanopticTarget, Target
 from maskwright.training.data_sets import DataSets, open_data_sets
-from maskwright.training.engine import train
+from maskwright.training.engine import train_recipe
 from maskwright.training.recipes import resolve_recipe
 
 
@@ -180,7 +180,7 @@ def recipe(arguments):
 
 
 def test_a_data_set_of_ones_own_is_trained_and_validated_on(recipe, capsys):
-    result = train(recipe, data_sets=DataSets(Squares(4), Squares(2)))
+    result = train_recipe(recipe, data_sets=DataSets(Squares(4), Squares(2)))
     assert result.step == 2
     assert 0 <= result.metrics["mask_iou"] <= 1
     assert "training: 4 images, 4 instances with masks" in capsys.readouterr().err
@@ -192,13 +192,13 @@ def test_data_sets_that_do_not_fit_are_refused(recipe):
     other = Squares(2)
     other.categories = [{"id": 4, "name": "circle"}]
     with pytest.raises(UserError, match="the same categories"):
-        train(recipe, data_sets=DataSets(Squares(4), other))
+        train_recipe(recipe, data_sets=DataSets(Squares(4), other))
     with pytest.raises(UserError, match="Squares: no image to train on has an instance with a usable mask"):
-        train(recipe, data_sets=DataSets(Squares(4, masks=False), Squares(2)))
+        train_recipe(recipe, data_sets=DataSets(Squares(4, masks=False), Squares(2)))
     other = Squares(2)
     other.task = "panoptic"
     with pytest.raises(UserError, match=r"of the tasks 'instance' \(training\) and 'panoptic' \(validation\)"):
-        train(recipe, data_sets=DataSets(Squares(4), other))
+        train_recipe(recipe, data_sets=DataSets(Squares(4), other))
 
 
 class Segments(SegmentationDataset):
@@ -232,8 +232,8 @@ def test_segments_without_a_pixel_and_crowds_are_no_masks():
 def test_data_sets_of_ones_own_with_classes_in_another_order_are_not_resumed(recipe):
     first, other = Squares(4), Squares(4)
     first.categories = [{"id": 4, "name": "square"}, {"id": 5, "name": "disc"}]
-    train(recipe, data_sets=DataSets(first, first))
+    train_recipe(recipe, data_sets=DataSets(first, first))
     other.categories = first.categories[::-1]
     longer = replace(recipe, trainer=replace(recipe.trainer, steps=3))
     with pytest.raises(UserError, match=r"another order now \(disc, square; in this run square, disc\)"):
-        train(longer, resume=True, data_sets=DataSets(other, other))
+        train_recipe(longer, resume=True, data_sets=DataSets(other, other))

@@ -11,7 +11,7 @@ from small_max_deeplab import SMALL, small_model
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, save_pretrained
 from maskwright.training.data_sets import open_data_sets
-from maskwright.training.engine import build_model, train
+from maskwright.training.engine import build_model, train_recipe
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run import main
@@ -52,7 +52,7 @@ def lines(path):
 
 def test_a_run_is_validated_by_panoptic_quality_and_resumes_exactly(arguments, tmp_path, capsys):
     recipe = resolve_recipe(arguments[0], arguments[1:])
-    unbroken = train(replace(recipe, trainer=replace(recipe.trainer, output=str(tmp_path / "unbroken"))))
+    unbroken = train_recipe(replace(recipe, trainer=replace(recipe.trainer, output=str(tmp_path / "unbroken"))))
     assert next(iter(unbroken.metrics)) == "pq"
     assert 0 <= unbroken.metrics["pq"] <= 1
     said = capsys.readouterr().err
@@ -60,8 +60,8 @@ def test_a_run_is_validated_by_panoptic_quality_and_resumes_exactly(arguments, t
     assert "segments; 4 classes" in said
     assert "step 2: pq" in said
 
-    train(replace(recipe, trainer=replace(recipe.trainer, steps=2)))
-    train(recipe, resume=True)
+    train_recipe(replace(recipe, trainer=replace(recipe.trainer, steps=2)))
+    train_recipe(recipe, resume=True)
     for name in ("losses.jsonl", "validation.jsonl"):
         assert lines(tmp_path / "run" / name) == lines(tmp_path / "unbroken" / name)
     assert len(lines(tmp_path / "run" / "losses.jsonl")) == 4

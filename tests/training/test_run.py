@@ -14,7 +14,7 @@ from maskwright.models.hub import from_pretrained
 from maskwright.ops.crop import crop_masks
 from maskwright.structures import InstancePrediction
 from maskwright.training.data_sets import open_data_sets
-from maskwright.training.engine import train
+from maskwright.training.engine import train_recipe
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main
 from maskwright.training.run_folder import read_best_score
@@ -38,7 +38,7 @@ def recipe(arguments):
 
 
 def test_a_run_leaves_its_recipe_records_checkpoint_and_weights(recipe, tmp_path):
-    result = train(recipe)
+    result = train_recipe(recipe)
 
     run = tmp_path / "run"
     assert (result.folder, result.step, result.signal_number) == (run, 6, None)
@@ -52,7 +52,7 @@ def test_a_run_leaves_its_recipe_records_checkpoint_and_weights(recipe, tmp_path
 
 
 def test_saved_weights_are_the_averaged_ones_and_the_checkpoint_is_plain_data(recipe, tmp_path):
-    train(recipe)
+    train_recipe(recipe)
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     model = from_pretrained(tmp_path / "run" / "last")
     saved, names = model.state_dict(), [name for name, weight in model.named_parameters() if weight.ndim > 1]
@@ -65,7 +65,7 @@ def test_saved_weights_are_the_averaged_ones_and_the_checkpoint_is_plain_data(re
 
 
 def test_validation_measures_the_weights_that_are_saved(recipe, tmp_path):
-    metrics = train(recipe).metrics
+    metrics = train_recipe(recipe).metrics
     model = from_pretrained(tmp_path / "run" / "last")
     metric = MaskIoU(model.categories, ["person"])
     dataset = open_data_sets(recipe.data, 64, None).validation
@@ -85,7 +85,7 @@ def test_validation_tells_the_model_the_classes_of_the_boxes(recipe, ellipse_mod
 
 
 def test_seen_and_unseen_classes_are_told_apart_and_box_only_classes_do_not_count(recipe, tmp_path):
-    metrics = train(recipe).metrics
+    metrics = train_recipe(recipe).metrics
     # 4 images, each with a person (seen), a dog (unseen) and a kite, which has a box only.
     assert [metrics[f"instances{group}"] for group in ("", "_seen", "_unseen")] == [8, 4, 4]
 
@@ -99,7 +99,7 @@ def test_a_model_with_a_detector_is_validated_by_what_it_finds(arguments, tmp_pa
         assert (score_threshold, max_detections) == (0.0, 100)
         return [_found(truth[int(image.sum())], image) for image in images]
 
-    monkeypatch.setattr(DeepMAC, "_predict", find_all_but_kites)
+    monkeypatch.setattr(DeepMAC, "predict", find_all_but_kites)
     assert main([*arguments, "--model.detector=centernet"]) == 0
     validations = lines(tmp_path / "run" / "validation.jsonl")
     assert list(json.loads((tmp_path / "run" / "best.json").read_text())) == ["step", "mask_ap"]
@@ -121,13 +121,13 @@ def _found(target, image):
 
 
 def test_a_model_without_a_detector_is_validated_by_its_masks_alone(recipe):
-    metrics = train(changed(recipe, steps=2)).metrics
+    metrics = train_recipe(changed(recipe, steps=2)).metrics
     assert "mask_iou" in metrics
     assert not any(name.startswith(("box_", "mask_ap")) for name in metrics)
 
 
 def test_best_of_a_model_without_a_detector_is_the_validation_with_the_highest_mask_iou(recipe, tmp_path):
-    train(changed(recipe, steps=8, validate_every_steps=2))
+    train_recipe(changed(recipe, steps=8, validate_every_steps=2))
     scores = {line["step"]: line["mask_iou"] for line in lines(tmp_path / "run" / "validation.jsonl")}
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["mask_iou"] == max(scores.values())
@@ -137,7 +137,7 @@ def test_best_of_a_model_without_a_detector_is_the_validation_with_the_highest_m
 def test_best_of_equal_validations_is_the_last(recipe, tmp_path, monkeypatch):
     scores = iter([0.0, 0.5, 0.5, 0.25])
     monkeypatch.setattr(MasksFromBoxes, "compute", lambda self: {"mask_iou": next(scores)})
-    train(changed(recipe, steps=8, validate_every_steps=2))
+    train_recipe(changed(recipe, steps=8, validate_every_steps=2))
     assert json.loads((tmp_path / "run" / "best.json").read_text()) == {"step": 6, "mask_iou": 0.5}
 
 
@@ -153,13 +153,13 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_unbroken_one(
     recipe, tmp_path, stop_after, accumulate, ema_decay
 ):
     recipe = changed(recipe, accumulate=accumulate, ema_decay=ema_decay, steps=9, validate_every_steps=3)
-    train(changed(recipe, output=str(tmp_path / "unbroken")))
+    train_recipe(changed(recipe, output=str(tmp_path / "unbroken")))
     for stop_at in (3, 5):
         with stop_after(stop_at):
-            stopped = train(recipe, resume=stop_at > 3)
+            stopped = train_recipe(recipe, resume=stop_at > 3)
         # Step 3 is to be validated: stopped there, the run goes back by one step, so that nothing is left out.
         assert (stopped.step, stopped.signal_number) == (2 if stop_at == 3 else stop_at, signal.SIGINT)
-    train(recipe, resume=True)
+    train_recipe(recipe, resume=True)
 
     assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
     assert lines(tmp_path / "run" / "validation.jsonl") == lines(tmp_path / "unbroken" / "validation.jsonl")
@@ -182,7 +182,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
 
 
 def test_what_is_trained_on_is_said_first(recipe, capsys):
-    train(changed(recipe, accumulate=2))
+    train_recipe(changed(recipe, accumulate=2))
     said = capsys.readouterr()
     # 12 images with 3 instances each but one; persons alone have masks to learn, kites have none at all.
     assert "training: 8 images, 7 instances with masks, 14 with boxes only; masks of 1 of 3 classes" in said.err
@@ -248,11 +248,11 @@ def test_without_a_recipe_the_known_ones_are_named():
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe):
     with pytest.raises(UserError, match=r"no longer a finite number at step \d: lower optimizer.learning_rate"):
-        train(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, gradient_clip=None)))
+        train_recipe(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, gradient_clip=None)))
 
 
 def test_mixed_precision_and_channels_last_save_plain_float32_weights(recipe, tmp_path):
-    train(changed(recipe, precision="bf16-mixed", channels_last=True, ema_decay=None))
+    train_recipe(changed(recipe, precision="bf16-mixed", channels_last=True, ema_decay=None))
     weights = from_pretrained(tmp_path / "run" / "last").state_dict()
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
     assert all(torch.isfinite(weight).all() for weight in weights.values())

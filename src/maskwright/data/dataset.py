@@ -57,11 +57,11 @@ class SegmentationDataset(ABC):
             def __len__(self): ...
             def read_sample(self, index): ...  # (image, Target)
 
-        train(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
+        train_recipe(resolve_recipe("deep_mac/tiny"), data_sets=DataSets(Cells(...), Cells(...)))
 
-    `training.engine.train` takes it in place of the recipe's files. To evaluate a model on it, feed the batches of
-    `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold what is
-    large in arrays rather than in lists of objects.
+    `training.engine.train_recipe` takes it in place of the recipe's files. To evaluate a model on it, feed the batches
+    of `loaders.evaluation_loader` to the measurements of `evaluation.measurement`. Loader workers are forked: hold
+    what is large in arrays rather than in lists of objects.
 
     Attributes:
         task: what its targets describe.

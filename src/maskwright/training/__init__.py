@@ -4,12 +4,12 @@ A recipe goes from the command line to the optimizer through these modules:
 
 1. `run`: the arguments of `maskwright train`; `recipes`: a YAML file, its base and the overrides, checked against the
    family's configuration and the classes of `options`.
-2. `engine`: opens the data sets (`batches`), builds the model, gives it its first weights (`initial_weights`), tries it
-   once (`rehearsal`), takes the run's folder (`run_folder`) and starts Lightning's Trainer.
+2. `engine`: opens the data sets (`data_sets`), builds the model, gives it its first weights (`initial_weights`), tries
+   it once (`rehearsal`), takes the run's folder (`run_folder`) and starts Lightning's Trainer.
 
 What happens to a batch, in this order, on every device:
 
-1. `batches`: it is drawn and augmented, as a function of (seed, step, rank), and moved to the device.
+1. `data_sets`: it is drawn and augmented, as a function of (seed, step, rank), and moved to the device.
 2. `task`: the random state is set for it; the model gives its losses, whose sum is the objective, and they go to
    TensorBoard.
 3. Trainer: mixed precision, the backward pass, the mean of the gradients over all devices.

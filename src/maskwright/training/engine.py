@@ -72,7 +72,7 @@ class TrainingResult:
         return self.folder / LAST_WEIGHTS
 
 
-def train(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
+def train_recipe(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | None = None) -> TrainingResult:
     """Train as the recipe says, in its `trainer.output` folder (else `runs/NAME`).
 
     The folder gets `recipe.yaml` (resolved), `last.ckpt`, the weights folders `last` and `best` (averaged

@@ -58,7 +58,7 @@ def _run(name: str, overrides: Sequence[str], resume: bool) -> TrainingResult:
         from maskwright.training import engine
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'maskwright[train]'") from error
-    return engine.train(chosen, resume=resume)
+    return engine.train_recipe(chosen, resume=resume)
 
 
 def main(arguments: Sequence[str]) -> int:
