@@ -297,6 +297,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
+            (["predict", "a" * 9000, "--boxes", "1,2,3,4"], "a" * 500 + "... no such file"),
             (["predic"], "there is no command 'predic'; did you mean 'predict'?"),
             (["xyzzy"], "there is no command 'xyzzy'; expected one of: predict"),
             (["predict"], "images"),

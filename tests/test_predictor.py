@@ -177,6 +177,8 @@ def test_a_detector_is_used_without_boxes(ellipse_model):
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device(None) == choose_device("auto")
+    with pytest.raises(UserError, match=r"'gpu' cannot be used here \(there is no such kind\); expected cpu, cuda or"):
+        choose_device("gpu")
     with pytest.raises(UserError, match="'tpu7'"):
         choose_device("tpu7")
     if not torch.cuda.is_available():

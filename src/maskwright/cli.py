@@ -26,6 +26,7 @@ from maskwright.signals import Terminated, sigterm_as_interrupt
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_LONGEST_WORD = 500  # characters of a path or value that a message repeats
 DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, or a Hub repository"
 
 
@@ -268,7 +269,8 @@ def _typed(match: re.Match[str]) -> str:
 
 
 def _refuse(sentence: str) -> int:
-    print(f"maskwright: error: {' '.join(sentence.split())}", file=sys.stderr)
+    words = (word if len(word) < _LONGEST_WORD else f"{word[:_LONGEST_WORD]}..." for word in sentence.split())
+    print(f"maskwright: error: {' '.join(words)}", file=sys.stderr)
     return 2
 
 

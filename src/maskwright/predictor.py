@@ -274,7 +274,7 @@ def choose_device(device: str | None) -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).cpu()  # the device `meta` has no values to give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition("Expected one of")[0] or "there is no such kind"
         raise UserError(f"device {device!r} cannot be used here ({reason}); expected cpu, cuda or auto") from error
     return chosen
 

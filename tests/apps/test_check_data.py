@@ -12,7 +12,7 @@ from panoptic_folder import PanopticFolder, segment, stripes
 
 from maskwright.apps.check_data import DataReport, check_data
 from maskwright.data.coco import CocoInstances
-from maskwright.data.normalise import Kind
+from maskwright.data.normalise import Kind, Repairs
 from maskwright.errors import UserError
 from maskwright.training.data_sets import open_data_sets
 from maskwright.training.options import InstanceDataOptions
@@ -384,3 +384,23 @@ def test_images_whose_frame_is_not_certain_are_named(coco, orientation):
         assert check_data(coco.annotations, coco.images, exif=rule).problems == []
     with pytest.warns(UserWarning, match="are taken upright"):
         CocoInstances(coco.images, coco.annotations)[0]
+
+
+def test_a_report_without_classes_has_no_table():
+    assert str(DataReport("a.json", ["images: 0"], [], Repairs(), [])).splitlines()[:4] == [
+        "a.json",
+        "images: 0",
+        "",
+        "",
+    ]
+
+
+def test_a_name_too_long_for_a_file_costs_its_own_image(coco):
+    coco.write([annotation(1), annotation(2)], images=2)
+    content = json.loads(coco.annotations.read_text())
+    content["images"][1]["file_name"] = "a" * 4000
+    coco.annotations.write_text(json.dumps(content))
+    (problem,) = [
+        problem for problem in check_data(coco.annotations, coco.images).problems if problem.subject == "image"
+    ]
+    assert "does not exist" in problem.reason

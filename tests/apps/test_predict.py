@@ -210,8 +210,8 @@ def test_a_detector_that_finds_more_than_it_may_is_told(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_detections": 0}, "expected 1 or more max_detections and processes, but got 0 and 1"),
-        ({"processes": 0}, "but got 1000 and 0"),
+        ({"max_detections": 0}, "--max-detections: expected 1 or more, but got 0"),
+        ({"processes": 0}, "--processes: expected 1 or more, but got 0"),
         ({"boxes": None, "annotations": "a.json"}, "--annotations .* needs --boxes"),
     ],
 )

@@ -10,9 +10,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from maskwright.apps.processes import run_jobs
+from maskwright.apps.processes import device_of_process, run_jobs
+from maskwright.data.images import read_image
 from maskwright.errors import UserError
 
 SCRIPT = """
@@ -131,3 +135,26 @@ def test_workers_end_with_their_caller(tmp_path: Path, number: signal.Signals):
     workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert said.count(b"KeyboardInterrupt") == (number == signal.SIGINT)  # the caller's alone
+
+
+def test_each_worker_has_its_own_number():
+    numbers = {number for _, number in run_jobs(partial(os.getenv, "MASKWRIGHT_WORKER"), [None, None], 2)}
+    assert numbers == {"1", "2"}
+
+
+def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("MASKWRIGHT_WORKER", raising=False)
+    assert device_of_process("auto") == "auto"
+    devices = []
+    for number in "123":
+        monkeypatch.setenv("MASKWRIGHT_WORKER", number)
+        devices.append([device_of_process(device) for device in ("auto", "cuda", None, "cpu", "cuda:1")])
+    assert devices == [[f"cuda:{gpu}"] * 3 + ["cpu", "cuda:1"] for gpu in (0, 1, 0)]
+
+
+def test_the_callers_own_process_gives_the_workers_warnings(tmp_path: Path):
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "camera.png")
+    with pytest.warns(UserWarning, match=r"camera\.png: its 16-bit values"):
+        list(run_jobs(read_image, [tmp_path / "camera.png"], 2))

@@ -1,5 +1,6 @@
 """Every kind of picture becomes upright RGB, or one sentence that names the file."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,32 @@ def test_a_truncated_jpeg_is_refused(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="cannot be read"):
         read_image(path)
+
+
+def test_twelve_bit_data_in_a_sixteen_bit_file_are_named_with_the_remedy(tmp_path: Path):
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16)).save(tmp_path / "camera.tiff")
+    with pytest.warns(UserWarning, match=r"camera\.tiff: .* below 4096.* multiply them by 16"):
+        read_image(tmp_path / "camera.tiff")
+    with pytest.warns(UserWarning, match="multiply them by 16"):
+        read_image(np.array([[0, 1]], dtype=np.uint16))
+
+
+@pytest.mark.parametrize("values", [[0, 4096], [0, 0]])
+def test_other_sixteen_bit_data_are_read_without_a_word(tmp_path: Path, values: list[int]):
+    Image.fromarray(np.array([values], dtype=np.uint16)).save(tmp_path / "deep.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / "deep.png")
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(UserError, match=r"empty\.jpg: not an image, the file is empty"):
+        read_image(tmp_path / "empty.jpg")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    two_pixels().save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 0.5)
+    with pytest.raises(UserError, match=r"large\.png: too large an image; shrink it, or cut it into tiles"):
+        read_image(tmp_path / "large.png")

@@ -1,6 +1,7 @@
 """Weights folders: a round trip is exact, and everything that does not fit is refused by name."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -95,6 +96,10 @@ def test_broken_folders_get_one_sentence(model, tmp_path):
         from_pretrained(folder)
     with pytest.raises(UserError, match="neither a weights folder nor a bundled model"):
         from_pretrained(tmp_path / "nothing" / "here")
+    with pytest.raises(UserError, match=rf"; did you mean {re.escape(str(folder))}\?"):
+        from_pretrained(f"{folder}x")
+    with pytest.raises(UserError, match=r"; did you mean deep-mac-tiny\?"):
+        from_pretrained("deep-mac-tinny")
 
 
 def test_nothing_but_a_weights_folder_is_ever_replaced(model, tmp_path):

@@ -267,7 +267,7 @@ def measure_share(share: Share) -> Measured:
     """
     options, predictor = share.options, share.options.model
     if not isinstance(predictor, Predictor):
-        device = device_of_process(options.device, share.rank, options.processes)
+        device = device_of_process(options.device)
         predictor = load(str(options.model), device, options.precision, options.compile)
     if (predictor.task == "panoptic") != (options.case == "panoptic"):
         raise UserError(

@@ -71,10 +71,9 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         check_score_threshold(self.score_threshold)
-        if self.max_detections < 1 or self.processes < 1:
-            raise UserError(
-                f"expected 1 or more max_detections and processes, but got {self.max_detections} and {self.processes}"
-            )
+        for name, value in (("max-detections", self.max_detections), ("processes", self.processes)):
+            if value < 1:
+                raise UserError(f"--{name}: expected 1 or more, but got {value}")
         if self.annotations is not None and self.boxes is None:
             raise UserError("--annotations says what the ids of --boxes RESULTS.json are; it needs --boxes")
 

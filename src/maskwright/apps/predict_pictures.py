@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskwright.apps.box_files import PictureBoxes
+from maskwright.apps.processes import device_of_process
 from maskwright.data.categories import labels_of_names
 from maskwright.data.images import read_annotated_image, read_image
 from maskwright.data.picture_folder import picture_frame
@@ -170,7 +171,7 @@ def map_name(job: PictureJob) -> str:
 
 @cache
 def _load(model: str, device: str, precision: str, compile: bool) -> Predictor:
-    return load(model, device, precision, compile)
+    return load(model, device_of_process(device), precision, compile)
 
 
 def _read(job: PictureJob, options: PredictOptions) -> UInt8[Tensor, "3 h w"]:

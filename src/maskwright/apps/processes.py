@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -62,12 +63,13 @@ def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int)
             idle, finished = [worker for worker, _, _ in results], [(job, result) for _, job, result in results]
 
 
-def device_of_process(device: str | None, rank: int, processes: int) -> str | None:
-    """The device of one of several processes: the next GPU, unless `device` is a certain one or the CPU."""
+def device_of_process(device: str | None) -> str | None:
+    """`device`, but in a worker of `run_jobs` its share of the GPUs, unless `device` is a certain one or the CPU."""
     import torch
 
-    if processes > 1 and device in (None, "auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{rank % torch.cuda.device_count()}"
+    number = os.environ.get(_NUMBER)
+    if number is not None and device in (None, "auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{(int(number) - 1) % torch.cuda.device_count()}"
     return device
 
 
@@ -88,9 +90,11 @@ class _Worker:
         try:
             pickle.dump(task, tasks)
             tasks.flush()
-            result, failure = pickle.load(answers)
+            result, failure, told = pickle.load(answers)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{self._name} {self._end()}") from error
+        for warning in told:
+            warnings.warn(warning, stacklevel=1)  # of this module, so that all workers' are told as one process's
         if failure is not None:
             raise failure
         return result
@@ -102,6 +106,7 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name} (out of memory?); take fewer --processes"
 
 
+_NUMBER = "MASKWRIGHT_WORKER"  # environment variable of a worker: its number
 _START = f"from {__name__} import _serve; _serve()"
 
 
@@ -114,6 +119,7 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+        _NUMBER: str(number),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
     process: subprocess.Popen[bytes] | None = None
@@ -155,13 +161,22 @@ def _receive(incoming: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
 
 
 def _answer(task: bytes) -> bytes:
-    """A pickled pair: the result and None, or None and the exception."""
+    """Pickled: the result, or None; the exception, or None; and our warnings."""
     try:
         work, job = pickle.loads(task)
     except Exception as error:
-        return pickle.dumps((None, _cannot_hand_over(error)))
+        return pickle.dumps((None, _cannot_hand_over(error), []))
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module="maskwright")
+        try:
+            result, failure = work(job), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            result, failure = None, error
+    told = list(dict.fromkeys(str(warning.message) for warning in recorded))
     try:
-        return pickle.dumps((work(job), None))
+        return pickle.dumps((result, failure, told))
     except Exception as error:
         error.add_note(traceback.format_exc())
-        return pickle.dumps((None, error))
+        return pickle.dumps((None, error, told))

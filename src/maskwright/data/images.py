@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -26,6 +27,7 @@ _HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 _NEVER_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # Pillow knows them, but has no decoder
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at most, which Pillow may read as mode I
+_TWELVE_BITS = 4096
 _CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
@@ -52,7 +54,8 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
 
     A path or PIL image is turned upright by its EXIF orientation, so that boxes are in the frame that a
     person sees. Grey, palette, CMYK and bilevel images become RGB; transparent pixels are laid on white;
-    16-bit values are divided by 257 (the full range, not the used one). Of an animation, the first frame.
+    16-bit values are divided by 257 (the full range, not the used one; there is a warning where they look like 12-bit
+    data). Of an animation, the first frame.
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGB order), uint8 or uint16. Tensors are RGB
     [3, H, W], uint8 or float in [0, 1].
 
@@ -110,7 +113,7 @@ def require_file(path: Path, source: str) -> None:
     Raises:
         UserError: it does not exist.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises: name too long)
         raise UserError(f"the image {path}, listed in {source}, does not exist")
 
 
@@ -119,19 +122,22 @@ def _read_file(path: Path) -> UInt8[Tensor, "3 h w"]:
         raise UserError(f"{path}: expected an image file, but this is a folder")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+            # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+            warnings.filterwarnings("ignore", module="PIL|pillow_heif")
             register_heif()
             with Image.open(path) as image:
                 return _from_pil(image, str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: not an image, the file is empty") from error
         hint = "; for HEIC: pip install pillow-heif" if path.suffix.lower() in _HEIF_SUFFIXES else ""
         raise UserError(
             f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...){hint}"
         ) from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too large an image ({error})") from error
+        raise UserError(f"{path}: too large an image; shrink it, or cut it into tiles ({error})") from error
     except UserError:
         raise
     except Exception as error:  # decoders report broken data in any way there is
@@ -162,6 +168,12 @@ def _from_array(array: np.ndarray, name: str = "image array") -> UInt8[Tensor, "
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise UserError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], but got {array.shape}")
     if array.dtype == np.uint16:
+        if 0 < array.max() < _TWELVE_BITS:
+            warnings.warn(
+                f"{name}: its 16-bit values are all below {_TWELVE_BITS}, as of 12-bit data, so that it is read as "
+                "nearly black; multiply them by 16 first if it is",
+                stacklevel=2,
+            )
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UserError(f"{name}: expected 8-bit or 16-bit values (uint8, uint16), but got {array.dtype}")

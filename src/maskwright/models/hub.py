@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,10 @@ def _find(name_or_path: str | Path) -> Path:
         )
     is_repository = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
     if not is_repository:
-        raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names})")
+        near = [*bundled_names(), *(str(other.parent) for other in path.parent.glob("*/config.json"))]
+        close = get_close_matches(str(path), near, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names}){hint}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
