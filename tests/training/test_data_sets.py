@@ -11,9 +11,10 @@ from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import PanopticTarget, Target
-from maskwright.training.data_sets import DataSets, open_data_sets
+from maskwright.training.data_sets import DataSets, drawn_images, open_data_sets
 from maskwright.training.engine import train_recipe
 from maskwright.training.recipes import resolve_recipe
+from maskwright.training.run import main
 
 
 @pytest.fixture
@@ -122,6 +123,24 @@ def test_data_check_and_training_agree_on_what_is_usable(options, tmp_path, usab
     else:
         with pytest.raises(UserError, match=r"no image to (train|validate) on has an instance with a usable mask"):
             open_data_sets(options, 64, None)
+
+
+def test_images_without_a_mask_are_drawn_only_where_there_is_something_to_learn_in_them(options, tmp_path):
+    assert options.draw == "all"  # a run of an earlier version, whose recipe lacks the key, goes on as it began
+    options = _masks_in(replace(options, draw="learnable"), tmp_path / "few.json", "003.png", "008.png")
+    training = open_data_sets(replace(options, validation_annotations=options.annotations), 64, None).training
+    drawn = drawn_images(training, options, learns_from_boxes=False)
+    assert drawn.file_names == ["003.png", "008.png"]
+    assert drawn[(1, 5)][1]["image_id"] == 8
+    assert drawn[(1, 5)][0].shape == (3, 64, 64)
+    assert drawn_images(training, options, learns_from_boxes=True) is training
+    assert drawn_images(training, replace(options, draw="all"), learns_from_boxes=False) is training
+    assert drawn_images(drawn, options, learns_from_boxes=False) is drawn  # their order stays as it is
+
+
+def test_a_run_says_how_many_images_it_leaves_out(arguments, capsys):
+    assert main([*arguments, "--data.draw=learnable", "--trainer.steps=1"]) == 0
+    assert "images without a mask are not drawn: 1\n" in capsys.readouterr().err  # image 6 is empty
 
 
 def test_training_crops_have_the_models_size_or_the_one_asked_for(options):

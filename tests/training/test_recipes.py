@@ -12,7 +12,7 @@ from small_max_deeplab import WITHOUT_GRADIENT
 from torch import nn
 
 from maskwright.errors import UserError
-from maskwright.models.hub import family_class
+from maskwright.models.hub import family_class, from_pretrained
 from maskwright.structures import Category, SegmentationModel
 from maskwright.training.optimizers import create_optimizer, create_schedule, learning_rate_factor
 from maskwright.training.options import PanopticDataOptions
@@ -213,6 +213,14 @@ def test_shipped_recipes_say_what_they_are_for(shipped):
     text = files("maskwright.training").joinpath("recipes", f"{shipped.name}.yaml").read_text()
     assert text.startswith("# ")
     assert shipped.name.startswith(f"{shipped.family}/")
+
+
+def test_fine_tuning_has_the_values_of_the_weights_it_starts_from():
+    recipe = resolve_recipe("deep_mac/fine_tune")
+    assert recipe.trainer.initial_weights is not None
+    config = from_pretrained(recipe.trainer.initial_weights).config
+    given = {**recipe.model, "categories": config.categories, "pretrained_backbone": False}
+    assert dataclasses.replace(config, **given) == config
 
 
 def _categories(count) -> list[Category]:

@@ -71,6 +71,11 @@ class Family(nn.Module, Generic[Config]):
         """Whether the model finds nothing by itself, so that boxes must be given."""
         return False
 
+    @property
+    def learns_from_boxes(self) -> bool:
+        """Whether there is something to learn from an image in which no instance has a mask."""
+        return not self.needs_boxes
+
     def forward(
         self,
         images: list[Tensor],

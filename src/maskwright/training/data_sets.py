@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
@@ -13,7 +14,7 @@ from maskwright.data.formats import open_data_set
 from maskwright.data.loaders import Batch, evaluation_loader, training_loader
 from maskwright.errors import UserError
 from maskwright.structures import Category
-from maskwright.training.options import DataOptions
+from maskwright.training.options import DataOptions, InstanceDataOptions
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ def prepare_data_sets(data_sets: DataSets, options: DataOptions, image_size: int
     _require_instances(training, "to train on", training_key)
     _require_instances(validation, "to validate on", validation_key)
     return data_sets
+
+
+def drawn_images(training: SegmentationDataset, options: DataOptions, learns_from_boxes: bool) -> SegmentationDataset:
+    """The training images that are drawn, by `InstanceDataOptions.draw`; `training` itself where all of them are."""
+    if learns_from_boxes or not isinstance(options, InstanceDataOptions) or options.draw == "all":
+        return training
+    with_masks = np.unique(training.instances.images[training.instances.has_mask])
+    return training if len(with_masks) == len(training) else training.subset(with_masks.tolist())
 
 
 def _split(training: SegmentationDataset, validation: SegmentationDataset, options: DataOptions) -> DataSets:

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from maskwright.models.hub import family_class
 from maskwright.signals import Terminated
 from maskwright.structures import Category
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
-from maskwright.training.data_sets import DataSets, TrainingData, open_data_sets, prepare_data_sets
+from maskwright.training.data_sets import DataSets, TrainingData, drawn_images, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
 from maskwright.training.options import Recipe
 from maskwright.training.recipes import recipe_yaml
@@ -110,13 +110,14 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | 
         start_from(model, recipe.trainer.initial_weights, announce=is_first_process())
     if is_first_process() and not resume:
         rehearse(model, recipe)
-    data = TrainingData(data_sets, recipe.data, recipe.trainer.seed)
+    drawn = replace(data_sets, training=drawn_images(data_sets.training, recipe.data, model.learns_from_boxes))
+    data = TrainingData(drawn, recipe.data, recipe.trainer.seed)
     with StopRequest(announce=is_first_process()) as stop_request:
         checkpoints = RunCheckpoints(folder, recipe, stop_request)
         trainer = _create_trainer(recipe, folder, checkpoints, start)
         if is_first_process():  # from here on the folder is this run's
             take(folder, recipe_yaml(recipe))
-            _announce(recipe, folder, model, data_sets, trainer, start)
+            _announce(recipe, folder, model, data_sets, len(drawn.training), trainer, start)
         try:
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -217,16 +218,18 @@ def _seen(model: Family[Any]) -> list[str]:
 
 
 def _announce(
-    recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, trainer: Trainer, start: int
+    recipe: Recipe, folder: Path, model: Family[Any], data_sets: DataSets, drawn: int, trainer: Trainer, start: int
 ) -> None:
     """What is about to happen, on stderr."""
     options, batch_size = recipe.trainer, recipe.data.batch_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    undrawn = len(data_sets.training) - drawn
     effective = batch_size * trainer.world_size * options.accumulate
     lines = [
         f"run: {folder}, " + (f"resumed at step {start} of {options.steps}" if start else f"{options.steps} steps"),
         f"model: {recipe.family}, {parameters / 1e6:.2f} million parameters",
         "training: " + data_sets.training.contents(),
+        *([f"images without a mask are not drawn: {undrawn}"] if undrawn else []),
         *_seen(model),
         "validation: " + data_sets.validation.contents(),
         f"device: {trainer.strategy.root_device}, {trainer.world_size} process(es), precision {options.precision}",

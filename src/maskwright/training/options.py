@@ -117,6 +117,8 @@ class InstanceDataOptions(DataOptions):
             classes count as box-only; validation still measures them, as unseen.
         crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
             be trained on crops that are smaller than the images it predicts on.
+        draw: which training images are drawn: `all`, or the `learnable` ones, in which there is something to learn for
+            the model. That is a mask, where the model has no detector and no other loss of boxes; else all are.
         scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
             whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
             at the top left of the square as in inference.
@@ -127,6 +129,7 @@ class InstanceDataOptions(DataOptions):
 
     mask_classes: str | list[str] = "all"
     crop_size: int | None = None
+    draw: Literal["all", "learnable"] = "all"
     scale: tuple[float, float] | None = (0.6, 1.3)
     colour: float = 0.25
 

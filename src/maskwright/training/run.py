@@ -25,10 +25,7 @@ def train(
 ) -> TrainingResult:
     """Train a model as `maskwright train RECIPE --KEY VALUE ...` does.
 
-        result = maskwright.train("deep_mac/tiny", {
-            "data.images": "photos", "data.annotations": "boxes.json",
-            "trainer.initial_weights": "deep-mac-tiny", "trainer.steps": 150,
-        })
+        result = maskwright.train("deep_mac/fine_tune", {"data.images": "photos", "data.annotations": "boxes.json"})
         predictor = maskwright.load(result.best)
 
     Args:

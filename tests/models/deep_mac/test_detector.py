@@ -45,6 +45,12 @@ def test_losses_of_both_are_named_and_all_boxes_train_the_detector():
     assert not torch.equal(fewer["object_center"], losses["object_center"])
 
 
+def test_images_without_masks_teach_a_detector_and_the_loss_of_boxes_alone():
+    assert build_with_detector().learns_from_boxes
+    assert build(box_consistency_weight=0.5).learns_from_boxes
+    assert not build().learns_from_boxes
+
+
 def test_crowds_train_nothing():
     crowd = build_with_detector().train()(images(1), [make_target(BOXES, iscrowd=[False, True])])
     alone = build_with_detector().train()(images(1), [make_target(BOXES[:1])])

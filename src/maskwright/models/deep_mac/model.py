@@ -61,6 +61,11 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         return self.config.detector is None
 
     @property
+    def learns_from_boxes(self) -> bool:
+        """Whether it has a detector, or a loss that compares boxes with masks."""
+        return not self.needs_boxes or self.config.box_consistency_weight > 0
+
+    @property
     def box_frame(self) -> BoxFrame:
         """See `BoxPromptedFamily`."""
         return self.config.box_frame
