@@ -48,6 +48,6 @@ def test_torchvision_reads_a_completed_file(scene: Scene, completed: Path):
     )
     assert len(dataset) == len(scene.masks)
     for (_, target), name in zip(dataset, scene.masks, strict=True):
-        np.testing.assert_array_equal(target["masks"].planes(), scene.predicted(name))
+        np.testing.assert_array_equal(target["masks"], scene.predicted(name))
         np.testing.assert_array_equal(target["boxes"], scene.boxes(name))
         assert target["labels"].tolist() == [CATEGORY_IDS[label] for label in scene.labels[name]]
