@@ -77,7 +77,7 @@ def masks_of_dataset(images: Path, annotations: Path) -> dict[str, Bool[np.ndarr
     data = CocoInstances(images, annotations)
     targets = [data.read_sample(index)[1] for index in range(len(data))]
     assert all(bool(target["has_mask"].all()) for target in targets)
-    return {name: target["masks"].numpy() for name, target in zip(data.file_names, targets, strict=True)}
+    return {name: target["masks"].planes().numpy() for name, target in zip(data.file_names, targets, strict=True)}
 
 
 def answer(scene: Scene, boxes: Path, out: Path) -> list[dict[str, Any]]:

@@ -143,6 +143,17 @@ def test_a_run_says_how_many_images_it_leaves_out(arguments, capsys):
     assert "images without a mask are not drawn: 1\n" in capsys.readouterr().err  # image 6 is empty
 
 
+def test_a_run_whose_recipe_lacks_the_key_goes_on_with_all_images(arguments, tmp_path, capsys):
+    assert main([*arguments, "--trainer.steps=2"]) == 0
+    path = tmp_path / "run" / "recipe.yaml"
+    path.write_text(path.read_text().replace("  draw: all\n", ""))
+    with pytest.raises(UserError, match=r"data\.draw is 'all' in this run and cannot become 'learnable'"):
+        main([*arguments, "--data.draw=learnable", "--trainer.steps=3", "--resume"])
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), "--trainer.steps=3", "--resume"]) == 0
+    assert "not drawn" not in capsys.readouterr().err
+
+
 def test_training_crops_have_the_models_size_or_the_one_asked_for(options):
     image, target = open_data_sets(options, 64, None).training[(0, 1)]
     assert image.shape == (3, 64, 64)

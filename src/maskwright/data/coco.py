@@ -201,7 +201,7 @@ def _decode_all(index: AnnotationIndex) -> tuple[Bool[np.ndarray, " m"], list[Pr
         if index.segmentations.kinds[row] == NONE:
             continue
         mask = index.segmentations.encode([row], (height, width))
-        has_mask[row], extent = bool(mask.areas() > 0), mask.extents()[0].tolist()
+        has_mask[row], extent = bool(mask.areas() > 0), mask.extents()[0].double().tolist()
         if not has_mask[row]:
             reason = "segmentation is malformed or covers no pixel of the image"
             problems.append(Problem("annotation", index.own_id(row), "unusable segmentation", reason, "box only"))
