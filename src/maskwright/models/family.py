@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -28,11 +29,11 @@ from maskwright.structures import (
 Config = TypeVar("Config", bound=FamilyConfig)
 
 
-class Family(nn.Module, Generic[Config]):
+class Family(nn.Module, ABC, Generic[Config]):
     """A model of a family, which satisfies `structures.SegmentationModel`.
 
     A subclass names its `family`, `task`, `config_class` and `compilable` methods, builds `network` and `image_batch`,
-    and implements the methods that raise `NotImplementedError` here.
+    and implements the abstract methods.
 
     Attributes:
         family: name of the family in recipes and weights folders.
@@ -111,15 +112,15 @@ class Family(nn.Module, Generic[Config]):
                 )
         return self.training_losses(images, targets)
 
+    @abstractmethod
     def training_losses(self, images: list[Tensor], targets: list[Any]) -> dict[str, Tensor]:
         """`forward` in training, after its checks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(
         self, images: list[Tensor], score_threshold: float, max_detections: int
     ) -> list[InstancePrediction] | list[PanopticPrediction]:
         """`forward` in eval."""
-        raise NotImplementedError
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """`backbone` (what ImageNet weights exist for) and `heads`, each with weight decay and without.
@@ -136,20 +137,20 @@ class Family(nn.Module, Generic[Config]):
                 groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
         return groups
 
+    @abstractmethod
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters of the group `backbone`."""
-        raise NotImplementedError
 
     def undecayed_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters without weight decay beside norms and biases."""
         return ()
 
+    @abstractmethod
     def class_layers(self) -> dict[str, Int64[Tensor, " rows"]]:
         """The tensors of the state dict that hold something of each class: name -> the label of each row.
 
         Rows are the first dimension; -1 is a row of no class (background, void).
         """
-        raise NotImplementedError
 
     def stored_values(self) -> dict[str, Any]:
         """The values that a weights folder keeps, from which the model can be built again."""
@@ -173,8 +174,7 @@ class Detections(NamedTuple):
 class BoxPromptedFamily(Family[Config]):
     """A model that turns boxes into masks; it satisfies `structures.BoxPrompted`.
 
-    A subclass implements `mask_logits`, `detect` unless it always `needs_boxes`, and `maps` unless they are its
-    network's.
+    A subclass implements the abstract methods, and `maps` unless they are its network's.
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
@@ -186,19 +186,20 @@ class BoxPromptedFamily(Family[Config]):
     network: Any
 
     @property
+    @abstractmethod
     def box_frame(self) -> BoxFrame:
         """How the grids of the masks lie on their boxes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def map_names(self) -> Sequence[str]:
         """Names of the maps of `ImageFeatures`, in the network's order."""
-        raise NotImplementedError
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
         """What the mask head reads of a batch of images."""
         return self.network.maps(batch)
 
+    @abstractmethod
     def detect(
         self, batch: Float[Tensor, "b 3 h w"], image_sizes: list[tuple[int, int]], max_detections: int
     ) -> tuple[tuple[Tensor, ...], Detections]:
@@ -209,8 +210,8 @@ class BoxPromptedFamily(Family[Config]):
             image_sizes: per image (height, width) of its part of the network input.
             max_detections: most detections of an image that are wanted; there may be more.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mask_logits(
         self,
         maps: tuple[Tensor, ...],
@@ -219,7 +220,6 @@ class BoxPromptedFamily(Family[Config]):
         labels: Int64[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n m m"]:
         """Mask logits of boxes in pixels of the network input; a label of -1 is an unknown class."""
-        raise NotImplementedError
 
     def chunk_size(self, maps: tuple[Tensor, ...]) -> int:  # noqa: ARG002
         """Boxes that enter the mask head at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,7 +60,7 @@ class BackboneOptions:
         return max(1, round(channels * self.width))
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """What every backbone is: `[B, 3, H, W]` normalised images to a list of maps.
 
     strides: of the maps, in their order: map i is `[B, channels, H / strides[i], W / strides[i]]`.
@@ -78,20 +79,20 @@ class Backbone(nn.Module):
         """Of the maps, in their order: level l has stride `2 ** l`."""
         return tuple(stride.bit_length() - 1 for stride in self.strides)
 
+    @abstractmethod
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return one map per stride.
 
         Raises:
             ValueError: H or W is not a multiple of `size_divisor`.
         """
-        raise NotImplementedError
 
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters for which there may be ImageNet weights; the others always start new."""
         return self.parameters()
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """A classification network without its classifier: `[B, 3, H, W]` to maps at strides 4, 8, 16 and 32.
 
     channels: of the four maps.
@@ -99,9 +100,9 @@ class Trunk(nn.Module):
 
     channels: list[int]
 
+    @abstractmethod
     def levels(self) -> list[list[nn.Module]]:
         """Per map, the modules that make it of the map before, in their order; the stem belongs to the first."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """The four maps, finest first."""
@@ -145,6 +146,6 @@ class TrunkBackbone(Backbone):
         check_divisible(images, self.size_divisor)
         return self.merge(self.trunk(images))
 
+    @abstractmethod
     def merge(self, maps: list[Tensor]) -> list[Tensor]:
         """The backbone's maps from the trunk's four, finest first."""
-        raise NotImplementedError

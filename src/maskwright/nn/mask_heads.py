@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ class MaskHeadSettings:
     norm_epsilon: float
 
 
-class MaskHead(nn.Module):
+class MaskHead(nn.Module, ABC):
     """What every mask head is: box crops `[N, C, S, S]` to mask logits `[N, K, uS, uS]`.
 
     N may be 0 or 1, also in training (see `layers.normalize`).
@@ -39,13 +40,13 @@ class MaskHead(nn.Module):
 
     size_divisor = 1
 
+    @abstractmethod
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k i j"]:
         """Map crops to logits.
 
         Raises:
             ValueError: the head does not take crops of this size.
         """
-        raise NotImplementedError
 
 
 class ConvolutionalHead(MaskHead):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ def _require_range(name: str, factors: tuple[float, float] | None) -> None:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(ABC):
     """What is learnt from, and how it reaches the model; each task has keys of its own beside these.
 
     Attributes:
@@ -99,13 +100,13 @@ class DataOptions:
             exif=self.exif,
         )
 
+    @abstractmethod
     def transforms(self, image_size: int) -> Transforms:
         """The training augmentation, for a model whose input has `image_size`.
 
         Raises:
             ValueError: a value is out of its range.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ class Recipe:
 
     family: str
     model: dict[str, Any] = field(default_factory=dict)
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataOptions = field(default_factory=InstanceDataOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     name: str = "recipe"

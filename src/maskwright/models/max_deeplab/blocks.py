@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 
 import torch
@@ -54,7 +55,7 @@ class SeparableConv(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
-class StageBlock(nn.Module):
+class StageBlock(nn.Module, ABC):
     """A residual block of a `Stage`: the sum of a branch and a shortcut, which both read the activated input.
 
     The sum is not activated. The shortcut is the identity, or a 1 x 1 convolution with batch norm where the channels
@@ -79,9 +80,9 @@ class StageBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_probability, "row")
         self.owns_input = False  # True: no other layer reads the input, so that inference may activate it in place
 
+    @abstractmethod
     def branch(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """The residual of an activated input."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Map `[n, c, h, w]` to `[n, out_channels, ceil(h / stride), ceil(w / stride)]`, neither of them activated."""
