@@ -52,7 +52,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
         (None, "cannot read the box file .*in.json: No such file or directory; expected boxes"),
         ("", "in.json is not a JSON file: it is empty; expected boxes"),
         ("[]", "expected a JSON object with the keys 'a', but got a list; expected boxes"),
-        ('{"b": 1}', r"expected the keys 'a', but 'a' is missing \(keys found: 'b'\); expected boxes"),
+        ('{"b": 1}', r"expected the keys 'a', but it lacks 'a' \(keys found: 'b'\); expected boxes"),
     ],
 )
 def test_a_json_file_that_is_no_such_object(tmp_path: Path, content: str | None, words: str):

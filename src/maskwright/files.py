@@ -111,7 +111,7 @@ def read_json_object(
     missing = [key for key in keys if key not in content]
     if missing:
         found = _listed(list(content)[:10]) if content else "none"
-        raise UserError(f"{path}: expected {expected}, but {_listed(missing)} is missing (keys found: {found}){hint}")
+        raise UserError(f"{path}: expected {expected}, but it lacks {_listed(missing)} (keys found: {found}){hint}")
     return content
 
 

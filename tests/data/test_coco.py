@@ -225,7 +225,7 @@ def test_missing_and_broken_images(coco, tmp_path):
         ("{", "not a JSON file"),
         ("[1, 2]", "but got a list"),
         ("null", "but got a null"),
-        ('{"images": [], "categories": []}', "'annotations' is missing"),
+        ('{"images": [], "categories": []}', "it lacks 'annotations'"),
         ('{"images": {}, "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "'images' must be a list"),
         ("\udcff", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),

@@ -136,3 +136,8 @@ def test_what_cannot_be_saved_is_one_sentence(instances: InstancePrediction, tmp
     with pytest.raises(UserError):
         instances.save(tmp_path / "nowhere" / "cat.png")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_no_path_is_refused(instances: InstancePrediction):
+    with pytest.raises(UserError, match="expected the path of a picture"):
+        instances.save("")

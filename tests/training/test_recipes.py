@@ -515,3 +515,8 @@ def test_a_mistyped_recipe_is_answered_with_what_was_meant(tmp_path):
         with pytest.raises(UserError, match="neither the name of a recipe nor a file") as caught:
             resolve_recipe(name)
         assert part in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_no_recipe(tmp_path):
+    with pytest.raises(UserError, match="a folder without a run"):
+        resolve_recipe(tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained
@@ -13,14 +14,6 @@ from maskwright.training.run import main
 
 def losses(folder):
     return (folder / "losses.jsonl").read_text()
-
-
-def refused(arguments, *parts):
-    with pytest.raises(UserError) as caught:
-        main(arguments)
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert str(part) in str(caught.value)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from refusals import refused
 
 import maskwright
 from maskwright.errors import UserError
@@ -192,14 +193,6 @@ def test_what_is_trained_on_is_said_first(recipe, capsys):
     assert "6/6" in said.err
     assert "loss=" in said.err
     assert said.out == ""
-
-
-def refused(arguments, *parts):
-    with pytest.raises(UserError) as caught:
-        main(arguments)
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert str(part) in str(caught.value)
 
 
 def test_a_run_is_never_overwritten_nor_continued_as_another(arguments, tmp_path, capsys):

@@ -5,18 +5,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from maskwright.errors import UserError
 from maskwright.training import run_folder
 from maskwright.training.run import main
-
-
-def refused(arguments, *parts):
-    with pytest.raises(UserError) as caught:
-        main(arguments)
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert str(part) in str(caught.value)
 
 
 @pytest.fixture

@@ -62,8 +62,11 @@ class Pictured(ABC):
             image_id: of the image in COCO's format.
 
         Raises:
-            UserError: the suffix is that of no picture, it cannot be written, or, for an overlay, as `overlay`.
+            UserError: the path is empty, its suffix is that of no picture, it cannot be written, or, for an overlay, as
+                `overlay`.
         """
+        if not str(path):
+            raise UserError("cannot save the prediction: expected the path of a picture, a .json file or a folder")
         path = Path(path)
         suffix = path.suffix.lower()
         if not suffix or path.is_dir():
