@@ -164,9 +164,7 @@ def _read(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
         return name_or_path, f"recipe {name_or_path}", _parse_yaml(text, f"recipe {name_or_path}")
     path = Path(name_or_path)
     if path.is_dir():
-        raise UserError(
-            f"{path}: a folder, which holds no run; expected a recipe's name, a YAML file or a run's folder"
-        )
+        raise UserError(f"{path}: a folder without a run; expected a recipe's name, a YAML file or a run's folder")
     if not path.is_file():
         raise UserError(f"{path}: neither the name of a recipe nor a file{_hint(name_or_path)}")
     try:
