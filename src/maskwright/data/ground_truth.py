@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import faster_coco_eval.core.mask as coco_mask
-
 from maskwright.data.annotations import index_annotations, read_normalised
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.segmentations import SegmentationPacker
+from maskwright.ops.run_lengths import runs_of_code
 
 
 def read_ground_truth(path: str | Path, pictures: PictureFolder | None = None) -> list[dict[str, Any]]:
@@ -49,7 +48,7 @@ def _has_mask(segmentation: Any, image_size: Sequence[int]) -> bool:
         return False
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
         try:
-            coco_mask.decode(segmentation)
-        except (RuntimeError, ValueError):  # the counts are malformed or do not fill the plane exactly
+            runs_of_code(segmentation)
+        except ValueError:  # the counts are malformed
             return False
     return True

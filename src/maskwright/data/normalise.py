@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float64, Int64
 from maskwright.data.orientation import TOLERANCE, ExifRule, Size, shows_upright_pictures
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
+from maskwright.ops.run_lengths import extent_of_runs, runs_of_code
 
 SizeOf = Callable[[str], Size | None]
 """The (height, width) of the picture that a `file_name` means, as a viewer shows it; None where there is none."""
@@ -799,11 +800,9 @@ def _run_length_corners(segmentation: dict[str, Any], image_size: Size | None) -
     elif not isinstance(counts, str):
         return None
     try:
-        coco_mask.decode(segmentation)  # checks what toBbox takes for granted
-        x, y, width, height = coco_mask.toBbox(segmentation).tolist()
-    except (RuntimeError, ValueError):
+        return list(extent_of_runs(runs_of_code(segmentation), size[0]))
+    except ValueError:  # the counts are malformed
         return None
-    return [x, y, x + width, y + height]
 
 
 def _refuse_normalised_boxes(file: _File, boxes: Float64[np.ndarray, "n 4"]) -> None:
