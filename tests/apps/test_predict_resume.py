@@ -160,8 +160,11 @@ def killed_until_done(command: list[str], kills: int) -> None:
     assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 3
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(weights: list[str], kills: int):
+@pytest.mark.parametrize(("kills", "pictures"), [(2, 60), pytest.param(50, 200, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(
+    weights: list[str], kills: int, pictures: int
+):
+    make_pictures(pictures)
     whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=300, check=False)
     assert whole.returncode == 3, whole.stderr
     killed_until_done(weights, kills)
