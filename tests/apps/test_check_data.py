@@ -145,7 +145,6 @@ def image(**changes) -> dict:
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        (image(id=1), "image id is not unique"),
         (image(id=None), "image id must be"),
         (image(id=[3]), "image id must be"),
         (image(file_name=...), "'file_name' must be a text"),
@@ -161,13 +160,26 @@ def image(**changes) -> dict:
         (None, "must be an object"),
     ],
 )
-def test_broken_image_entry_refuses_the_file(coco, entry, reason):
-    coco.write([annotation(1)], images=[coco.picture("1.png", 1), entry])
-    coco.picture("2.png", 2)
+def test_a_broken_image_entry_costs_itself_and_its_annotations(coco, entry, reason):
+    good = [coco.picture("1.png", 1), coco.picture("4.png", 4)]
+    coco.write([annotation(1), annotation(2, image_id=4), annotation(3, image_id=2)], images=[*good, entry])
     report = check_data(coco.annotations)
-    assert [reason in problem.reason for problem in report.problems] == [True]
-    assert not report.usable
+    assert [problem.effect for problem in report.problems] == ["dropped", "dropped"]
+    assert any(reason in problem.reason for problem in report.problems)
+    assert report.usable
     agrees_with_data_set(coco, report)
+
+
+def test_a_repeated_image_id_refuses_the_file(coco):
+    coco.write([annotation(1)], images=[coco.picture("1.png", 1), image(id=1)])
+    report = check_data(coco.annotations)
+    assert [(problem.reason, problem.effect) for problem in report.problems] == [("image id is not unique", "refused")]
+    agrees_with_data_set(coco, report)
+
+
+def test_a_file_of_broken_images_alone_is_refused_with_the_commonest_cause(coco):
+    coco.write([annotation(1)], images=[image(id=1, width=0), image(width=0)])
+    assert "none of its 2 images can be used; the commonest cause, in 2 of 2: " in str(check_data(coco.annotations))
 
 
 @pytest.mark.parametrize(

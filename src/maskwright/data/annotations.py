@@ -232,7 +232,10 @@ class ImageColumns(NamedTuple):
 
 
 def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
-    """The entries of `images` as columns; every broken one is added to `problems` as `refused` and left out."""
+    """The entries of `images` as columns; every broken one is added to `problems` and left out.
+
+    It is `dropped`, and its annotations with it; a repeated id is `refused`, as its annotations may be of either image.
+    """
     rows: dict[Any, int] = {}
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
@@ -242,7 +245,8 @@ def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
         reason = _image_reason(entry, rows)
         if reason:
             identity = entry.get("id", f"#{position}") if isinstance(entry, dict) else f"#{position}"
-            problems.append(Problem("image", identity, reason.partition(",")[0], reason, "refused"))
+            effect = "refused" if reason == _REPEATED_ID else "dropped"
+            problems.append(Problem("image", identity, reason.partition(",")[0], reason, effect))
             if isinstance(identity, int | str):
                 broken[identity] = -1
             continue
@@ -250,8 +254,10 @@ def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
         names.append(entry["file_name"])
         sizes.append((entry["height"], entry["width"]))
         weights.append(entry.get("sampling_weight"))
-    if not entries:
-        problems.append(Problem("file", "as a whole", "no images", "it lists no images", "refused"))
+    if not names:
+        cause = f"none of its {len(entries)} images can be used; {commonest(problems, len(entries))}"
+        reason = cause if entries else "it lists no images"
+        problems.append(Problem("file", "as a whole", "no images", reason, "refused"))
     whole = all(type(identity) is int for identity in rows)
     weighted = any(weight is not None for weight in weights)
     if weighted and names and not sum(weight or 0 for weight in weights) > 0:
@@ -266,6 +272,9 @@ def read_images(entries: list[Any], problems: list[Problem]) -> ImageColumns:
     )
 
 
+_REPEATED_ID = "image id is not unique"
+
+
 def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
     if not isinstance(entry, dict):
         return f"image entry must be an object, but is a {type(entry).__name__}"
@@ -275,7 +284,7 @@ def _image_reason(entry: Any, rows: dict[Any, int]) -> str | None:
     if not is_text(identity) and type(identity) is not int:
         return f"image id must be an integer or a text, but is {shown_value(identity)}"
     if identity in rows:
-        return "image id is not unique"
+        return _REPEATED_ID
     if not is_text(name):
         return f"image 'file_name' must be a text, but is {shown_value(name)}"
     for key in ("height", "width"):

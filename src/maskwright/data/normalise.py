@@ -192,8 +192,8 @@ class _File:
         """(height, width) of image `row`, where that is known."""
         if row < 0:
             return None
-        entry = self.images.items[row]
-        return entry.get("height"), entry.get("width")
+        height, width = (self.images.items[row].get(key) for key in ("height", "width"))
+        return (height, width) if type(height) is type(width) is int else None
 
     def normalised(self) -> Normalised:
         lists = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
