@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskwright.errors import UserError
@@ -49,6 +49,7 @@ def test_items_come_back_by_position_with_every_value(path: Path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 400))
+@example(length=1)
 def test_cut_anywhere_the_whole_lines_before_are_kept_and_the_rest_is_written_anew(tmp_path_factory, length: int):
     path = tmp_path_factory.mktemp("cut") / "journal"
     items = {position: "x" * position for position in range(8)}

@@ -156,7 +156,7 @@ def _read(path: Path) -> tuple[dict[int, int], dict[str, Any] | None, int]:
                 header = json.loads(body)[1]
             elif position is not None:
                 places[position] = end
-            elif header is None and not (line.startswith(b'["') and not line.endswith(b"\n")):
+            elif header is None and (line.endswith(b"\n") or not b'["'.startswith(line[:2])):  # not even a torn one
                 raise UserError(f"{path} exists and is no journal of maskwright; move it away, or give another folder")
             end += len(line) if line.endswith(b"\n") else 0
     return places, header, end

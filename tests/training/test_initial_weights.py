@@ -68,6 +68,15 @@ class Layered(Family):
         labels = torch.tensor([-1, *(label for label in range(len(self.categories)) for _ in "ab")])
         return {"layer.weight": labels, "layer.bias": labels}
 
+    def training_losses(self, images, targets):
+        return {}
+
+    def predict(self, images, score_threshold, max_detections):
+        return []
+
+    def backbone_parameters(self):
+        return []
+
 
 def test_rows_of_no_class_and_several_rows_of_one(monkeypatch):
     source, model = Layered("dog", "cat", "cow"), Layered("cat", "kite")
