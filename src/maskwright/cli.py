@@ -222,7 +222,10 @@ def _parser(verb: str) -> ArgumentParser:
 def _add_loading(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto for a GPU where there is one")
     parser.add_argument(
-        "--precision", type=str, default="float32", help="bfloat16 is faster on processors and GPUs that have it"
+        "--precision",
+        type=str,
+        default="auto",
+        help="float32, bfloat16, or auto for bfloat16 where the processor or GPU computes it fast",
     )
     parser.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many images")
 

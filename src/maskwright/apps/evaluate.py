@@ -71,7 +71,7 @@ class EvaluateOptions:
         processes: processes that share the images, each with its own GPU where there are several; the numbers are those
             of one process.
         device: cpu, cuda, or auto for a GPU where there is one.
-        precision: float32, or bfloat16, which is faster on processors and GPUs that support it.
+        precision: float32, bfloat16, or auto for bfloat16 where the processor or GPU computes it fast.
         compile: compile the network first, which takes minutes and pays off for many images.
     """
 
