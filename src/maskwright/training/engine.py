@@ -237,7 +237,7 @@ def _announce(
         f"{options.accumulate} accumulated)",
     ]
     lines += _reading_notes("training", data_sets.training)
-    if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
+    if recipe.data.has_validation_files:  # else both come from one file, or from no file
         lines += _reading_notes("validation", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
