@@ -45,9 +45,8 @@ def check_recipe(path: str | Path) -> DataReport:
     aside = open_union(replace(validation, categories=union.categories), options.task)
     problems += _training_problems(union, aside, options)
     rows = _set_rows(union, aside if options.has_validation_files else None)
-    return DataReport(
-        str(path), [f"{len(union.sets)} sets: {union.contents()}", *table(rows)], _class_rows(union), repairs, problems
-    )
+    summary = [f"{len(union.sets)} sets: {union.contents()}", *table(rows)]
+    return DataReport(str(path), summary, _class_rows(union), repairs, problems)
 
 
 def _check_files(files: Mapping[str, DataSource]) -> tuple[list[Problem], Repairs]:
