@@ -193,7 +193,7 @@ FILES = {"images": "i", "annotations": "a.json"}
         ([FILES | {"exif": "no"}], ("set 1 of 1: exif: expected one of auto, upright, stored, but got no",)),
         (["a.json"], ("set 1 of 1: each set must have keys and values; the keys are images, annotations, name",)),
         ([{}], ("each set must have keys and values",)),
-        (FILES, ("data.sets: expected list, but got {'images'",)),
+        (FILES, ("data.sets: expected list, but got {'annotations'",)),
         ([FILES | {"share": 0}], ("the share of a must be > 0, but is 0",)),
         ([FILES | {"share": float("inf")}], ("the share of a must be > 0",)),
         ([FILES | {"share": 1}, FILES | {"name": "b"}], ("all sets have a share, or none; it is missing in b",)),

@@ -219,9 +219,7 @@ def _faulty_set(parser: ArgumentParser, values: dict[str, Any]) -> str:
 def _one_sentence(error: ArgumentError, parser: ArgumentParser) -> str:
     """The parser's message on one line: types in words, and the key that was probably meant."""
     text = " ".join(str(error).split()).replace("typing.", "")
-    if match := re.match(
-        r'Parser key "data\.sets": (?:Problem with given class_path .*?: (.*)|Expected a dot|Not a)', text
-    ):
+    if match := re.match(r'Parser key "data\.sets": (?!Expected a <class)(?:Problem with .*?: )?(.*)', text):
         return f"data.sets: {_set_sentence(match[1], parser)}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"Literal\[(.+?)\]", lambda match: f"one of {match[1].replace(chr(39), '')}", text)
@@ -243,16 +241,16 @@ def _one_sentence(error: ArgumentError, parser: ArgumentParser) -> str:
     return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
 
 
-def _set_sentence(problem: str | None, parser: ArgumentParser) -> str:
-    """The parser's message about one of `data.sets`; None where that is no mapping."""
+def _set_sentence(problem: str, parser: ArgumentParser) -> str:
+    """The parser's message about one of `data.sets`."""
     known = [one.name for one in fields(SetOptions)]
-    if problem is None:
-        return f"each set must have keys and values; the keys are {', '.join(known)}"
     if match := re.match(r"Option '(.+?)' is not accepted", problem):
         return f"{match[1]} is no key of a set{did_you_mean(match[1], known)}"
     if match := re.match("the following arguments are required: (.*)", problem):
         return f"it needs {match[1].replace(', ', ' and ')}"
-    return _one_sentence(ArgumentError(None, problem), parser)
+    if problem.startswith("Parser key"):
+        return _one_sentence(ArgumentError(None, problem), parser)
+    return f"each set must have keys and values; the keys are {', '.join(known)}"
 
 
 def _unknown_key(key: str, parser: ArgumentParser, dashes: str = "") -> str:
