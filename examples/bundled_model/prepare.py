@@ -98,21 +98,19 @@ def group_of(name: str, file_name: str) -> str:
     return match[1]
 
 
-def choose(
-    name: str, file_names: Iterable[str], share: float, known: Mapping[str, bool], purpose: str = ""
-) -> set[str]:
+def choose(name: str, file_names: Iterable[str], share: float, known: Mapping[str, bool]) -> set[str]:
     """The file names of set `name` that are set aside: about `share` of them, whole groups together.
 
     Groups are taken in the order of their hashes until there are enough, so that even four drives or eighteen pictures
     are split. Files of which it is `known` that they are not set aside are passed over; those that are known to be, but
-    were not reached, come on top. `purpose` makes the hashes others.
+    were not reached, come on top.
     """
     groups: dict[str, list[str]] = {}
     for file_name in file_names:
         groups.setdefault(group_of(name, file_name), []).append(file_name)
     wanted = share * sum(map(len, groups.values()))
     chosen: set[str] = set()
-    for group in sorted(groups, key=lambda group: fraction(purpose + group)):
+    for group in sorted(groups, key=fraction):
         if len(chosen) >= wanted:
             break
         chosen.update(file_name for file_name in groups[group] if known.get(file_name, True))
@@ -120,13 +118,13 @@ def choose(
 
 
 def choose_everywhere(
-    names: Mapping[str, Iterable[str]], share: float, always: Sequence[str] = (), purpose: str = ""
+    names: Mapping[str, Sequence[str]], share: float, always: Sequence[str] = ()
 ) -> dict[str, set[str]]:
     """What is set aside of each set; a COCO photograph is, or is not, in all COCO sets that have it."""
     sides = dict.fromkeys(always, True)
     chosen = {}
     for name, file_names in names.items():
-        chosen[name] = choose(name, file_names, share, sides if name in COCO_SETS else {}, purpose)
+        chosen[name] = choose(name, file_names, share, sides if name in COCO_SETS else {})
         if name in COCO_SETS:
             sides |= {file_name: file_name in chosen[name] for file_name in file_names}
     return chosen
@@ -207,7 +205,7 @@ def split(names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, set[str]]]:
     held_out = choose_everywhere(names, HELD_OUT_SHARE, always=ALWAYS_HELD_OUT)
     left = {name: [n for n in file_names if n not in held_out[name]] for name, file_names in names.items()}
     candidates = {name: [] if name in WITHOUT_DEVELOPMENT else file_names for name, file_names in left.items()}
-    development = choose_everywhere(candidates, DEVELOPMENT_SHARE, purpose="development ")
+    development = choose_everywhere(candidates, DEVELOPMENT_SHARE)
     train = {name: set(file_names) - development[name] for name, file_names in left.items()}
     return {"train": train, "development": development, "held_out": held_out}
 

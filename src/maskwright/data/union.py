@@ -115,14 +115,14 @@ class UnionDataset(SegmentationDataset):
 
 
 def _own_weights(parts: Sequence[SegmentationDataset]) -> np.ndarray | None:
-    """How often each image is drawn within its set, relative to the others there with a mean of 1; None: all alike."""
+    """How often each image is drawn, relative to the others of its set; None: all alike."""
     if all(part.sampling_weights is None for part in parts):
         return None
     weights = [
         np.ones(len(part)) if part.sampling_weights is None else part.sampling_weights.double().numpy()
         for part in parts
     ]
-    return np.concatenate([own / own.mean() for own in weights])
+    return np.concatenate(weights)
 
 
 @dataclass(frozen=True)
