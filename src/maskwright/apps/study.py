@@ -167,5 +167,5 @@ def _evaluated(run: StudyRun, name: str, options: Values) -> dict[str, float]:
     return numbers
 
 
-def _with_nan(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in numbers.items()}
+def _with_nan(numbers: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in numbers.items()}

@@ -136,7 +136,7 @@ def read_study(name_or_path: str) -> Study:
         common=_mapping(values, "set", source),
         seeds=_list_of(int, {"seeds": [0], **values}, "seeds", source),
         evaluate=_mapping_of_mappings(values, "evaluate", source),
-        published=_mapping_of_mappings(values, "published", source),
+        published=_published(values, source),
         about=str(values.get("about", "")),
     )
     _check(study, source)
@@ -244,6 +244,15 @@ def _mapping_of_mappings(values: Mapping[str, Any], key: str, source: str) -> di
     return {name: _mapping(found, name, f"{source}: {key}") for name in found}
 
 
+def _published(values: Mapping[str, Any], source: str) -> dict[str, dict[str, float]]:
+    rows = _mapping_of_mappings(values, "published", source)
+    for row, numbers in rows.items():
+        for name, number in numbers.items():
+            if not isinstance(number, int | float):
+                raise UserError(f"{source}: published: {row}: {name} must be a number, but got {number!r}")
+    return {row: {name: float(number) for name, number in numbers.items()} for row, numbers in rows.items()}
+
+
 def _list_of(kind: type, values: Mapping[str, Any], key: str, source: str) -> list[Any]:
     found = values.get(key)
     words = {str: " of names", int: " of whole numbers"}.get(kind, "")
@@ -270,10 +279,8 @@ def _check(study: Study, source: str) -> None:
         EvaluateOptions("model", **options)
     for row, numbers in study.published.items():
         _require_known(row, study.rows, f"{source}: published", "row of this study")
-        for name, number in numbers.items():
+        for name in numbers:
             _require_known(name, study.measure, f"{source}: published: {row}", "measure of this study")
-            if not isinstance(number, int | float):
-                raise UserError(f"{source}: published: {row}: {name} must be a number, but got {number!r}")
 
 
 def _require_known(name: str, known: Iterable[str], source: str, kind: str) -> None:

@@ -72,13 +72,13 @@ def _draw_bar(draw: ImageDraw.ImageDraw, bar: Bar, corner: tuple[int, int], ends
         return left + _BAR_WIDTH * (value - ends[0]) / (ends[1] - ends[0])
 
     if bar.value is not None:
-        start, end = sorted((x(0), x(bar.value)))
+        start, end = sorted((x(0.0), x(bar.value)))
         draw.rectangle((start, top, end, bottom), _BAR)
         if bar.spread is not None:
             draw.line((x(bar.value - bar.spread), middle, x(bar.value + bar.spread), middle), _BLACK, 2)
     if bar.published is not None:
         draw.line((x(bar.published), top, x(bar.published), bottom), _PUBLISHED, 3)
-    draw.line((x(0), top - 2, x(0), bottom + 2), _BLACK, 1)
+    draw.line((x(0.0), top - 2, x(0.0), bottom + 2), _BLACK, 1)
 
 
 def _caption(bar: Bar) -> str:
