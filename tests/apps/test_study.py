@@ -312,6 +312,11 @@ def test_every_study_that_ships_lacks_only_the_data(name, training, capsys):
     assert "--data.images" in capsys.readouterr().err
 
 
+def test_the_ablation_of_the_bundled_model_is_one_of_keys_that_exist():
+    study = read_study(str(Path(__file__).parents[2] / "examples" / "bundled_model" / "ablation.yaml"))
+    assert len(runs_of(study, Path("out"))) == len(study.rows)
+
+
 def test_without_a_name_the_studies_are_listed(capsys):
     assert main(["study"]) == 0
     told = capsys.readouterr().out
