@@ -21,7 +21,10 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Scores at which the accept table asks what is accepted."""
 
 MARGIN = 1e-3
-"""The curve's rise before its first and after its last knot: different scores stay different there, too."""
+"""The curve's rise after its last run of masks: different scores stay different there, too."""
+
+DECIMALS = 6
+"""Of the curve's knots."""
 
 Scores = Float64[np.ndarray, " n"]
 
@@ -99,8 +102,8 @@ def fit_monotone(scores: Scores, ious: Scores) -> tuple[list[float], list[float]
     """The knots (score, IoU) of a rising curve through the masks, both strictly increasing.
 
     Isotonic regression finds the runs of masks between whose means the IoU rises. Each run is one knot, at its mean
-    score and mean IoU; all IoUs are then moved by at most `MARGIN`, so that the curve rises to the ends 0 and 1 of the
-    scores, too.
+    score and mean IoU; all IoUs are then moved by at most `MARGIN`, so that the curve rises at the ends, too. It starts
+    at (0, 0), which is an empty mask, and ends at a score of 1.
 
     Raises:
         ValueError: there is no mask.
@@ -111,12 +114,14 @@ def fit_monotone(scores: Scores, ious: Scores) -> tuple[list[float], list[float]
     means = np.bincount(place, weights=ious) / counts
     fitted = isotonic_regression(means, weights=counts)
     weights = np.add.reduceat(counts, fitted.blocks[:-1])
-    xs = (np.add.reduceat(counts * distinct, fitted.blocks[:-1]) / weights).tolist()
-    ys = (MARGIN + (1 - 2 * MARGIN) * fitted.x[fitted.blocks[:-1]]).tolist()
+    xs = np.round(np.add.reduceat(counts * distinct, fitted.blocks[:-1]) / weights, DECIMALS)
+    ys = np.round(MARGIN + (1 - 2 * MARGIN) * fitted.x[fitted.blocks[:-1]], DECIMALS)
+    rises = (np.diff(xs, prepend=-1) > 0) & (np.diff(ys, prepend=-1) > 0)
+    xs, ys = xs[rises].tolist(), ys[rises].tolist()
     if xs[0] > 0:
-        xs, ys = [0.0, *xs], [ys[0] - MARGIN, *ys]
+        xs, ys = [0.0, *xs], [0.0, *ys]
     if xs[-1] < 1:
-        xs, ys = [*xs, 1.0], [*ys, ys[-1] + MARGIN]
+        xs, ys = [*xs, 1.0], [*ys, round(ys[-1] + MARGIN, DECIMALS)]
     return xs, ys
 
 
