@@ -195,6 +195,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
     "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),
+    "calibrate": ("make the mask scores of a weights folder the IoU that is to be expected", "calibrate"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
