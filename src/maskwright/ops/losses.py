@@ -32,6 +32,22 @@ def mask_dice(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -
     return 1 - 2 * overlap / total.clamp(min=1)
 
 
+def mask_iou(masks: Bool[Tensor, "n ..."], truth: Bool[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """IoU of each mask with the truth, in cells of the grid that they share; 0 where both are empty. No gradient."""
+    overlap = (masks & truth).flatten(1).sum(dim=1)
+    union = (masks | truth).flatten(1).sum(dim=1)
+    return overlap / union.clamp(min=1)
+
+
+def mask_quality_loss(qualities: Float[Tensor, " n"], iou: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Cross-entropy of the predicted IoU, given as logits, with the IoU: least where the prediction is its mean.
+
+    Departure from Mask Scoring R-CNN and SAM: they take the squared difference, which is least at the same prediction
+    but whose gradient vanishes where a prediction is far off.
+    """
+    return torch.nn.functional.binary_cross_entropy_with_logits(qualities, iou, reduction="none")
+
+
 def projection_loss(
     loss: MaskLossFunction, logits: Float[Tensor, "n h w"], targets: Float[Tensor, "n h w"]
 ) -> Float[Tensor, " n"]:

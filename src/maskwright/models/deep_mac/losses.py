@@ -13,7 +13,16 @@ from torch import Tensor
 from maskwright.models.deep_mac.config import DeepMACConfig
 from maskwright.ops.boxes import expand_boxes, jitter_boxes
 from maskwright.ops.crop import crop_and_resize, crop_masks, fill_boxes
-from maskwright.ops.losses import MaskLossFunction, mask_cross_entropy, mask_dice, mean_per_image, projection_loss
+from maskwright.ops.frames import cells_in_box
+from maskwright.ops.losses import (
+    MaskLossFunction,
+    mask_cross_entropy,
+    mask_dice,
+    mask_iou,
+    mask_quality_loss,
+    mean_per_image,
+    projection_loss,
+)
 from maskwright.structures import Target
 
 MASK_LOSSES: dict[str, MaskLossFunction] = {"mask_cross_entropy": mask_cross_entropy, "mask_dice": mask_dice}
@@ -119,6 +128,30 @@ class MaskLoss:
                 mean = mean_per_image(per_instance, instances.image_index, num_images)
                 losses.setdefault("box_consistency", []).append(self.config.box_consistency_weight * mean)
         return {name: torch.stack(values).mean() for name, values in losses.items()}
+
+    def quality(
+        self,
+        qualities: Float[Tensor, " n"],
+        logits: Float[Tensor, "n h w"],
+        instances: MaskInstances,
+        num_images: int,
+    ) -> Float[Tensor, ""]:
+        """The weighted loss of the predicted IoU, averaged as those of the masks, over the instances with a mask.
+
+        The IoU is that of the mask as it is predicted, cut off at the box, with the truth on the (widened) box's grid:
+        where the truth exceeds a jittered box, the mask lacks it.
+
+        Args:
+            qualities: the predicted IoU, as logits.
+            logits: of the masks.
+            instances: of `choose_instances`.
+            num_images: of the batch.
+        """
+        size, margin, frame = logits.shape[-1], self.config.box_margin, self.config.box_frame
+        masks = (logits[instances.has_mask] > 0) & cells_in_box(size, margin, frame).to(logits.device)
+        per_instance = mask_quality_loss(qualities[instances.has_mask], mask_iou(masks, instances.masks > 0.5))
+        image_index = instances.image_index[instances.has_mask]
+        return self.config.mask_quality_weight * mean_per_image(per_instance, image_index, num_images)
 
     def box_consistency(
         self, logits: Float[Tensor, "n h w"], instances: MaskInstances, frame_size: tuple[int, int]
