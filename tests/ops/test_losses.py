@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from maskwright.ops.losses import gathered_l1, mask_cross_entropy, mask_dice, mean_per_image, penalty_reduced_focal
+from maskwright.ops.losses import (
+    gathered_l1,
+    mask_cross_entropy,
+    mask_dice,
+    mask_iou,
+    mean_per_image,
+    penalty_reduced_focal,
+)
 
 
 def test_cross_entropy_is_the_mean_over_cells_with_soft_targets():
@@ -87,3 +94,9 @@ def test_gathered_l1_of_no_cell_is_zero_and_keeps_the_graph():
     gathered_l1(maps, torch.zeros(0, 2), none, none.reshape(0, 2)).backward()
     assert maps.grad is not None
     assert maps.grad.abs().sum() == 0
+
+
+def test_iou_of_masks_by_hand():
+    masks = torch.tensor([[[1, 1, 0]], [[0, 0, 1]], [[0, 0, 0]], [[1, 1, 1]]], dtype=torch.bool)
+    truth = torch.tensor([[[0, 1, 1]], [[1, 1, 0]], [[0, 0, 0]], [[1, 1, 1]]], dtype=torch.bool)
+    assert mask_iou(masks, truth).tolist() == pytest.approx([1 / 3, 0, 0, 1])

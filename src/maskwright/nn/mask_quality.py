@@ -71,9 +71,7 @@ class _Readout(nn.Sequential):
             return super().forward(input)
 
 
-def mask_measures(
-    probabilities: Float[Tensor, "n m m"], boxes: Float[Tensor, "n 4"]
-) -> Float[Tensor, "n {_NUM_MEASURES}"]:
+def mask_measures(probabilities: Float[Tensor, "n m m"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 7"]:
     """What a mask says of itself, and how it fits its box; each about 0 to 1.
 
     In this order: the IoU to be expected if each probability were right, sum(p m) / (sum(m) + sum(p (1 - m))) with the
