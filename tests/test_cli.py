@@ -17,6 +17,7 @@ from PIL import Image
 
 import maskwright
 from maskwright.cli import VERBS, main
+from maskwright.predictor import resolve_precision
 
 BOXES = "4,2,24,22;0,0,40,30"
 
@@ -267,7 +268,7 @@ class TestPredict:
 
     def test_a_precision_that_is_not_known(self, capsys):
         sentence = refused(capsys, "predict", "a.png", "--boxes", "0,0,5,5", "--precision", "half")
-        assert sentence == "precision must be one of float32, bfloat16, but got 'half'"
+        assert sentence == "precision must be one of auto, float32, bfloat16, but got 'half'"
 
 
 class TestDataCheck:
@@ -378,7 +379,8 @@ def test_in_a_process_of_its_own(folder: Path):
     done = run("predict", "a.png", "--boxes", BOXES, "--model", "weights", "--device", "cpu", code=program)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"a.png\t2 masks\t{Path('masks/a_overlay.jpg')}\n"
-    assert done.stderr == f"2 masks in {Path('masks/predictions.json')}\n"
+    precision = resolve_precision("auto", torch.device("cpu"))
+    assert done.stderr == f"2 masks in {Path('masks/predictions.json')}, computed in {precision}\n"
     wrong = run("predic", code=program)
     assert wrong.returncode == 2
     assert wrong.stderr == "maskwright: error: there is no command 'predic'; did you mean 'predict'?\n"

@@ -15,7 +15,7 @@ from torch import nn
 import maskwright
 from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.errors import UserError
-from maskwright.predictor import Predictor, check_boxes, choose_device
+from maskwright.predictor import Predictor, check_boxes, choose_device, resolve_precision
 
 
 @pytest.fixture
@@ -244,8 +244,28 @@ def test_bfloat16_is_the_networks_alone():
     exact = Predictor(model, "cpu").predict(image, [[4, 2, 24, 22], [0, 0, 60, 60]])
     difference = (prediction.mask_probabilities - exact.mask_probabilities).abs()
     assert 0 < float(difference.max()) < 0.05
-    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, but got 'half'"):
+    with pytest.raises(UserError, match="precision must be one of auto, float32, bfloat16, but got 'half'"):
         maskwright.load(device="cpu", precision="half")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "allowed", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "AVX512", "bfloat16"),
+        ({"avx512_bf16": True}, "AVX512", "bfloat16"),
+        ({"avx512_bf16": True}, "AVX2", "float32"),
+        ({"avx512_f": True, "avx512_bf16": False}, "AVX512", "float32"),
+        ({"neon": True}, "DEFAULT", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_computes_it_fast(
+    monkeypatch: pytest.MonkeyPatch, capabilities, allowed, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: allowed)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+    assert Predictor(small_model(), "cpu", "auto").precision == expected
+    assert resolve_precision("float32", torch.device("cpu")) == "float32"
 
 
 def test_compile_is_for_the_plain_tensor_methods(monkeypatch: pytest.MonkeyPatch, ellipse_model):

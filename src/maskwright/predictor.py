@@ -31,7 +31,7 @@ DEFAULT_MODEL = "deep-mac-tiny"
 MAX_DETECTIONS = 1000
 """So many instances a detector may find in one image, if nothing else is asked for."""
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 ImageSources = list[Any] | tuple[Any, ...] | Iterator[Any]  # of each an `ImageSource`; generators are iterators
@@ -67,8 +67,9 @@ class Predictor:
     Args:
         model: of any family; it stays as it is, unless `in_place` is true.
         device: `cpu`, `cuda`, `cuda:1`, ...; None or `auto` takes a GPU where there is one.
-        precision: of convolutions and matrix products, one of `PRECISIONS`; with `bfloat16` (by autocast) the last
-            layers of detectors, and what predictions hold, are float32 still.
+        precision: of convolutions and matrix products: `float32`, `bfloat16`, or `auto` for bfloat16 where the device
+            computes it fast (`resolve_precision`). With bfloat16 (by autocast) the last layers of detectors, and what
+            predictions hold, are float32 still. The attribute `precision` is the resolved one.
         compile: compile the network (`torch.compile`) in the first predictions, which takes minutes and, on a CPU, a
             C++ compiler; the results are the same, rounding aside.
         in_place: rebuild `model` itself, which spares the memory of a copy; it can then serve nothing else.
@@ -86,13 +87,11 @@ class Predictor:
         *,
         in_place: bool = False,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self.device = choose_device(device)
-        self.precision = precision
+        self.precision = resolve_precision(precision, self.device)
         folded = fold_batch_norms(model, in_place=in_place).to(self.device).to(memory_format=torch.channels_last)
         self.model = cast(Family[Any], folded)  # or any other `SegmentationModel`
-        if precision == "bfloat16":
+        if self.precision == "bfloat16":
             store_weights(self.model, torch.bfloat16)
         if compile:
             compile_network(self.model)
@@ -277,6 +276,30 @@ def choose_device(device: str | None) -> torch.device:
         reason = str(error).splitlines()[0].partition("Expected one of")[0] or "there is no such kind"
         raise UserError(f"device {device!r} cannot be used here ({reason}); expected cpu, cuda or auto") from error
     return chosen
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`float32` or `bfloat16`: what `precision`, one of `PRECISIONS`, means on a device.
+
+    `auto` is bfloat16 on a GPU that has it, and on a processor with AMX or AVX512-BF16 that torch is allowed to use
+    (the environment variable ATEN_CPU_CAPABILITY can forbid it). Elsewhere bfloat16 would be slower than float32.
+
+    Raises:
+        UserError: the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
+    if precision != "auto":
+        return precision
+    return "bfloat16" if _has_fast_bfloat16(device) else "float32"
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return device.type == "cpu" and allowed and bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def check_boxes(boxes: BoxSource) -> Float[Tensor, "n 4"]:

@@ -101,9 +101,9 @@ def test_another_option_does_not_go_on_with_an_old_journal(in_process: None, mon
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            predict_files(["photos"], options())
+            predict_files(["photos"], options(precision="float32"))
     with pytest.raises(UserError, match=f"is of a run that did not end, with another {next(iter(changes))}"):
-        predict_files(["photos"], options(**changes))
+        predict_files(["photos"], options(**{"precision": "float32", **changes}))
 
 
 def test_other_boxes_pictures_or_weights_do_not_go_on_with_an_old_journal(

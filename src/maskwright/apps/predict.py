@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class PredictOptions:
     model: str = DEFAULT_MODEL
     out: str = "masks"
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = "auto"
     compile: bool = False
     processes: int = 1
     masks: bool = False
@@ -104,6 +104,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
     if options.boxes is not None:
         pairs = boxes_of_pictures(options.boxes, found.paths, summary, options.annotations, options.exif)
     predictor = _load(options)
+    options = replace(options, precision=predictor.precision)  # the same one in all processes
     out = _output_folder(options, predictor)
     jobs = _jobs(pairs, out)
     journal_path = (out / RESULTS[predictor.task]).with_suffix(".journal")
@@ -167,7 +168,7 @@ def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, p
     journal.finish()
     for cause, sentence in failures:
         summary.note("failed", cause, sentence)
-    print(told, file=sys.stderr)
+    print(f"{told}, computed in {predictor.precision}", file=sys.stderr)
     summary.print()
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from maskwright.models.calibration import MaskCalibration
 from maskwright.models.config import BoxPromptedConfig, FamilyConfig
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import clip_boxes
@@ -185,11 +186,13 @@ class BoxPromptedFamily(Family[PromptedConfig]):
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
+        mask_calibration: from raw mask scores to expected IoU (`maskwright calibrate`); None leaves them raw.
     """
 
     task: ClassVar[Task] = "instance"
 
     mask_chunk_size: int
+    mask_calibration: MaskCalibration | None = None
     network: Any
 
     @property
@@ -339,16 +342,19 @@ class BoxPromptedFamily(Family[PromptedConfig]):
     def mask_scores(
         self, probabilities: Float[Tensor, "n m m"], qualities: Float[Tensor, " n"] | None
     ) -> Float[Tensor, " n"]:
-        """The score of each mask, in 0..1: its predicted IoU with the truth, else the mean certainty of its pixels.
+        """The score of each mask, in 0..1: its predicted IoU with the truth, else the mean certainty of its pixels;
+        calibrated, if the model is.
 
         Args:
             probabilities: on the grids of the boxes.
             qualities: the logits of the predicted IoU; None of a model that does not predict it.
         """
-        if qualities is not None:
-            return qualities.sigmoid()
-        inside = probabilities > 0.5
-        return (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        if qualities is None:
+            inside = probabilities > 0.5
+            scores = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        else:
+            scores = qualities.sigmoid()
+        return scores if self.mask_calibration is None else self.mask_calibration(scores)
 
     def _prediction(
         self, boxes: Tensor, probabilities: Tensor, qualities: Tensor | None, image_size: tuple[int, int]
