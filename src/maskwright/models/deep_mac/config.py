@@ -55,6 +55,8 @@ class DeepMACConfig(BoxPromptedConfig):
         box_offset_weight: weight of the detector's loss of the centres' offsets.
         min_box_overlap: IoU that sets the radius of the Gaussian targets of the centre maps.
         cross_entropy_weight: weight of the per-pixel loss of the masks (the original: 5).
+        boundary_weight: how much more than others the cells along a mask's boundary count in the per-pixel loss: 1 for
+            twice as much, 0 for alike.
         dice_weight: weight of the dice loss of the masks.
         box_consistency_weight: weight of the loss that compares each box, with a mask or without, with the extent of
             its predicted mask; above 0, boxes without a mask enter the mask head in training, too.
@@ -101,6 +103,7 @@ class DeepMACConfig(BoxPromptedConfig):
     box_offset_weight: float = setting(1.0, at_least=0, training_only=True)
     min_box_overlap: float = setting(0.7, at_least=0, at_most=1, training_only=True)
     cross_entropy_weight: float = setting(5.0, at_least=0, training_only=True)
+    boundary_weight: float = setting(0.0, at_least=0, training_only=True)
     dice_weight: float = setting(0.0, at_least=0, training_only=True)
     box_consistency_weight: float = setting(0.0, at_least=0, training_only=True)
     max_masks_per_image: int = setting(100, at_least=1, training_only=True)
@@ -121,6 +124,8 @@ class DeepMACConfig(BoxPromptedConfig):
             raise ValueError(f"embedding_kernel must be two odd numbers, but got {list(self.embedding_kernel)}")
         if not self.cross_entropy_weight and not self.dice_weight:
             raise ValueError("cross_entropy_weight and dice_weight are both 0: the mask head would learn nothing")
+        if self.boundary_weight and not self.cross_entropy_weight:
+            raise ValueError("boundary_weight is part of the per-pixel loss, but cross_entropy_weight is 0")
         if self.predict_full_resolution_masks:
             self._check_full_resolution()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -16,6 +17,7 @@ from maskwright.ops.crop import crop_and_resize, crop_masks, fill_boxes
 from maskwright.ops.frames import cells_in_box
 from maskwright.ops.losses import (
     MaskLossFunction,
+    boundary_cross_entropy,
     mask_cross_entropy,
     mask_dice,
     mask_iou,
@@ -121,7 +123,7 @@ class MaskLoss:
             with_mask = _enlarge(logits[instances.has_mask], (instances.masks.shape[-2], instances.masks.shape[-1]))
             image_index = instances.image_index[instances.has_mask]
             for name, weight in self._mask_weights().items():
-                per_instance = MASK_LOSSES[name](with_mask, instances.masks)
+                per_instance = self._loss_function(name)(with_mask, instances.masks)
                 losses.setdefault(name, []).append(weight * mean_per_image(per_instance, image_index, num_images))
             if self.config.box_consistency_weight:
                 per_instance = self.box_consistency(logits, instances, frame_size)
@@ -168,6 +170,12 @@ class MaskLoss:
             )
         losses = [projection_loss(MASK_LOSSES[name], logits, filled) for name in self._mask_weights()]
         return torch.stack(losses).sum(dim=0)
+
+    def _loss_function(self, name: str) -> MaskLossFunction:
+        """The loss of masks; of the extents of boxes, which have no boundary, it is always that of `MASK_LOSSES`."""
+        if name == "mask_cross_entropy" and self.config.boundary_weight:
+            return partial(boundary_cross_entropy, boundary_weight=self.config.boundary_weight)
+        return MASK_LOSSES[name]
 
     def _mask_weights(self) -> dict[str, float]:
         weights = {"mask_cross_entropy": self.config.cross_entropy_weight, "mask_dice": self.config.dice_weight}
