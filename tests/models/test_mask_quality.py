@@ -109,13 +109,13 @@ def test_the_iou_that_is_learnt_by_hand():
     """Of a grid of 6 x 6 the inner 4 x 4 are the box: what the mask has outside of them is cut off, the truth not."""
     loss = MaskLoss(DeepMACConfig(mask_quality=True, box_margin=0.25, box_frame="pixel", mask_quality_weight=2.0))
     logits = torch.full((1, 6, 6), -1.0)
-    logits[0, :, :3] = 1.0  # in the box 4 rows x 2 columns
+    logits[0, :, :4] = 1.0  # in the box 4 rows x 3 columns
     truth = torch.zeros(1, 6, 6)
-    truth[0, :3, 1:5] = 0.75  # 3 rows x 4 columns, the first of them above the box
+    truth[0, :2, 1:5] = 0.75  # 2 rows x 4 columns, the first of them above the box
     truth[0, 3] = 0.5  # no more than half
     box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
     instances = MaskInstances(box, box, torch.zeros(1, dtype=torch.int64), torch.tensor([True]), truth)
-    iou = 4 / (8 + 12 - 4)
+    iou = 3 / (12 + 8 - 3)
     qualities = torch.logit(torch.tensor([iou])).requires_grad_()
     expected = torch.distributions.Bernoulli(probs=iou).entropy()
     found = loss.quality(qualities, logits, instances, 2)
