@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 
-from maskwright.ops.frames import map_indices, sample_positions
+from maskwright.ops.frames import cells_in_box, map_indices, sample_positions
 
 
 def test_samples_of_a_box_edge_pair_by_hand():
@@ -33,3 +33,11 @@ def test_unknown_frame_is_refused_by_name():
 def test_too_small_a_grid_is_refused(frame, size):
     with pytest.raises(ValueError, match=f"{frame} grid must have at least {size + 1} samples"):
         sample_positions(torch.zeros(1), torch.ones(1), size, frame)
+
+
+def test_cells_of_a_widened_box_that_lie_inside_the_box():
+    assert cells_in_box(6, 0.25, "pixel")[0].any().item() is False
+    assert cells_in_box(6, 0.25, "pixel")[1].tolist() == [False, True, True, True, True, False]
+    # -0.5, 0, 0.5, 1, 1.5: the edges are in
+    assert cells_in_box(5, 0.5, "corner").nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (1, 2, 3)]
+    assert cells_in_box(4, 0.0, "corner").all()

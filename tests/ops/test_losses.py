@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from maskwright.ops.losses import gathered_l1, mask_cross_entropy, mask_dice, mean_per_image, penalty_reduced_focal
+from maskwright.ops.losses import (
+    boundary_cells,
+    boundary_cross_entropy,
+    gathered_l1,
+    mask_cross_entropy,
+    mask_dice,
+    mask_iou,
+    mean_per_image,
+    penalty_reduced_focal,
+)
 
 
 def test_cross_entropy_is_the_mean_over_cells_with_soft_targets():
@@ -87,3 +96,34 @@ def test_gathered_l1_of_no_cell_is_zero_and_keeps_the_graph():
     gathered_l1(maps, torch.zeros(0, 2), none, none.reshape(0, 2)).backward()
     assert maps.grad is not None
     assert maps.grad.abs().sum() == 0
+
+
+def test_iou_of_masks_by_hand():
+    masks = torch.tensor([[[1, 1, 0]], [[0, 0, 1]], [[0, 0, 0]], [[1, 1, 1]]], dtype=torch.bool)
+    truth = torch.tensor([[[0, 1, 1]], [[1, 1, 0]], [[0, 0, 0]], [[1, 1, 1]]], dtype=torch.bool)
+    assert mask_iou(masks, truth).tolist() == pytest.approx([1 / 3, 0, 0, 1])
+
+
+def test_boundary_cells_by_hand():
+    masks = torch.zeros(2, 4, 5)
+    masks[0, :, :2] = 1.0  # cut off above, below and left: its boundary is at the third column
+    masks[0, 3, 4] = 0.5  # no more than half is outside
+    masks[1] = 1.0
+    expected = torch.tensor([[False, True, True, False, False]] * 4)
+    assert torch.equal(boundary_cells(masks), torch.stack([expected, torch.zeros(4, 5, dtype=torch.bool)]))
+    corner = torch.zeros(1, 3, 3)
+    corner[0, 0, 0] = 1.0
+    assert boundary_cells(corner)[0].int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert boundary_cells(torch.zeros(0, 4, 5)).shape == (0, 4, 5)
+
+
+def test_the_boundary_counts_more_in_the_cross_entropy():
+    """Three cells in a row and three times: columns 0 and 1 are the boundary, wrong in column 1 alone."""
+    targets = torch.tensor([[[1.0, 0.0, 0.0]] * 3])
+    logits = torch.tensor([[[2.0, 2.0, -2.0]] * 3])
+    right, wrong = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
+    found = boundary_cross_entropy(logits, targets, 3.0)
+    assert found.tolist() == pytest.approx([(4 * right + 4 * wrong + right) / 9])
+    assert boundary_cross_entropy(logits, targets, 0.0).tolist() == pytest.approx(
+        mask_cross_entropy(logits, targets).tolist()
+    )

@@ -95,6 +95,27 @@ class FamilyConfig:
         return {entry.name for entry in fields(cls) if _is(entry, "training_only")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxPromptedConfig(FamilyConfig):
+    """What the configs of the families share that turn boxes into masks.
+
+    Attributes:
+        mask_quality: predict the IoU of each mask with the truth, which is then its score.
+        mask_quality_weight: weight of the loss of that prediction.
+        mask_quality_alone: learn that prediction alone.
+    """
+
+    mask_quality: bool = False
+    mask_quality_weight: float = setting(1.0, above=0, training_only=True)
+    mask_quality_alone: bool = setting(False, training_only=True)
+
+    def __post_init__(self) -> None:
+        """See `FamilyConfig`; to learn the quality of masks alone without predicting it is refused, too."""
+        super().__post_init__()
+        if self.mask_quality_alone and not self.mask_quality:
+            raise ValueError("mask_quality_alone needs mask_quality, which is false: nothing would be learnt")
+
+
 def check_label_space(categories: Any, mask_classes: Any) -> None:
     """Refuse what is no label space; null is one without classes.
 

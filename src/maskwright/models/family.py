@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from maskwright.models.calibration import MaskCalibration
-from maskwright.models.config import FamilyConfig
+from maskwright.models.config import BoxPromptedConfig, FamilyConfig
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.frames import BoxFrame
@@ -28,6 +28,7 @@ from maskwright.structures import (
 )
 
 Config = TypeVar("Config", bound=FamilyConfig)
+PromptedConfig = TypeVar("PromptedConfig", bound=BoxPromptedConfig)
 
 
 class Family(nn.Module, ABC, Generic[Config]):
@@ -124,19 +125,24 @@ class Family(nn.Module, ABC, Generic[Config]):
         """`forward` in eval."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """`backbone` (what ImageNet weights exist for) and `heads`, each with weight decay and without.
+        """`backbone` (what ImageNet weights exist for) and `heads`, each with weight decay and without; in a model that
+        predicts the quality of masks, the third, `mask_quality`, is what predicts it.
 
         Norms and biases have no weight decay, nor have `undecayed_parameters`.
         """
-        backbone = {id(parameter) for parameter in self.backbone_parameters()}
+        group_of = {id(p): name for name, parameters in self.named_groups().items() for p in parameters}
         undecayed = {id(parameter) for parameter in self.undecayed_parameters()}
         groups: list[ParameterGroup] = []
-        for name in ("backbone", "heads"):
-            members = [p for p in self.parameters() if p.requires_grad and (id(p) in backbone) == (name == "backbone")]
+        for name in dict.fromkeys(["backbone", "heads", *group_of.values()]):
+            members = [p for p in self.parameters() if p.requires_grad and group_of.get(id(p), "heads") == name]
             for decay in (1.0, 0.0):
                 parameters = [p for p in members if (p.ndim > 1 and id(p) not in undecayed) == bool(decay)]
                 groups.append({"name": name, "params": parameters, "weight_decay_factor": decay})
         return groups
+
+    def named_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """The parameters of each group; all others are `heads`."""
+        return {"backbone": self.backbone_parameters()}
 
     @abstractmethod
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
@@ -172,10 +178,11 @@ class Detections(NamedTuple):
     scores: Sequence[Tensor] | Tensor
 
 
-class BoxPromptedFamily(Family[Config]):
+class BoxPromptedFamily(Family[PromptedConfig]):
     """A model that turns boxes into masks; it satisfies `structures.BoxPrompted`.
 
-    A subclass implements the abstract methods, and `maps` unless they are its network's.
+    A subclass implements the abstract methods, and `maps` unless they are its network's. Its network's `mask_quality`
+    is a `MaskQualityHead`, or None; the subclass calls `freeze` once the network is there.
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
@@ -197,6 +204,34 @@ class BoxPromptedFamily(Family[Config]):
     @abstractmethod
     def map_names(self) -> Sequence[str]:
         """Names of the maps of `ImageFeatures`, in the network's order."""
+
+    @property
+    def learns_from_boxes(self) -> bool:
+        """See `Family`; the quality of masks is learnt from masks alone."""
+        return super().learns_from_boxes and not self.config.mask_quality_alone
+
+    def freeze(self) -> None:
+        """With `mask_quality_alone`, let no other part of the network learn."""
+        if self.config.mask_quality_alone:
+            for part in self._frozen_parts():
+                part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> BoxPromptedFamily[PromptedConfig]:
+        """Set the training mode; frozen parts stay in inference mode and keep their norms' statistics."""
+        super().train(mode)
+        if self.config.mask_quality_alone:
+            for part in self._frozen_parts():
+                part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """All parts of the network but the one that predicts the quality of masks."""
+        return [part for part in self.network.children() if part is not self.network.mask_quality]
+
+    def named_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """See `Family`."""
+        quality = self.network.mask_quality
+        return super().named_groups() | ({} if quality is None else {"mask_quality": quality.parameters()})
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
         """What the mask head reads of a batch of images."""
@@ -223,6 +258,20 @@ class BoxPromptedFamily(Family[Config]):
         labels: Int64[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n m m"]:
         """Mask logits of boxes in pixels of the network input; a label of -1 is an unknown class."""
+
+    @abstractmethod
+    def masks_and_qualities(
+        self,
+        maps: tuple[Tensor, ...],
+        boxes: Float[Tensor, "n 4"],
+        image_index: Int64[Tensor, " n"],
+        labels: Int64[Tensor, " n"] | None = None,
+    ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, " n"]]:
+        """`mask_logits`, and the logit of each mask's IoU with the truth.
+
+        Raises:
+            ValueError: the network has no head for it (`mask_quality`).
+        """
 
     def chunk_size(self, maps: tuple[Tensor, ...]) -> int:  # noqa: ARG002
         """Boxes that enter the mask head at a time."""
@@ -278,22 +327,43 @@ class BoxPromptedFamily(Family[Config]):
         size, device = self.chunk_size(maps), maps[0].device
         inputs = (torch.cat(in_input), image_indices(in_input), labels)
         chunks = zip(*(value.to(device).split(size) for value in inputs if value is not None), strict=True)
-        logits = torch.cat([self.mask_logits(maps, *chunk).float() for chunk in chunks])
+        counts = [len(b) for b in boxes]
+        qualities: Sequence[Tensor | None] = [None] * len(boxes)
+        if self.config.mask_quality:
+            masks, found = zip(*(self.masks_and_qualities(maps, *chunk) for chunk in chunks), strict=True)
+            qualities = torch.cat(found).detach().cpu().split(counts)
+        else:
+            masks = [self.mask_logits(maps, *chunk) for chunk in chunks]
+        logits = torch.cat([each.float() for each in masks])
         probabilities = self.on_boxes(logits).sigmoid().detach().cpu()
-        by_image = probabilities.split([len(b) for b in boxes])
-        return [
-            self._prediction(b.float().cpu(), p, geometry.original_size)
-            for b, p, geometry in zip(boxes, by_image, features.geometry, strict=True)
-        ]
+        by_image = zip(boxes, probabilities.split(counts), qualities, features.geometry, strict=True)
+        return [self._prediction(b.float().cpu(), p, q, geometry.original_size) for b, p, q, geometry in by_image]
 
-    def _prediction(self, boxes: Tensor, probabilities: Tensor, image_size: tuple[int, int]) -> InstancePrediction:
-        inside = probabilities > 0.5
-        certainty = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    def mask_scores(
+        self, probabilities: Float[Tensor, "n m m"], qualities: Float[Tensor, " n"] | None
+    ) -> Float[Tensor, " n"]:
+        """The score of each mask, in 0..1: its predicted IoU with the truth, else the mean certainty of its pixels;
+        calibrated, if the model is.
+
+        Args:
+            probabilities: on the grids of the boxes.
+            qualities: the logits of the predicted IoU; None of a model that does not predict it.
+        """
+        if qualities is None:
+            inside = probabilities > 0.5
+            scores = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        else:
+            scores = qualities.sigmoid()
+        return scores if self.mask_calibration is None else self.mask_calibration(scores)
+
+    def _prediction(
+        self, boxes: Tensor, probabilities: Tensor, qualities: Tensor | None, image_size: tuple[int, int]
+    ) -> InstancePrediction:
         return InstancePrediction(
             boxes=boxes,
             labels=torch.full((len(boxes),), -1),
             scores=torch.ones(len(boxes)),
-            mask_scores=certainty if self.mask_calibration is None else self.mask_calibration(certainty),
+            mask_scores=self.mask_scores(probabilities, qualities),
             mask_probabilities=probabilities,
             image_size=image_size,
             frame=self.box_frame,

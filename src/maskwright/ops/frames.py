@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 BoxFrame = Literal["corner", "pixel"]
@@ -85,3 +85,17 @@ def margin_crop_matrix(size: int, margin: float, frame: BoxFrame) -> Float[Tenso
     columns = torch.arange(size, dtype=torch.float64)
     indices = indices.clamp(0, size - 1)
     return (1 - (indices[:, None] - columns).abs()).clamp(min=0).float()
+
+
+def cells_in_box(size: int, margin: float, frame: BoxFrame) -> Bool[Tensor, "{size} {size}"]:
+    """Which samples of a widened box's grid lie inside the box itself, its edges included.
+
+    The widened box exceeds the box by `margin` times its size on every side.
+
+    Raises:
+        ValueError: `frame` is no box frame.
+    """
+    low, high = torch.tensor([-margin]), torch.tensor([1 + margin])
+    (positions,) = sample_positions(low.double(), high.double(), size, frame)
+    inside = (positions >= 0) & (positions <= 1)
+    return inside[:, None] & inside

@@ -21,6 +21,25 @@ def mask_cross_entropy(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n
     return losses.flatten(1).mean(dim=1)
 
 
+def boundary_cross_entropy(
+    logits: Float[Tensor, "n h w"], targets: Float[Tensor, "n h w"], boundary_weight: float
+) -> Float[Tensor, " n"]:
+    """`mask_cross_entropy` as a weighted mean: cells on the mask's boundary count `1 + boundary_weight` times."""
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weights = 1 + boundary_weight * boundary_cells(targets)
+    return (weights * losses).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+
+
+def boundary_cells(masks: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
+    """The cells of a mask (above 0.5) that have one outside of it among their 8 neighbours, and the other way round.
+
+    What lies beyond the grid is neither: where a mask is cut off there is no boundary.
+    """
+    inside = (masks > 0.5).float()[:, None]
+    most, least = (sign * torch.nn.functional.max_pool2d(sign * inside, 3, stride=1, padding=1) for sign in (1, -1))
+    return (most != least).squeeze(1)
+
+
 def mask_dice(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
     """Dice loss of each instance, `1 - 2 sum(p t) / max(sum(p) + sum(t), 1)` over its cells.
 
@@ -30,6 +49,22 @@ def mask_dice(logits: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -
     overlap = (probabilities * targets).sum(dim=1)
     total = probabilities.sum(dim=1) + targets.sum(dim=1)
     return 1 - 2 * overlap / total.clamp(min=1)
+
+
+def mask_iou(masks: Bool[Tensor, "n ..."], truth: Bool[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """IoU of each mask with the truth, in cells of the grid that they share; 0 where both are empty. No gradient."""
+    overlap = (masks & truth).flatten(1).sum(dim=1)
+    union = (masks | truth).flatten(1).sum(dim=1)
+    return overlap / union.clamp(min=1)
+
+
+def mask_quality_loss(qualities: Float[Tensor, " n"], iou: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Cross-entropy of the predicted IoU, given as logits, with the IoU: least where the prediction is its mean.
+
+    Departure from Mask Scoring R-CNN and SAM: they take the squared difference, which is least at the same prediction
+    but whose gradient vanishes where a prediction is far off.
+    """
+    return torch.nn.functional.binary_cross_entropy_with_logits(qualities, iou, reduction="none")
 
 
 def projection_loss(

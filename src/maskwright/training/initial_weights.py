@@ -19,7 +19,7 @@ from maskwright.models.hub import from_pretrained
 from maskwright.structures import Category
 
 # Values that are reported separately, or that do not change what the same tensors predict.
-_TOLD_OTHERWISE = {"categories", "mask_classes", "detector", "image_size", "mask_chunk_size"}
+_TOLD_OTHERWISE = {"categories", "mask_classes", "detector", "mask_quality", "image_size", "mask_chunk_size"}
 
 
 def start_from(model: Family[Any], source: str, *, announce: bool = True) -> None:

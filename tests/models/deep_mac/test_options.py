@@ -16,6 +16,8 @@ OPTIONS = [
     {"box_consistency_weight": 0.7},
     {"box_consistency_weight": 0.7, "dice_weight": 1.0, "cross_entropy_weight": 0.0, "box_jitter_ratio": 0.2},
     {**FULL, "box_consistency_weight": 0.7},
+    {"boundary_weight": 2.0},
+    {**FULL, "boundary_weight": 2.0},
 ]
 
 
@@ -93,6 +95,24 @@ def test_box_consistency_by_hand():
     assert losses["mask_cross_entropy"] == 0
 
 
+def test_the_boundary_counts_more_in_the_loss_of_masks_but_not_of_extents():
+    """The logits are right but for the second column, the outer half of the boundary."""
+    values = {"cross_entropy_weight": 1.0, "box_consistency_weight": 1.0, "predict_full_resolution_masks": True}
+    box = torch.tensor([[0.0, 0.0, 8.0, 32.0]])
+    truth = torch.zeros(1, 4, 4)
+    truth[0, :, 0] = 1.0
+    logits = torch.full((1, 4, 4), -2.0)
+    logits[0, :, :2] = 2.0
+    instances = MaskInstances(box, box, torch.zeros(1, dtype=torch.int64), torch.tensor([True]), truth)
+    plain, weighted = (
+        MaskLoss(DeepMACConfig(**values, boundary_weight=w))([logits], instances, 1, (32, 32)) for w in (0.0, 1.0)
+    )
+    right, wrong = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
+    assert plain["mask_cross_entropy"].item() == pytest.approx((3 * right + wrong) / 4)
+    assert weighted["mask_cross_entropy"].item() == pytest.approx((2 * right + 2 * wrong + 2 * right) / 6)
+    assert torch.equal(weighted["box_consistency"], plain["box_consistency"])
+
+
 def test_full_resolution_exports_with_any_number_of_boxes():
     network = build(**FULL).eval().network
     maps = network.maps(torch.rand(1, 3, SIZE, SIZE))
@@ -123,6 +143,7 @@ def test_full_resolution_exports_with_any_number_of_boxes():
         ({**FULL, "box_frame": "pixel"}, "but got another box_frame"),
         ({**FULL, "mask_head": "fully_connected"}, "needs a convolutional mask_head, not 'fully_connected'"),
         ({"postprocess_crop_size": 1}, "postprocess_crop_size must be at least 2"),
+        ({"boundary_weight": 1.0, "cross_entropy_weight": 0.0, "dice_weight": 1.0}, "but cross_entropy_weight is 0"),
         ({"box_consistency_weight": -1.0}, "box_consistency_weight must be at least 0"),
         ({"image_std": [0.0, 0.0, 0.0]}, r"image_std of a model\) must be three numbers above 0"),
         ({"norm_momentum": -1.0}, "norm_momentum must be at least 0 and at most 1, but got -1"),

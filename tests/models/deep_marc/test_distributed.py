@@ -18,7 +18,7 @@ from small_deep_marc import BOXES, SIZE, build, images
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-model = build(box_head="4conv1fc")
+model = build(box_head="4conv1fc", mask_quality=True)
 network = DistributedDataParallel(model.train())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 without_masks = make_target(BOXES, has_mask=[False, False], size=SIZE)

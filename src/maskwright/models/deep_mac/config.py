@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwright.models.config import FamilyConfig, setting
+from maskwright.models.config import BoxPromptedConfig, setting
 from maskwright.nn.backbones import BACKBONES
 from maskwright.nn.image_batch import ChannelOrder, ResizeMethod
 from maskwright.nn.mask_heads import MASK_HEADS
@@ -15,7 +15,7 @@ from maskwright.ops.frames import BoxFrame
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepMACConfig(FamilyConfig):
+class DeepMACConfig(BoxPromptedConfig):
     """The values of a Deep-MAC model.
 
     Attributes:
@@ -48,16 +48,23 @@ class DeepMACConfig(FamilyConfig):
             relative to the box's centre, and train it on the image's whole mask. It costs
             (image_size / 4 / mask_size)^2 times as much; image_size / 4 must be a multiple of the head's size divisor.
             Predictions are cut out along the box. Does not go with jitter, margin, upsampling, image crop, the `pixel`
-            frame or a fully connected head.
+            frame, `mask_quality` or a fully connected head.
         postprocess_crop_size: side of the grid on which full-resolution masks are cut out.
         object_center_weight: weight of the detector's loss of its centre maps.
         box_size_weight: weight of the detector's loss of heights and widths, in cells.
         box_offset_weight: weight of the detector's loss of the centres' offsets.
         min_box_overlap: IoU that sets the radius of the Gaussian targets of the centre maps.
         cross_entropy_weight: weight of the per-pixel loss of the masks (the original: 5).
+        boundary_weight: how much more than others the cells along a mask's boundary count in the per-pixel loss: 1 for
+            twice as much, 0 for alike.
         dice_weight: weight of the dice loss of the masks.
         box_consistency_weight: weight of the loss that compares each box, with a mask or without, with the extent of
             its predicted mask; above 0, boxes without a mask enter the mask head in training, too.
+        mask_quality: predict the IoU of each mask with the truth, by a small head beside the mask head; it is then the
+            masks' score, which is otherwise the mean certainty of their pixels. Masks stay as they are.
+        mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
+        mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
+            norms. For weights that were trained without it (`trainer.initial_weights`).
         max_masks_per_image: most instances of an image that enter the mask head in training.
         mask_chunk_size: boxes that enter the mask head at a time at inference; on a CPU at most 16 (bfloat16: 32).
         resize: how pixels are interpolated when an image is resized (`nn.image_batch.ImageBatch`).
@@ -96,6 +103,7 @@ class DeepMACConfig(FamilyConfig):
     box_offset_weight: float = setting(1.0, at_least=0, training_only=True)
     min_box_overlap: float = setting(0.7, at_least=0, at_most=1, training_only=True)
     cross_entropy_weight: float = setting(5.0, at_least=0, training_only=True)
+    boundary_weight: float = setting(0.0, at_least=0, training_only=True)
     dice_weight: float = setting(0.0, at_least=0, training_only=True)
     box_consistency_weight: float = setting(0.0, at_least=0, training_only=True)
     max_masks_per_image: int = setting(100, at_least=1, training_only=True)
@@ -108,7 +116,7 @@ class DeepMACConfig(FamilyConfig):
     width: float = setting(1.0, above=0)
 
     def __post_init__(self) -> None:
-        """See `FamilyConfig`; values that do not go together are refused, too."""
+        """See `BoxPromptedConfig`; values that do not go together are refused, too."""
         super().__post_init__()
         if self.detector and not self.categories:
             raise ValueError("a model with a detector needs categories, the classes that it tells apart, but got none")
@@ -116,6 +124,8 @@ class DeepMACConfig(FamilyConfig):
             raise ValueError(f"embedding_kernel must be two odd numbers, but got {list(self.embedding_kernel)}")
         if not self.cross_entropy_weight and not self.dice_weight:
             raise ValueError("cross_entropy_weight and dice_weight are both 0: the mask head would learn nothing")
+        if self.boundary_weight and not self.cross_entropy_weight:
+            raise ValueError("boundary_weight is part of the per-pixel loss, but cross_entropy_weight is 0")
         if self.predict_full_resolution_masks:
             self._check_full_resolution()
 
@@ -127,9 +137,10 @@ class DeepMACConfig(FamilyConfig):
             "box_jitter_ratio": self.box_jitter_ratio > 0,
             "mask_upsample": self.mask_upsample != 1,
             "use_image_crop": self.use_image_crop,
+            "mask_quality": self.mask_quality,
         }
         if names := [name for name, is_wrong in wrong.items() if is_wrong]:
             raise ValueError(
                 "predict_full_resolution_masks needs box_frame 'corner', box_margin 0, box_jitter_ratio 0, "
-                f"mask_upsample 1 and use_image_crop false, but got another {names[0]}"
+                f"mask_upsample 1, use_image_crop false and mask_quality false, but got another {names[0]}"
             )

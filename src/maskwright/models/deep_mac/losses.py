@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -13,7 +14,17 @@ from torch import Tensor
 from maskwright.models.deep_mac.config import DeepMACConfig
 from maskwright.ops.boxes import expand_boxes, jitter_boxes
 from maskwright.ops.crop import crop_and_resize, crop_masks, fill_boxes
-from maskwright.ops.losses import MaskLossFunction, mask_cross_entropy, mask_dice, mean_per_image, projection_loss
+from maskwright.ops.frames import cells_in_box
+from maskwright.ops.losses import (
+    MaskLossFunction,
+    boundary_cross_entropy,
+    mask_cross_entropy,
+    mask_dice,
+    mask_iou,
+    mask_quality_loss,
+    mean_per_image,
+    projection_loss,
+)
 from maskwright.structures import Target
 
 MASK_LOSSES: dict[str, MaskLossFunction] = {"mask_cross_entropy": mask_cross_entropy, "mask_dice": mask_dice}
@@ -112,13 +123,37 @@ class MaskLoss:
             with_mask = _enlarge(logits[instances.has_mask], (instances.masks.shape[-2], instances.masks.shape[-1]))
             image_index = instances.image_index[instances.has_mask]
             for name, weight in self._mask_weights().items():
-                per_instance = MASK_LOSSES[name](with_mask, instances.masks)
+                per_instance = self._loss_function(name)(with_mask, instances.masks)
                 losses.setdefault(name, []).append(weight * mean_per_image(per_instance, image_index, num_images))
             if self.config.box_consistency_weight:
                 per_instance = self.box_consistency(logits, instances, frame_size)
                 mean = mean_per_image(per_instance, instances.image_index, num_images)
                 losses.setdefault("box_consistency", []).append(self.config.box_consistency_weight * mean)
         return {name: torch.stack(values).mean() for name, values in losses.items()}
+
+    def quality(
+        self,
+        qualities: Float[Tensor, " n"],
+        logits: Float[Tensor, "n h w"],
+        instances: MaskInstances,
+        num_images: int,
+    ) -> Float[Tensor, ""]:
+        """The weighted loss of the predicted IoU, averaged as those of the masks, over the instances with a mask.
+
+        The IoU is that of the mask as it is predicted, cut off at the box, with the truth on the (widened) box's grid:
+        where the truth exceeds a jittered box, the mask lacks it.
+
+        Args:
+            qualities: the predicted IoU, as logits.
+            logits: of the masks.
+            instances: of `choose_instances`.
+            num_images: of the batch.
+        """
+        size, margin, frame = logits.shape[-1], self.config.box_margin, self.config.box_frame
+        masks = (logits[instances.has_mask] > 0) & cells_in_box(size, margin, frame).to(logits.device)
+        per_instance = mask_quality_loss(qualities[instances.has_mask], mask_iou(masks, instances.masks > 0.5))
+        image_index = instances.image_index[instances.has_mask]
+        return self.config.mask_quality_weight * mean_per_image(per_instance, image_index, num_images)
 
     def box_consistency(
         self, logits: Float[Tensor, "n h w"], instances: MaskInstances, frame_size: tuple[int, int]
@@ -135,6 +170,12 @@ class MaskLoss:
             )
         losses = [projection_loss(MASK_LOSSES[name], logits, filled) for name in self._mask_weights()]
         return torch.stack(losses).sum(dim=0)
+
+    def _loss_function(self, name: str) -> MaskLossFunction:
+        """The loss of masks; of the extents of boxes, which have no boundary, it is always that of `MASK_LOSSES`."""
+        if name == "mask_cross_entropy" and self.config.boundary_weight:
+            return partial(boundary_cross_entropy, boundary_weight=self.config.boundary_weight)
+        return MASK_LOSSES[name]
 
     def _mask_weights(self) -> dict[str, float]:
         weights = {"mask_cross_entropy": self.config.cross_entropy_weight, "mask_dice": self.config.dice_weight}

@@ -39,7 +39,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
 
     family = "deep_mac"
     config_class = DeepMACConfig
-    compilable = ("maps", "maps_and_detection", "mask_logits")
+    compilable = ("maps", "maps_and_detection", "mask_logits", "masks_and_qualities")
     network: DeepMACNetwork
 
     def __init__(self, config: DeepMACConfig | None = None, **values: Any) -> None:
@@ -54,6 +54,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         self.network = DeepMACNetwork(config)
         divisor = self.network.backbone.size_divisor
         check_divisor("image_size", config.image_size, divisor, f"backbone {config.backbone!r}")
+        self.freeze()
 
     @property
     def needs_boxes(self) -> bool:
@@ -62,8 +63,9 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
 
     @property
     def learns_from_boxes(self) -> bool:
-        """Whether it has a detector, or a loss that compares boxes with masks."""
-        return not self.needs_boxes or self.config.box_consistency_weight > 0
+        """Whether it has a detector, or a loss that compares boxes with masks, and learns more than `mask_quality`."""
+        by_extent = self.config.box_consistency_weight > 0 and not self.config.mask_quality_alone
+        return super().learns_from_boxes or by_extent
 
     @property
     def box_frame(self) -> BoxFrame:
@@ -76,8 +78,11 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         return ("pixel_embedding", "instance_embedding", "image")
 
     def training_losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """The losses of the mask head and, with a detector, of its boxes."""
-        stacks, detector_stacks = self.network.stack_outputs(self.image_batch.stack(images))
+        """The losses of the mask head, of the quality of its masks and, with a detector, of its boxes."""
+        batch = self.image_batch.stack(images)
+        if self.config.mask_quality_alone:
+            return {"mask_quality": self.mask_losses([self.network.maps(batch)], targets)["mask_quality"]}
+        stacks, detector_stacks = self.network.stack_outputs(batch)
         losses = self.mask_losses(stacks, targets)
         if self.needs_boxes:
             return losses
@@ -91,12 +96,20 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
     def mask_losses(self, stacks: Sequence[Maps], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Losses of the mask head on ground-truth boxes, averaged over the stacks, then per image.
 
+        `mask_quality` is learnt of the last stack, the only one used at inference.
+
         Source: `_compute_masks_loss`; departures: see `DeepMACNetwork`.
         """
         size = (stacks[0][2].shape[-2], stacks[0][2].shape[-1])
         instances = choose_instances(targets, self.config, size, stacks[0][0].device)
-        logits = [self.network.head_logits(m, instances.boxes, instances.image_index).float() for m in stacks]
-        return self.mask_loss(logits, instances, len(targets), size)
+        prompt = (instances.boxes, instances.image_index)
+        if not self.config.mask_quality:
+            logits = [self.network.head_logits(m, *prompt).float() for m in stacks]
+            return self.mask_loss(logits, instances, len(targets), size)
+        logits = [self.network.head_logits(m, *prompt).float() for m in stacks[:-1]]
+        last, qualities = self.network.masks_and_qualities(stacks[-1], *prompt)
+        losses = self.mask_loss([*logits, last.float()], instances, len(targets), size)
+        return losses | {"mask_quality": self.mask_loss.quality(qualities, last, instances, len(targets))}
 
     def detect(
         self, batch: Float[Tensor, "b 3 h w"], image_sizes: list[tuple[int, int]], max_detections: int
@@ -117,6 +130,17 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         """See `BoxPromptedFamily`; masks are class-agnostic."""
         pixel_embedding, instance_embedding, image = maps
         return self.network.mask_logits((pixel_embedding, instance_embedding, image), boxes, image_index)
+
+    def masks_and_qualities(
+        self,
+        maps: tuple[Tensor, ...],
+        boxes: Float[Tensor, "n 4"],
+        image_index: Int64[Tensor, " n"],
+        labels: Int64[Tensor, " n"] | None = None,  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, " n"]]:
+        """See `BoxPromptedFamily`."""
+        pixel_embedding, instance_embedding, image = maps
+        return self.network.masks_and_qualities((pixel_embedding, instance_embedding, image), boxes, image_index)
 
     def chunk_size(self, maps: tuple[Tensor, ...]) -> int:
         """See `BoxPromptedFamily`."""

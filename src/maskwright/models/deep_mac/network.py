@@ -13,6 +13,7 @@ from maskwright.models.family import check_divisor
 from maskwright.nn.backbones import create_backbone
 from maskwright.nn.layers import prediction_head
 from maskwright.nn.mask_heads import FullyConnectedHead, MaskHead, create_mask_head
+from maskwright.nn.mask_quality import MaskQualityHead
 from maskwright.ops.boxes import expand_boxes
 from maskwright.ops.crop import center_offsets, coordinate_grid, crop_and_resize, gather_at_centers
 
@@ -21,7 +22,7 @@ Maps = tuple[Tensor, Tensor, Tensor]
 
 
 class DeepMACNetwork(nn.Module):
-    """The backbone, the embedding heads, the mask head and, with a detector, the heads of CenterNet.
+    """The backbone, the embedding heads and the mask head, with a detector the heads of CenterNet; `mask_quality`.
 
     Raises:
         ValueError: a value does not go with another.
@@ -50,14 +51,22 @@ class DeepMACNetwork(nn.Module):
         if config.detector is not None:
             hidden = max(1, round(config.detector_width * config.width))
             self.detector = nn.ModuleList(CenterNetHeads(channels, config.num_classes, hidden) for _ in range(stacks))
+        self.mask_quality: MaskQualityHead | None = None
+        if config.mask_quality:
+            self.mask_quality = MaskQualityHead(self._crop_channels, config.width, config.norm_momentum)
+
+    @property
+    def _crop_channels(self) -> int:
+        """Channels of `_head_input`."""
+        config = self.config
+        channels = config.pixel_embedding_dim + 2 * config.use_coordinates + 3 * config.use_image_crop
+        return channels + config.instance_embedding_dim * config.use_instance_embedding
 
     def _create_mask_head(self) -> MaskHead:
         config = self.config
-        channels = config.pixel_embedding_dim + 2 * config.use_coordinates + 3 * config.use_image_crop
-        channels += config.instance_embedding_dim * config.use_instance_embedding
         head = create_mask_head(
             config.mask_head,
-            channels,
+            self._crop_channels,
             max(1, round(config.mask_head_width * config.width)),
             upsample=config.mask_upsample,
             mask_size=config.mask_size,
@@ -114,6 +123,20 @@ class DeepMACNetwork(nn.Module):
         enlarged = F.interpolate(logits[:, None].float(), size=frame_size, mode="bilinear", align_corners=False)
         own, size = torch.arange(boxes.shape[0], device=boxes.device), self.config.postprocess_crop_size
         return crop_and_resize(enlarged, boxes, own, frame_size, size, self.config.box_frame).squeeze(1)
+
+    def masks_and_qualities(
+        self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, " n"]]:
+        """`mask_logits`, and the logit of each mask's IoU with the truth; the arguments are those of `mask_logits`.
+
+        Raises:
+            ValueError: the network has no head for it.
+        """
+        if self.mask_quality is None:
+            raise ValueError("this network does not predict the quality of masks: build it with mask_quality true")
+        crops = self._head_input(maps, boxes, image_index)
+        logits = self.mask_head(crops).squeeze(1)
+        return logits, self.mask_quality(crops, logits, boxes)
 
     def head_logits(
         self, maps: Maps, boxes: Float[Tensor, "n 4"], image_index: Int64[Tensor, " n"]

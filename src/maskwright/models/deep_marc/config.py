@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwright.models.config import FamilyConfig, setting
+from maskwright.models.config import BoxPromptedConfig, setting
 from maskwright.nn.backbones import DETECTION_BACKBONES
 from maskwright.nn.feature_maps import Padding
 from maskwright.nn.image_batch import ChannelOrder, ResizeMethod
@@ -16,7 +16,7 @@ BoxHeadName = Literal["4conv1fc", "2fc"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepMARCConfig(FamilyConfig):
+class DeepMARCConfig(BoxPromptedConfig):
     """The values of a Deep-MARC model.
 
     Attributes:
@@ -47,6 +47,11 @@ class DeepMARCConfig(FamilyConfig):
         mask_boxes: on which boxes the masks are learnt: `ground_truth`, with which they generalise to unseen
             classes, or `proposals`, the sampled boxes that lie on an object, which include the ground truth.
         mask_weight: weight of the masks' loss; those of the boxes have weight 1.
+        mask_quality: predict the IoU of each mask with the truth, by a small head beside the mask head; it is then the
+            masks' score, which is otherwise the mean certainty of their pixels. Masks stay as they are.
+        mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
+        mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
+            norms. For weights that were trained without it (`trainer.initial_weights`).
         max_masks_per_image: most boxes of an image that enter the mask head in training.
         mask_chunk_size: boxes that enter the mask head at a time at inference.
         resize: how pixels are interpolated when an image is resized (`nn.image_batch.ImageBatch`).
@@ -96,7 +101,7 @@ class DeepMARCConfig(FamilyConfig):
     width: float = setting(1.0, above=0)
 
     def __post_init__(self) -> None:
-        """See `FamilyConfig`; a model without categories is refused, too."""
+        """See `BoxPromptedConfig`; a model without categories is refused, too."""
         super().__post_init__()
         if not self.categories:
             raise ValueError("Deep-MARC needs categories, the classes that its detector tells apart, but got none")

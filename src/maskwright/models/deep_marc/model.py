@@ -17,7 +17,7 @@ from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.ops.crop import crop_masks
 from maskwright.ops.frames import BoxFrame
-from maskwright.ops.losses import mask_cross_entropy
+from maskwright.ops.losses import mask_cross_entropy, mask_iou, mask_quality_loss
 from maskwright.structures import Target
 
 
@@ -55,7 +55,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
 
     family = "deep_marc"
     config_class = DeepMARCConfig
-    compilable = ("maps", "mask_logits")
+    compilable = ("maps", "mask_logits", "masks_and_qualities")
     network: DeepMARCNetwork
 
     def __init__(self, config: DeepMARCConfig | None = None, **values: Any) -> None:
@@ -73,6 +73,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
         self.network = DeepMARCNetwork(config)
         divisor = self.network.backbone.size_divisor
         check_divisor("image_size", config.image_size, divisor, f"backbone {config.backbone!r}")
+        self.freeze()
 
     @property
     def box_frame(self) -> BoxFrame:
@@ -85,31 +86,43 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
         return [str(level) for level in self.network.backbone.levels]
 
     def training_losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """The losses of the detector's two stages and of the masks."""
+        """The losses of the detector's two stages, of the masks and of their predicted quality."""
         maps = self.network.maps(self.image_batch.stack(images))
         device = maps[0].device
         objects = [(~target["iscrowd"]).nonzero().flatten().to(device) for target in targets]
         boxes = [target["boxes"].to(device)[rows] for target, rows in zip(targets, objects, strict=True)]
         labels = [target["labels"].to(device)[rows] for target, rows in zip(targets, objects, strict=True)]
+        if self.config.mask_quality_alone:
+            alone = self._mask_losses(maps, list(zip(boxes, objects, strict=True)), targets)
+            return {"mask_quality": alone["mask_quality"]}
         losses, samples = self.network.detector_losses(maps, boxes, labels)
         if self.config.mask_boxes == "ground_truth":
             mask_boxes = list(zip(boxes, objects, strict=True))
         else:
             mask_boxes = [(box, objects[i][rows]) for i, (box, rows) in enumerate(samples)]
-        return losses | {"mask_cross_entropy": self.config.mask_weight * self._mask_loss(maps, mask_boxes, targets)}
+        return losses | self._mask_losses(maps, mask_boxes, targets)
 
-    def _mask_loss(self, maps: Maps, boxes: Sequence[Sample], targets: Sequence[Target]) -> Tensor:
-        """Loss of the masks on those of the boxes whose object has a mask that may be learnt."""
+    def _mask_losses(self, maps: Maps, boxes: Sequence[Sample], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses of the masks on those of the boxes whose object has a mask that may be learnt."""
         kept = [self._with_mask(sample, target) for sample, target in zip(boxes, targets, strict=True)]
         size = self.config.mask_size * self.config.mask_upsample
         crops = [
             crop_masks(cast("Tensor", target["masks"]).to(box.device), box, size, "pixel", rows)
             for (box, rows), target in zip(kept, targets, strict=True)
         ]
+        truth = torch.cat(crops)
         labels = torch.cat([t["labels"].to(rows.device)[rows] for (_, rows), t in zip(kept, targets, strict=True)])
         all_boxes = [box for box, _ in kept]
-        logits = self.network.mask_logits(maps, torch.cat(all_boxes), image_indices(all_boxes), labels)
-        return mask_loss(logits.float(), torch.cat(crops))
+        prompt = (maps, torch.cat(all_boxes), image_indices(all_boxes), labels)
+        qualities = None
+        if self.config.mask_quality:
+            logits, qualities = self.network.masks_and_qualities(*prompt)
+        else:
+            logits = self.network.mask_logits(*prompt)
+        losses = {"mask_cross_entropy": self.config.mask_weight * mask_loss(logits.float(), truth)}
+        if qualities is not None:
+            losses["mask_quality"] = self.config.mask_quality_weight * quality_loss(qualities, logits, truth)
+        return losses
 
     def _with_mask(self, sample: Sample, target: Target) -> Sample:
         """The boxes whose mask may be learnt; where there are too many, a random choice of them."""
@@ -144,10 +157,24 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
         labels: Int64[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n m m"]:
         """See `BoxPromptedFamily`; where a label is -1, the mask is that of the most likely class."""
-        if labels is not None and (labels < 0).any():
-            likeliest = self.network.likeliest_class(maps, boxes, image_index)
-            labels = torch.where(labels < 0, likeliest, labels)
+        labels = self._known_labels(maps, boxes, image_index, labels)
         return self.network.mask_logits(maps, boxes, image_index, labels)
+
+    def masks_and_qualities(
+        self,
+        maps: tuple[Tensor, ...],
+        boxes: Float[Tensor, "n 4"],
+        image_index: Int64[Tensor, " n"],
+        labels: Int64[Tensor, " n"] | None = None,
+    ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, " n"]]:
+        """See `BoxPromptedFamily`; where a label is -1, the mask is that of the most likely class."""
+        labels = self._known_labels(maps, boxes, image_index, labels)
+        return self.network.masks_and_qualities(maps, boxes, image_index, labels)
+
+    def _known_labels(self, maps: Maps, boxes: Tensor, image_index: Tensor, labels: Tensor | None) -> Tensor | None:
+        if labels is None or not (labels < 0).any():
+            return labels
+        return torch.where(labels < 0, self.network.likeliest_class(maps, boxes, image_index), labels)
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
         """The backbone without its pyramid, which a SpineNet does not have."""
@@ -177,3 +204,10 @@ def mask_loss(logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]) -
     Source: official/vision/losses/maskrcnn_losses.py, `MaskrcnnLoss`, which divides by 0.01 cells more.
     """
     return mask_cross_entropy(logits, targets).sum() / max(1, len(logits))
+
+
+def quality_loss(
+    qualities: Float[Tensor, " n"], logits: Float[Tensor, "n m m"], targets: Float[Tensor, "n m m"]
+) -> Float[Tensor, ""]:
+    """Loss of the predicted IoU of masks with their targets, the mean over all boxes; 0 without a box."""
+    return mask_quality_loss(qualities, mask_iou(logits > 0, targets > 0.5)).sum() / max(1, len(logits))

@@ -18,6 +18,7 @@ from maskwright.models.family import Detections, check_divisor
 from maskwright.nn.backbones import create_detection_backbone
 from maskwright.nn.feature_maps import BackboneOptions
 from maskwright.nn.mask_heads import create_mask_head
+from maskwright.nn.mask_quality import MaskQualityHead
 
 Maps = tuple[Tensor, ...]
 """One map [B, C, H / 2 ** l, W / 2 ** l] per level l of the backbone, finest first."""
@@ -30,7 +31,7 @@ _EVERY_DETECTION = 1_000_000  # the caller cuts
 
 
 class DeepMARCNetwork(nn.Module):
-    """The backbone, the two stages of the detector, and the mask head.
+    """The backbone, the two stages of the detector, and the mask head; `mask_quality`.
 
     Source: official/projects/deepmac_maskrcnn, `DeepMaskRCNNModel`; departures: see `DeepMARC`.
     """
@@ -63,6 +64,9 @@ class DeepMARCNetwork(nn.Module):
             config.norm_epsilon,
         )
         check_divisor("mask_size", config.mask_size, self.mask_head.size_divisor, f"mask head {config.mask_head!r}")
+        self.mask_quality: MaskQualityHead | None = None
+        if config.mask_quality:
+            self.mask_quality = MaskQualityHead(self.backbone.channels, config.width, config.mask_norm_momentum)
 
     def maps(self, batch: Float[Tensor, "b 3 h w"]) -> Maps:
         """The pyramid, in float32: torchvision makes the anchors in the dtype of the maps (see `ProposalHead`)."""
@@ -112,7 +116,33 @@ class DeepMARCNetwork(nn.Module):
             labels: the class whose mask is wanted, from 0. Left out, a network with one mask per class takes
                 the class that its box head finds most likely; one with class-agnostic masks needs none.
         """
-        logits = self.mask_head(crop_levels(maps, boxes, image_index, self.config.mask_size, self.finest_level))
+        return self._of_class(self.mask_head(self._crops(maps, boxes, image_index)), maps, boxes, image_index, labels)
+
+    def masks_and_qualities(
+        self,
+        maps: Maps,
+        boxes: Float[Tensor, "n 4"],
+        image_index: Int64[Tensor, " n"],
+        labels: Int64[Tensor, " n"] | None = None,
+    ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, " n"]]:
+        """`mask_logits`, and the logit of each mask's IoU with the truth; the arguments are those of `mask_logits`.
+
+        Raises:
+            ValueError: the network has no head for it.
+        """
+        if self.mask_quality is None:
+            raise ValueError("this network does not predict the quality of masks: build it with mask_quality true")
+        crops = self._crops(maps, boxes, image_index)
+        logits = self._of_class(self.mask_head(crops), maps, boxes, image_index, labels)
+        return logits, self.mask_quality(crops, logits, boxes)
+
+    def _crops(self, maps: Maps, boxes: Tensor, image_index: Tensor) -> Float[Tensor, "n c s s"]:
+        return crop_levels(maps, boxes, image_index, self.config.mask_size, self.finest_level)
+
+    def _of_class(
+        self, logits: Tensor, maps: Maps, boxes: Tensor, image_index: Tensor, labels: Tensor | None
+    ) -> Float[Tensor, "n m m"]:
+        """Of the mask head's output [N, K, M, M] the mask of each box's class; arguments as of `mask_logits`."""
         if self.config.class_agnostic_masks:
             return logits.squeeze(1)
         if labels is None:
