@@ -169,6 +169,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
+    "review": ("accept, reject or redraw the masks that `complete` made, in a browser; worst first", "review"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file holds, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
