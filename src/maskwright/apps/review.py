@@ -17,7 +17,7 @@ from maskwright.apps.review_page.sheet import write_sheet
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.orientation import ExifRule
 from maskwright.errors import UserError
-from maskwright.predictor import DEFAULT_MODEL, load
+from maskwright.predictor import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _show_page(completed: CompletedFile, options: ReviewOptions) -> None:
     listening = server.listen(options.port)
     with listening, open_journal(options.journal_file, completed.path) as journal:
         review = Review(completed, journal)
-        redrawer = Redrawer(completed, load(options.model, options.device), options.model)
+        redrawer = Redrawer.load(completed, options.model, options.device)
         host, port = listening.getsockname()
         print(f"{len(completed.masks)} masks to review at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
         try:

@@ -16,7 +16,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 class Member:
     """One member of an object.
 
-    before: what stands between it and the one before it (a comma and white space), or the opening brace.
+    before: what stands between it and the one before it (a comma and white space); of the first one the opening brace.
     name: the decoded name.
     head: the text of the name up to the value.
     value: the text of the value; start: where that begins.
@@ -44,21 +44,19 @@ class ObjectText:
     def read(cls, text: str, start: int) -> ObjectText:
         """The object that begins at `start` of a valid JSON text."""
         members: list[Member] = []
-        place = start
-        while True:
-            name_start = _skip(text, place + 1)
-            if text[name_start] == "}":  # an empty object
-                return cls(tuple(members), text[place : name_start + 1])
+        end = start  # of the last member
+        mark = start  # the brace or comma before the next one
+        while text[mark] != "}":
+            name_start = _skip(text, mark + 1)
+            if text[name_start] == "}":  # of an empty object
+                return cls((), text[start + 1 : name_start + 1])
             name, name_end = _DECODER.raw_decode(text, name_start)
             value_start = _skip(text, _skip(text, name_end) + 1)
             _, value_end = _DECODER.raw_decode(text, value_start)
             head, value = text[name_start:value_start], text[value_start:value_end]
-            members.append(Member(text[place:name_start], name, head, value, value_start))
-            place = _skip(text, value_end)
-            if text[place] == "}":
-                return cls(tuple(members), text[value_end : place + 1])
-            if value_end < place:  # white space before the comma
-                members[-1] = replace(members[-1], value=text[value_start:place])
+            members.append(Member(text[end:name_start], name, head, value, value_start))
+            end, mark = value_end, _skip(text, value_end)
+        return cls(tuple(members), text[end : mark + 1])
 
     def __str__(self) -> str:
         texts = [f"{member.before}{member.head}{member.value}" for member in self.members]

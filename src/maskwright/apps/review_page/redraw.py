@@ -8,12 +8,13 @@ from threading import Lock
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskwright.apps.review_page.completed import Box, CompletedFile
 from maskwright.apps.review_page.decisions import RedrawnMask
 from maskwright.data.images import read_annotated_image
 from maskwright.errors import UserError
+from maskwright.models.hub import from_pretrained
 from maskwright.predictor import Predictor
 from maskwright.structures import BoxPrompted, ImageFeatures
 
@@ -27,20 +28,32 @@ class Redrawer:
         completed: the file.
         predictor: of a box-prompted model.
         name: of the model, as the provenance names it.
+        weights: the hash of its weights, likewise.
 
     Raises:
         UserError: the model takes no boxes.
     """
 
-    def __init__(self, completed: CompletedFile, predictor: Predictor, name: str) -> None:
+    def __init__(self, completed: CompletedFile, predictor: Predictor, name: str, weights: str) -> None:
         if not isinstance(predictor.model, BoxPrompted):
             raise UserError(f"--model {name}: expected a model that takes boxes, but it finds the instances itself")
         self._completed = completed
         self._predictor = predictor
         self._name = name
-        self._weights = _weights_hash(predictor)
+        self._weights = weights
         self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
         self._lock = Lock()
+
+    @classmethod
+    def load(cls, completed: CompletedFile, name: str, device: str) -> Redrawer:
+        """The same with a bundled model, a weights folder or a Hub repository.
+
+        Raises:
+            UserError: there is no such model or device, or the model takes no boxes.
+        """
+        model = from_pretrained(name)
+        weights = _weights_hash(model)
+        return cls(completed, Predictor(model, device, in_place=True), name, weights)
 
     def redraw(self, image: int, box: Box) -> RedrawnMask:
         """The mask of a box (xyxy) on picture `image`; what exceeds the picture is cut off.
@@ -84,9 +97,9 @@ def picture_of(completed: CompletedFile, image: int) -> UInt8[Tensor, "3 h w"]:
     return read_annotated_image(path, completed.image_sizes[image], str(completed.path), pictures.exif)
 
 
-def _weights_hash(predictor: Predictor) -> str:
+def _weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in predictor.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
