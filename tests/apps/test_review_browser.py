@@ -207,5 +207,6 @@ def test_it_fits_a_phone_and_a_desktop(browser, address: str, width: int, height
         bounds = page.page.locator(f"#{name}").bounding_box()
         assert bounds["height"] >= 44
         assert bounds["y"] + bounds["height"] <= height  # in sight without scrolling
+    assert page.page.locator("#status").bounding_box()["y"] < height - 60  # class and quality, too
     if "MASKWRIGHT_SCREENSHOTS" in os.environ:
         page.page.screenshot(path=Path(os.environ["MASKWRIGHT_SCREENSHOTS"], f"review_{width}.png"))

@@ -224,7 +224,7 @@ async function showState() {
   showCategories(state.categories);
   find("bins").replaceChildren(...state.bins.map(row));
   find("rest").textContent = state.rest.masks
-    ? `${percent(state.rest.share)} of ${state.rest.masks} (${range(state.rest.interval)})`
+    ? `${state.rest.masks} masks, acceptable: ${percent(state.rest.share)} (${range(state.rest.interval)})`
     : "";
 }
 
@@ -248,7 +248,7 @@ function row(bin) {
   return line;
 }
 
-const percent = (share) => (share === null ? "not known" : `${Math.round(100 * share)} %`);
+const percent = (share) => (share === null ? "not known yet" : `${Math.round(100 * share)} %`);
 const range = ([low, high]) => `${Math.round(100 * low)} to ${Math.round(100 * high)} %`;
 
 function update() {
