@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from maskwright.structures import ImageFeatures, ImageGeometry, InstancePredicti
 # other on a busy machine cost minutes.
 THREADS = os.environ.get("MASKWRIGHT_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
+
+# A shell starts background jobs with Ctrl-C ignored, which they pass on to all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,23 @@
-"""Training and held-out annotation files of the bundled model, from a folder of COCO-format sets.
+"""Training, development and held-out files of the bundled model and its recipe, from a folder of COCO-format sets.
 
-    python examples/bundled_model/prepare.py DATA OUT
+    python examples/bundled_model/prepare.py DATA OUT [--leave-out SET ...]
+    maskwright train OUT/recipe.yaml
 
-DATA holds one folder per set of `SETS`, each with `images/` and `instances.json`. OUT receives
+DATA holds one folder per set of `SETS`, each with `images/` and `instances.json` (coco_panoptic200: `panoptic.json` and
+`panoptic/`, whose things and stuff become instances). OUT receives, with the original ids,
 
-- `train.json`: the training side of all sets in one COCO file (images root: DATA), categories united by
-  name, with a `sampling_weight` for each image;
-- `<set>_held_out.json`: the held-out part of each set with its original ids (images root:
-  `DATA/<set>/images`);
-- `validation.json`: a fixed sample of the held-out images in the form of `train.json`, to follow a training
-  run by. Whoever picks a checkpoint by it has to say so beside the held-out numbers.
+- `<set>_train.json`, what is trained on;
+- `<set>_development.json`, never trained on, for what is decided on the way: ablations, the choice of a checkpoint,
+  calibration. camvid has none: beside the held-out drive there are three, too few to give one away;
+- `<set>_held_out.json`, measured once, at the end;
+- `recipe.yaml`, which trains on all sets together, each with its share of the draws, and validates on the development
+  parts.
 
-The split is a function of the file names alone (`held_out_names`), and `held_out.txt` beside this script is
-its committed record: the script stops where the two disagree.
+A set that is left out is neither in the recipe nor has a training or a development file; the split stays the same.
+
+The split is a function of the file names alone (`split`); `held_out.txt` and `development.txt` beside this script are
+its committed record, and the script stops where they disagree. Photographs of equal names in several COCO sets are on
+one side everywhere: that of the set that comes first in `SETS`. So what an earlier model was trained on, or not, stays.
 """
 
 from __future__ import annotations
@@ -22,37 +27,38 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from maskwright.data.panoptic import read_id_map
+from maskwright.files import write_json, write_text
+from maskwright.ops.run_lengths import code_of_runs, runs_of_plane
+
 HELD_OUT_SHARE = 0.15
+DEVELOPMENT_SHARE = 0.10  # of what is not held out
 
 # The share of the images drawn in training that comes from each set, whatever its size. COCO's many classes
 # and scenes teach the most for unseen classes; clothes (4,600 masks of people in the street) and facade
-# (5,700, four fifths of them windows) would drown the rest if images were drawn evenly, and the videos of
-# davis18 and camvid repeat themselves.
+# (5,700, four fifths of them windows) would drown the rest if images were drawn evenly, the videos of
+# davis18 and camvid repeat themselves, and cats and mandarins are easy.
 SAMPLING_SHARES = {
-    "coco_dev": 0.46,
-    "coco_person": 0.12,
-    "facade": 0.09,
-    "davis18": 0.10,
-    "camvid": 0.05,
-    "clothes": 0.15,
-    "nuts": 0.03,
+    "coco_dev": 0.34,
+    "coco_person": 0.09,
+    "coco_panoptic200": 0.16,
+    "coco_street": 0.12,
+    "facade": 0.06,
+    "davis18": 0.07,
+    "camvid": 0.03,
+    "clothes": 0.08,
+    "nuts": 0.015,
+    "feral_cats": 0.02,
+    "mandarin": 0.015,
 }
 SETS = tuple(SAMPLING_SHARES)
-
-# Held-out images of each set in validation.json.
-VALIDATION_IMAGES = {
-    "coco_dev": 60,
-    "coco_person": 20,
-    "facade": 12,
-    "davis18": 20,
-    "camvid": 15,
-    "clothes": 20,
-    "nuts": 3,
-}
 
 # Pictures of one group never lie on both sides: frames of a video, of a drive, and the overlapping halves
 # into which facade's photographs were cut (`..._scaled_0` and `..._scaled_1`).
@@ -61,14 +67,19 @@ GROUP_PATTERNS = {
     "camvid": re.compile(r"([^_]+)_.+"),
     "facade": re.compile(r"(?:train|valid|test)_(.+)_scaled_\d+_png\.jpg"),
 }
+WITHOUT_DEVELOPMENT = ("camvid",)
 
-# Sets whose file names are COCO's own, so that equal names are equal photographs; the last two are never
-# trained on, and coco_panoptic repeats two photographs of coco_dev.
-COCO_SETS = ("coco_dev", "coco_person")
+# Sets whose file names are COCO's own, so that equal names are equal photographs. Two sets are never trained
+# on; the photographs of theirs that others repeat are held out there, on top of the share.
+COCO_SETS = ("coco_dev", "coco_person", "coco_panoptic200", "coco_street")
 NEVER_TRAINED_ON = ("coco_panoptic", "cocostuff10")
-ALWAYS_HELD_OUT = {"coco_dev": {"000000000009.jpg", "000000000139.jpg"}}
+ALWAYS_HELD_OUT = ("000000000009.jpg", "000000000139.jpg", "000000004495.jpg", "000000007977.jpg")
 
 HELD_OUT_LIST = Path(__file__).with_name("held_out.txt")
+DEVELOPMENT_LIST = Path(__file__).with_name("development.txt")
+
+Content = dict[str, Any]
+"""A COCO file."""
 
 
 def fraction(text: str) -> float:
@@ -87,126 +98,155 @@ def group_of(name: str, file_name: str) -> str:
     return match[1]
 
 
-def held_out_names(name: str, file_names: Iterable[str]) -> set[str]:
-    """The file names of set `name` that are never trained on.
+def choose(name: str, file_names: Iterable[str], share: float, known: Mapping[str, bool]) -> set[str]:
+    """The file names of set `name` that are set aside: about `share` of them, whole groups together.
 
-    Its groups are taken in the order of their hashes until `HELD_OUT_SHARE` of the images is reached, so that
-    even four drives or eighteen pictures are split; those of `ALWAYS_HELD_OUT` come on top.
+    Groups are taken in the order of their hashes until there are enough, so that even four drives or eighteen pictures
+    are split. Files of which it is `known` that they are not set aside are passed over; those that are known to be, but
+    were not reached, come on top.
     """
     groups: dict[str, list[str]] = {}
     for file_name in file_names:
         groups.setdefault(group_of(name, file_name), []).append(file_name)
-    wanted = HELD_OUT_SHARE * sum(map(len, groups.values()))
-    held_out: set[str] = set()
+    wanted = share * sum(map(len, groups.values()))
+    chosen: set[str] = set()
     for group in sorted(groups, key=fraction):
-        if len(held_out) >= wanted:
+        if len(chosen) >= wanted:
             break
-        held_out.update(groups[group])
-    return held_out | ALWAYS_HELD_OUT.get(name, set())
+        chosen.update(file_name for file_name in groups[group] if known.get(file_name, True))
+    return chosen | {file_name for names in groups.values() for file_name in names if known.get(file_name, False)}
 
 
-def check_list(held_out: dict[str, set[str]]) -> None:
-    """Write `held_out.txt` if there is none, else stop unless it says the same as the hash."""
-    lines = sorted(f"{name}/{file_name}" for name, names in held_out.items() for file_name in names)
-    if not HELD_OUT_LIST.exists():
-        HELD_OUT_LIST.write_text("\n".join(lines) + "\n")
-        print(f"wrote {HELD_OUT_LIST}: commit it", file=sys.stderr)
+def choose_everywhere(
+    names: Mapping[str, Sequence[str]], share: float, always: Sequence[str] = ()
+) -> dict[str, set[str]]:
+    """What is set aside of each set; a COCO photograph is, or is not, in all COCO sets that have it."""
+    sides = dict.fromkeys(always, True)
+    chosen = {}
+    for name, file_names in names.items():
+        chosen[name] = choose(name, file_names, share, sides if name in COCO_SETS else {})
+        if name in COCO_SETS:
+            sides |= {file_name: file_name in chosen[name] for file_name in file_names}
+    return chosen
+
+
+def check_list(path: Path, chosen: Mapping[str, set[str]]) -> None:
+    """Write the record of a choice if there is none, else stop unless it says the same as the hash."""
+    lines = sorted(f"{name}/{file_name}" for name, names in chosen.items() for file_name in names)
+    if not path.exists():
+        path.write_text("\n".join(lines) + "\n")
+        print(f"wrote {path}: commit it", file=sys.stderr)
         return
-    committed = HELD_OUT_LIST.read_text().split("\n")[:-1]
+    committed = path.read_text().split("\n")[:-1]
     difference = sorted(set(committed) ^ set(lines))
     if difference or committed != lines:
         raise SystemExit(
-            f"{HELD_OUT_LIST} and the hash of the file names disagree on {len(difference)} files "
+            f"{path} and the hash of the file names disagree on {len(difference)} files "
             f"({', '.join(difference[:3])}): the sets are not those that the model was trained on"
         )
 
 
-def check_disjoint(data: Path, sets: dict[str, Any], held_out: dict[str, set[str]]) -> None:
-    """Stop if a COCO photograph lies on both sides, or is trained on and belongs to a set that never is."""
-    trained = {i["file_name"] for name in COCO_SETS for i in sets[name]["images"]}
-    trained -= {file_name for name in COCO_SETS for file_name in held_out[name]}
-    forbidden = {name: held_out[name] for name in COCO_SETS}
+def check_disjoint(data: Path, parts: Mapping[str, Mapping[str, set[str]]]) -> None:
+    """Stop if a COCO photograph lies in two parts, or is not held out and belongs to a set that is never trained on."""
+    photographs = {part: {f for name in COCO_SETS for f in names[name]} for part, names in parts.items()}
+    for one, other in combinations(photographs, 2):
+        if both := sorted(photographs[one] & photographs[other]):
+            raise SystemExit(f"photographs are in both {one} and {other}: {both[:5]}")
     for name in NEVER_TRAINED_ON:
         file = data / name / "instances.json"
-        if file.exists():
-            forbidden[name] = {image["file_name"] for image in json.loads(file.read_text())["images"]}
-    for name, names in forbidden.items():
-        if both := sorted(trained & names):
+        never = set(file_names_of(json.loads(file.read_text()))) if file.exists() else set()
+        if both := sorted(never & (photographs["train"] | photographs["development"])):
             raise SystemExit(f"images of {name} that are never trained on are on the training side: {both[:5]}")
 
 
-def part(content: dict[str, Any], file_names: set[str]) -> dict[str, Any]:
+def read_set(folder: Path) -> Content:
+    """The instances of a set; of one with panoptic maps, its segments."""
+    if not (folder / "panoptic.json").exists():
+        return json.loads((folder / "instances.json").read_text())
+    content = json.loads((folder / "panoptic.json").read_text())
+    images = {image["id"]: image for image in content["images"]}
+    annotations: list[dict[str, Any]] = []
+    for entry in content["annotations"]:
+        size = images[entry["image_id"]]["height"], images[entry["image_id"]]["width"]
+        ids = read_id_map(folder / "panoptic" / entry["file_name"], size, str(folder / "panoptic.json")).numpy()
+        for segment in entry["segments_info"]:
+            code = code_of_runs(runs_of_plane(ids == segment["id"]), size)
+            kept = {key: segment[key] for key in ("category_id", "area", "bbox", "iscrowd")}
+            fresh = {"id": len(annotations) + 1, "image_id": entry["image_id"]}  # a segment's is its image's own
+            annotations.append({**fresh, **kept, "segmentation": code})
+    return {**content, "annotations": annotations}
+
+
+def file_names_of(content: Content) -> list[str]:
+    """Of its images."""
+    return [image["file_name"] for image in content["images"]]
+
+
+def part_of(content: Content, file_names: set[str]) -> Content:
     """The images with these names and their annotations, everything else as it is."""
     images = [image for image in content["images"] if image["file_name"] in file_names]
     ids = {image["id"] for image in images}
     return {**content, "images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
 
 
-def merge(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One COCO file of all parts: fresh ids, `<set>/images/` before each file name, weights that give each
-    set its share of the draws (mean weight 1)."""
-    category_names = sorted({c["name"] for content in parts.values() for c in content["categories"]})
-    category_ids = {name: index for index, name in enumerate(category_names, 1)}
-    total = sum(len(content["images"]) for content in parts.values())
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for name, content in parts.items():
-        names = {c["id"]: c["name"] for c in content["categories"]}
-        weight = round(SAMPLING_SHARES[name] * total / len(content["images"]), 5)
-        image_ids = {}
-        for image in content["images"]:
-            image_ids[image["id"]] = len(images) + 1
-            kept = {"width": image["width"], "height": image["height"]}
-            path = f"{name}/images/{image['file_name']}"
-            images.append({"id": len(images) + 1, "file_name": path, **kept, "sampling_weight": weight})
-        for annotation in content["annotations"]:
-            kept = {key: annotation[key] for key in ("bbox", "area", "iscrowd", "segmentation") if key in annotation}
-            fresh = {"id": len(annotations) + 1, "image_id": image_ids[annotation["image_id"]]}
-            annotations.append({**fresh, "category_id": category_ids[names[annotation["category_id"]]], **kept})
-    categories = [{"id": index, "name": name} for name, index in category_ids.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+def recipe_of(data: Path, out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The recipe that trains on these sets."""
+    sets = []
+    for name in names:
+        files = {"annotations": str(out / f"{name}_train.json")}
+        if name not in WITHOUT_DEVELOPMENT:
+            files["validation_annotations"] = str(out / f"{name}_development.json")
+        sets.append({"name": name, "images": str(data / name / "images"), **files, "share": SAMPLING_SHARES[name]})
+    return {"base": "deep_mac/tiny", "data": {"sets": sets}}
 
 
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary name, then rename, so that a broken run leaves no half file."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(file)
+def split(names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, set[str]]]:
+    """The file names of each part (train, development, held_out) of each set."""
+    held_out = choose_everywhere(names, HELD_OUT_SHARE, always=ALWAYS_HELD_OUT)
+    left = {name: [n for n in file_names if n not in held_out[name]] for name, file_names in names.items()}
+    candidates = {name: [] if name in WITHOUT_DEVELOPMENT else file_names for name, file_names in left.items()}
+    development = choose_everywhere(candidates, DEVELOPMENT_SHARE)
+    train = {name: set(file_names) - development[name] for name, file_names in left.items()}
+    return {"train": train, "development": development, "held_out": held_out}
 
 
-def prepare(data: Path, out: Path) -> None:
+def prepare(data: Path, out: Path, leave_out: Sequence[str] = ()) -> None:
     """Read the sets in `data`, split them, check the split, write the files of the module's docstring to `out`."""
+    data, out = data.resolve(), out.resolve()
     if missing := [name for name in SETS if not (data / name / "instances.json").is_file()]:
         raise SystemExit(
             f"{data} must hold the folders {', '.join(SETS)}, each with instances.json; missing: {missing}"
         )
-    sets = {name: json.loads((data / name / "instances.json").read_text()) for name in SETS}
-    held_out = {name: held_out_names(name, (i["file_name"] for i in sets[name]["images"])) for name in SETS}
-    check_list(held_out)
-    check_disjoint(data, sets, held_out)
+    sets = {name: read_set(data / name) for name in SETS}
+    parts = split({name: file_names_of(content) for name, content in sets.items()})
+    check_list(HELD_OUT_LIST, parts["held_out"])
+    check_list(DEVELOPMENT_LIST, parts["development"])
+    check_disjoint(data, parts)
 
-    training, validation = {}, {}
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{'set':12} {'images':>7} {'masks':>7} {'held-out images':>16} {'masks':>7} {'weight':>7}")
+    print(f"{'images (masks)':17}" + "".join(f"{part:>14}" for part in parts) + f"{'share':>8}")
+    trained = [name for name in SETS if name not in leave_out]
+    total = sum(SAMPLING_SHARES[name] for name in trained)
     for name, content in sets.items():
-        training[name] = part(content, {i["file_name"] for i in content["images"]} - held_out[name])
-        kept = part(content, held_out[name])
-        sample = sorted(held_out[name], key=lambda file_name: fraction(f"validation {file_name}"))
-        validation[name] = part(content, set(sample[: VALIDATION_IMAGES[name]]))
-        write(out / f"{name}_held_out.json", kept)
-        counts = len(training[name]["images"]), len(training[name]["annotations"])
-        print(f"{name:12} {counts[0]:7} {counts[1]:7} {len(kept['images']):16} {len(kept['annotations']):7}", end="")
-        print(f" {SAMPLING_SHARES[name] * 100:6.0f}%")
-    merged = {"train": merge(training), "validation": merge(validation)}
-    for name, content in merged.items():
-        write(out / f"{name}.json", content)
-        counts = [len(content[key]) for key in ("images", "annotations", "categories")]
-        print("{}.json: {} images, {} annotations, {} categories".format(name, *counts))
+        line = f"{name:17}"
+        for part, names in parts.items():
+            file = out / f"{name}_{part}.json"
+            if not names[name] or (name in leave_out and part != "held_out"):
+                file.unlink(missing_ok=True)  # of an earlier call
+                line += f"{'-':>14}"
+                continue
+            kept = part_of(content, names[name])
+            write_json(file, kept, indent=None)
+            line += f"{len(kept['images']):6} ({len(kept['annotations']):5})"
+        print(line + (f"{SAMPLING_SHARES[name] / total:8.1%}" if name in trained else f"{'-':>8}"))
+    recipe = yaml.safe_dump(recipe_of(data, out, trained), sort_keys=False)
+    write_text(out / "recipe.yaml", f"# maskwright train {out / 'recipe.yaml'}\n{recipe}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--leave-out", nargs="+", default=[], choices=SETS, metavar="SET", help="sets not to train on")
     arguments = parser.parse_args()
-    prepare(arguments.data, arguments.out)
+    prepare(arguments.data, arguments.out, arguments.leave_out)

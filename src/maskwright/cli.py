@@ -165,13 +165,40 @@ def _train(arguments: list[str]) -> int:
     return train(arguments)
 
 
+def _study(arguments: list[str]) -> int:
+    from maskwright.apps import study
+
+    if not arguments:
+        study.list_studies()
+        return 0
+    values, others = _split_keys(arguments)
+    parser = _parser("study")
+    _add_options(parser, study.OPTIONS)
+    return study.run(values, **_parse(parser, others, defaults=False))
+
+
+def _split_keys(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of `--SECTION.KEY VALUE` and `--SECTION.KEY=VALUE` by key, and the other arguments."""
+    values, others = {}, []
+    following = iter(arguments)
+    for argument in following:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and "." in name:
+            values[name.removeprefix("--")] = value if equals else next(following, "")
+        else:
+            others.append(argument)
+    return values, others
+
+
 VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
     "review": ("accept, reject or redraw the masks that `complete` made, in a browser; worst first", "review"),
+    "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),
+    "calibrate": ("make the mask scores of a weights folder the IoU that is to be expected", "calibrate"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
-    "data check": ("count what a COCO file holds, and name every broken annotation", "check_data"),
+    "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
     "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }

@@ -410,3 +410,25 @@ def test_python_evaluates_as_the_command_line_does(weights: Path, data: Path, ca
     given = ["evaluate", str(weights), "--images", str(data), "--annotations", str(data / "instances.json")]
     assert main([*given, "--json", str(numbers)]) == 0
     assert json.loads(numbers.read_text()) == summarize(metric)
+
+
+def test_scores_are_measured_and_drawn(predictor: Predictor, data: Path, capsys):
+    """All scores are 0.75, and the IoUs pi / 4 twice and 0.44."""
+    files = ["--images", str(data), "--annotations", str(data / "instances.json")]
+    picture, numbers = data / "out.png", data / "out.json"
+    metric = evaluate_app.evaluate(
+        predictor, images=data, annotations=data / "instances.json", reliability=picture, json=numbers
+    )
+    scores = json.loads(numbers.read_text())["mask_scores"]
+    assert scores["error"] == pytest.approx(0.75 - metric.compute()["mask_iou"])
+    assert scores["spearman"] is None
+    assert [row["masks"] for row in scores["bins"]] == [0] * 7 + [3, 0, 0]
+    at = {row["threshold"]: row for row in scores["accepted"]}
+    assert (at[0.75]["masks"], at[0.8]["masks"], at[0.8]["mean_iou"]) == (3, 0, None)
+    assert at[0.75]["share_below_half"] == pytest.approx(1 / 3)
+    assert "expected calibration error" in tables_of(metric)
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+    for options in (["--reliability", str(data / "out.jpg")], ["--boxes", "predicted", "--reliability", str(picture)]):
+        assert main(["evaluate", "deep-mac-tiny", *files, *options]) == 2
+        assert "reliability" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`maskwright data check`: what an annotation file holds, and everything that is wrong with it."""
+"""`maskwright data check`: what a file, or all files of a recipe, hold, and everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _COLUMN_WIDTH = 8
 
 @dataclass(frozen=True)
 class DataReport:
-    """The contents of an annotation file, counted.
+    """The contents of an annotation file, or of all sets of a recipe, counted.
 
     source: the file.
     summary: the counts, as lines of text.
-    classes: a row for each class in file order, by the heads of the table's columns.
+    classes: a row for each class in file order (or of the label space), by the heads of the table's columns.
     repairs: what is wrong, but was corrected.
     problems: every broken entry, image or flaw of the whole file, with its reason and what it leads to.
     """
@@ -51,7 +51,7 @@ class DataReport:
             self.source,
             *self.summary,
             "",
-            *self._class_table(),
+            *table(self.classes),
             "",
             f"repaired: {sum(self.repairs.counts.values())}",
             *(f"  {line}" for line in self.repairs.lines),
@@ -61,17 +61,19 @@ class DataReport:
         ]
         return "\n".join(lines)
 
-    def _class_table(self) -> list[str]:
-        if not self.classes:
-            return []
-        first, *others = heads = list(self.classes[0])
-        rows = [dict(zip(heads, heads, strict=True)), *self.classes]
-        widths = {head: max(_COLUMN_WIDTH if head else 0, *(len(row[head]) for row in rows)) for head in others}
-        widths[first] = max(len(row[first]) for row in rows)
-        return [
-            "  ".join([row[first].ljust(widths[first]), *(row[head].rjust(widths[head]) for head in others)])
-            for row in rows
-        ]
+
+def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Rows by the heads of their columns as lines of text, with a line of heads; the first column to the left."""
+    if not rows:
+        return []
+    first, *others = heads = list(rows[0])
+    lines = [dict(zip(heads, heads, strict=True)), *rows]
+    widths = {head: max(_COLUMN_WIDTH if head else 0, *(len(line[head]) for line in lines)) for head in others}
+    widths[first] = max(len(line[first]) for line in lines)
+    return [
+        "  ".join([line[first].ljust(widths[first]), *(line[head].rjust(widths[head]) for head in others)])
+        for line in lines
+    ]
 
 
 def check_data(
@@ -83,7 +85,8 @@ def check_data(
     """Read an annotation file as training does, decode every mask, and report all that is found.
 
     Args:
-        annotations: COCO instances or COCO panoptic file (any of the `FORMATS`).
+        annotations: COCO instances or COCO panoptic file (any of the `FORMATS`); on the command line also a recipe
+            (.yaml), of which all sets are checked, and shown as the one that they are united to.
         images: image folder; if given, every image is read and its size compared with the file's. Images whose
             annotations may be in another frame than the one that is taken are named.
         segmentations: folder of a panoptic file's PNGs; by default the one beside the file, named like it.
@@ -99,7 +102,7 @@ def check_data(
     if not any(problem.effect == "refused" for problem in problems):
         problems += _training_problems(found)
     if pictures is not None:
-        problems += _image_problems(found.images, pictures, found.source)
+        problems += image_problems(found.images, pictures, found.source)
     return DataReport(found.source, found.summary, found.classes, found.repairs, problems)
 
 
@@ -107,8 +110,21 @@ OPTIONS = check_data
 
 
 def run(**given: Any) -> int:
-    """Print the report; the exit code is 2 for a file that `maskwright train` would refuse."""
-    report = check_data(**given)
+    """Print the report; the exit code is 2 for a file or a recipe that `maskwright train` would refuse.
+
+    Raises:
+        UserError: as `check_data` and `check_recipe`, or an option has no use beside a recipe.
+    """
+    path = given["annotations"]
+    if Path(path).suffix in (".yaml", ".yml"):
+        from maskwright.apps.check_recipe import check_recipe
+
+        others = [f"--{name}" for name in given if name != "annotations"]
+        if others:
+            raise UserError(f"{path}: a recipe says itself where its data are; leave {' and '.join(others)} out")
+        report = check_recipe(path)
+    else:
+        report = check_data(**given)
     print(report)
     return 0 if report.usable else 2
 
@@ -124,7 +140,7 @@ def _training_problems(found: Inspection) -> list[Problem]:
     return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
 
 
-def _image_problems(images: Sequence[ListedImage], pictures: PictureFolder, source: str) -> list[Problem]:
+def image_problems(images: Sequence[ListedImage], pictures: PictureFolder, source: str) -> list[Problem]:
     """The images that cannot be used, or not for certain, in the order of the file."""
     problems = []
     for image in images:

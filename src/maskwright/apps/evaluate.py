@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -26,14 +26,15 @@ from maskwright.data.loaders import evaluation_loader
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, write_panoptic
 from maskwright.data.picture_folder import PictureFolder
+from maskwright.drawing.reliability import draw_reliability
 from maskwright.errors import UserError
 from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.mask_iou import MaskIoU, ScoreQuality
 from maskwright.evaluation.measurement import DetectedInstances, MasksFromBoxes, Measurement, PanopticMaps
 from maskwright.evaluation.metric import Metric
 from maskwright.evaluation.panoptic_quality import VARIANTS, PanopticQuality
 from maskwright.evaluation.report import summarize, tables_of
-from maskwright.files import write_json
+from maskwright.files import write_json, write_picture
 from maskwright.predictor import Predictor, load
 from maskwright.structures import BoxPrompted, Category, InstancePrediction, PanopticPrediction
 
@@ -63,6 +64,7 @@ class EvaluateOptions:
         exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
             decides by sizes, boxes and polygons.
         json: file to write all numbers to.
+        reliability: PNG to draw: mean mask IoU above the mask score, for ground-truth boxes.
         save_results: file to write the predictions to. Masks and detections are COCO results; detected boxes go to
             NAME.bbox.json beside NAME.json, since they would change the sizes of the masks. Panoptic maps are a COCO
             panoptic file and its folder of PNGs, with the ids of the annotations.
@@ -85,6 +87,7 @@ class EvaluateOptions:
     panoptic_quality: str = "official"
     exif: ExifRule = "auto"
     json: str | Path | None = None
+    reliability: str | Path | None = None
     save_results: str | Path | None = None
     batch_size: int = 4
     num_workers: int = 0
@@ -97,6 +100,8 @@ class EvaluateOptions:
         for name, choices in (("boxes", BOXES), ("exif", get_args(ExifRule)), ("panoptic_quality", VARIANTS)):
             if (given := getattr(self, name)) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, but got {given!r}")
+        if self.reliability is not None and Path(self.reliability).suffix.lower() != ".png":
+            raise UserError(f"reliability must name a .png file, but got {self.reliability}")
         if self.batch_size < 1 or self.num_workers < 0 or self.processes < 1:
             raise UserError(
                 "expected batch_size >= 1, num_workers >= 0 and processes >= 1, but got "
@@ -158,8 +163,7 @@ def evaluate(model: str | Path | Predictor, **given: Any) -> Metric:
     options = EvaluateOptions(model, **given)
     _refuse(options, {"model": model, **given})
     outputs, inputs = options.results_files, [options.annotations]
-    if options.json is not None:
-        outputs.append(Path(options.json))
+    outputs += [Path(path) for path in (options.json, options.reliability) if path is not None]
     if options.case == "files":
         inputs.append(str(options.model))
     check_outputs(outputs, *inputs)
@@ -170,7 +174,16 @@ def evaluate(model: str | Path | Predictor, **given: Any) -> Metric:
         metric = _evaluate_model(options)
     if options.json is not None:
         write_json(options.json, summarize(metric))
+    if options.reliability is not None and isinstance(metric, MaskIoU):
+        write_picture(options.reliability, _reliability_picture(metric, options))
     return metric
+
+
+def _reliability_picture(metric: MaskIoU, options: EvaluateOptions) -> Image.Image:
+    quality = cast("ScoreQuality", metric.score_quality())  # the masks of a model have scores
+    bins = [(row.mean_score, row.mean_iou, row.masks) for row in quality.bins]
+    title = f"{Path(options.annotations).name}: calibration error {quality.error:.3f}, Spearman {quality.spearman:.2f}"
+    return draw_reliability(bins, title)
 
 
 OPTIONS = EvaluateOptions
@@ -189,11 +202,13 @@ def _refuse(options: EvaluateOptions, given: Mapping[str, Any]) -> None:
         others = given.keys() - for_maps - {"model", "annotations", "json"}
         reason = f"{options.model} is a file of predictions"
     elif options.case == "panoptic":
-        others = given.keys() & {"boxes", "seen", "predicted_segmentations"}
+        others = given.keys() & {"boxes", "seen", "reliability", "predicted_segmentations"}
         reason = f"a model is evaluated on {options.annotations}, which is a COCO panoptic file"
     else:
         others = given.keys() & for_maps
         reason = f"{options.annotations} is no COCO panoptic file"
+    if options.case == "detections" and options.reliability is not None:
+        raise UserError("--reliability cannot be given here: it draws the masks of ground-truth boxes")
     if others:
         names = [f"--{name.replace('_', '-')}" for name in given if name in others]  # in the order given
         raise UserError(f"{', '.join(names)} cannot be given here, since {reason}")

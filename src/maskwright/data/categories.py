@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,25 @@ def labels_of_names(names: Iterable[str], categories: Sequence[Category]) -> lis
     known = [category["name"] for category in categories]
     matches = [match_name(name, known) for name in names]
     return [-1 if match is None else known.index(match) for match in matches]
+
+
+def unite_categories(lists: Iterable[Sequence[Category]]) -> list[Category]:
+    """One label space out of several: each class once, by name (`match_name`), in the order in which they appear.
+
+    A class is that of the first list that has it, with its spelling and id; where another class has that id already, it
+    gets the next one above all ids.
+    """
+    united: list[Category] = []
+    for categories in lists:
+        known = [category["name"] for category in united]
+        united += [category for category in categories if match_name(category["name"], known) is None]
+    taken = set[int]()
+    free = count(max((category["id"] for category in united), default=0) + 1)
+    for row, category in enumerate(united):
+        if category["id"] in taken:
+            united[row] = {**category, "id": next(free)}
+        taken.add(united[row]["id"])
+    return united
 
 
 def labels_of_categories(

@@ -119,8 +119,13 @@ class SegmentationDataset(ABC):
 
     @cached_property
     def file_names(self) -> list[str]:
-        """A name for each image, unlike all others; it decides which images are set aside for validation."""
+        """A name for each image, unlike all others."""
         return [str(index) for index in range(len(self))]
+
+    @cached_property
+    def split_keys(self) -> list[str]:
+        """What decides which images are set aside for validation; those with equal ones stay together."""
+        return self.file_names
 
     @cached_property
     def instances(self) -> InstanceTable:
@@ -179,6 +184,10 @@ class SegmentationDataset(ABC):
             f"masks of {classes} of {len(self.categories)} classes"
         )
 
+    def weights_of(self, indices: Sequence[int] | np.ndarray) -> Tensor | None:
+        """How often each of the images at `indices` is drawn where the others are left out; None draws all alike."""
+        return None if self.sampling_weights is None else self.sampling_weights[indices]
+
     def subset(self, indices: Sequence[int]) -> SegmentationDataset:
         """The images at `indices` of this data set, in that order, with transforms of its own (at first the same).
 
@@ -198,8 +207,7 @@ class _Subset(SegmentationDataset):
         self._indices = np.asarray(indices, dtype=np.int64)
         self.task, self.categories, self.transforms = whole.task, whole.categories, whole.transforms
         self.skipped, self.repaired = whole.skipped, whole.repaired
-        weights = whole.sampling_weights
-        self.sampling_weights = None if weights is None else weights[self._indices]
+        self.sampling_weights = whole.weights_of(self._indices)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -219,6 +227,14 @@ class _Subset(SegmentationDataset):
     def file_names(self) -> list[str]:
         names = self._whole.file_names
         return [names[index] for index in self._indices]
+
+    @cached_property
+    def split_keys(self) -> list[str]:
+        keys = self._whole.split_keys
+        return [keys[index] for index in self._indices]
+
+    def weights_of(self, indices: Sequence[int] | np.ndarray) -> Tensor | None:
+        return self._whole.weights_of(self._indices[indices])
 
     @cached_property
     def instances(self) -> InstanceTable:
@@ -343,7 +359,7 @@ def split_by_hash(
     learnable: Callable[[int], bool] = lambda _: True,
     measurable: Callable[[int], bool] = lambda _: True,
 ) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the validation images, by a hash of each file name.
+    """Indices of the training and of the validation images, by a hash of each file name (`split_keys`).
 
     An image's side depends on its own name and `share` alone (sha256), not on the other images, the order or
     the machine. Two exceptions: at least one image is on each side; and where there are two images to do it with, one

@@ -6,10 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from maskwright.evaluation.calibration import (
+    Accepted,
+    ReliabilityBin,
+    accept_table,
+    expected_calibration_error,
+    rank_correlation,
+    reliability,
+)
 from maskwright.evaluation.metric import Metric, check_image_size, seen_labels
 from maskwright.ops.paste import paste_binary_region
 from maskwright.structures import Category, EncodedMasks, InstancePrediction, Target, encoded_masks
@@ -28,11 +37,29 @@ class ClassMaskIoU:
     mask_iou: float
 
 
+@dataclass(frozen=True)
+class ScoreQuality:
+    """How well mask scores foretell the IoU (`evaluation/calibration.py`).
+
+    Attributes:
+        error: the expected calibration error.
+        spearman: the rank correlation of score and IoU; NaN where all are equal.
+        bins: mean score and mean IoU in bins of the score.
+        accepted: what is accepted at some thresholds of the score.
+    """
+
+    error: float
+    spearman: float
+    bins: list[ReliabilityBin]
+    accepted: list[Accepted]
+
+
 class MaskIoU(Metric):
     """Mean IoU of predicted and true masks at the original resolution, with boxes given.
 
     Every instance that has a mask and is no crowd counts once. A prediction has one instance for each row of its
-    target, in the same order. Methods without boxes may give the masks themselves instead, bool [N, H, W].
+    target, in the same order. Methods without boxes may give the masks themselves instead, bool [N, H, W];
+    those have no scores.
     `seen` names the classes whose masks the model was trained on; all others are unseen.
 
     Source: the mIoU of arXiv 2104.00613, section "without a detector"; COCO's size limits.
@@ -63,18 +90,22 @@ class MaskIoU(Metric):
                 f"rows, but got {len(prediction)}"
             )
         check_image_size(prediction.shape[1:] if isinstance(prediction, Tensor) else prediction.image_size, target)
-        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero()
+        rows = (target["has_mask"] & ~target["iscrowd"]).nonzero().flatten()
         truth = encoded_masks(target)
         instances = [
-            (int(target["labels"][row]), *_iou_and_area(prediction, int(row), truth[row.cpu()])) for row in rows
+            (label, *_iou_and_area(prediction, row, truth[torch.tensor([row])]), _score(prediction, row))
+            for row, label in zip(rows.tolist(), target["labels"][rows].tolist(), strict=True)
         ]
-        self._states.append(torch.tensor(instances, dtype=torch.float64).reshape(-1, 3))
+        self._states.append(torch.tensor(instances, dtype=torch.float64).reshape(-1, 4))
 
-    def state(self) -> Float64[Tensor, "n 3"]:
-        """All instances so far: label, IoU, and area of the true mask in pixels; what `merge` takes."""
-        return torch.cat([torch.zeros(0, 3, dtype=torch.float64), *self._states])
+    def state(self) -> Float64[Tensor, "n 4"]:
+        """All instances so far: label, IoU, area of the true mask in pixels, mask score; what `merge` takes.
 
-    def merge(self, state: Float64[Tensor, "n 3"]) -> None:
+        The score is NaN where the masks themselves were given.
+        """
+        return torch.cat([torch.zeros(0, 4, dtype=torch.float64), *self._states])
+
+    def merge(self, state: Float64[Tensor, "n 4"]) -> None:
         """Add the instances of another process's `state()`."""
         self._states.append(state.cpu())
 
@@ -88,7 +119,7 @@ class MaskIoU(Metric):
             true mask (below 32^2, below 96^2, the rest); `instances`, `instances_seen`, `instances_unseen`:
             how many.
         """
-        labels, ious, areas = self.state().unbind(1)
+        labels, ious, areas, _ = self.state().unbind(1)
         seen = self.seen[labels.long()]
         small, large = areas < SMALL_AREA, areas >= MEDIUM_AREA
         classes = [row for row in self.per_class() if row.instances]
@@ -109,12 +140,28 @@ class MaskIoU(Metric):
 
     def per_class(self) -> list[ClassMaskIoU]:
         """Mean IoU over the instances of each class, in label order, classes without instances included."""
-        labels, ious, _ = self.state().unbind(1)
+        labels, ious, _, _ = self.state().unbind(1)
         rows = []
         for label, name in enumerate(self.names):
             own = ious[labels == label]
             rows.append(ClassMaskIoU(name, bool(self.seen[label]), len(own), _mean(own)))
         return rows
+
+    def score_quality(self) -> ScoreQuality | None:
+        """How well the scores of the masks foretell their IoU; None without masks, or where they have no scores."""
+        _, ious, _, scores = self.state().numpy().T
+        if not len(scores) or np.isnan(scores).any():
+            return None
+        return ScoreQuality(
+            expected_calibration_error(scores, ious),
+            rank_correlation(scores, ious),
+            reliability(scores, ious),
+            accept_table(scores, ious),
+        )
+
+
+def _score(prediction: InstancePrediction | Tensor, row: int) -> float:
+    return math.nan if isinstance(prediction, Tensor) else float(prediction.mask_scores[row])
 
 
 def _iou_and_area(prediction: InstancePrediction | Tensor, row: int, truth: EncodedMasks) -> tuple[float, int]:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from maskwright.evaluation.coco_ap import CocoAP
-from maskwright.evaluation.mask_iou import MaskIoU
+from maskwright.evaluation.mask_iou import MaskIoU, ScoreQuality
 from maskwright.evaluation.metric import Metric
 from maskwright.evaluation.panoptic_quality import PanopticQuality
 
@@ -25,7 +25,8 @@ def summarize(metric: Metric) -> dict[str, Any]:
 
     Returns:
         The keys of `compute` (means in 0..1 or None, counts as whole numbers). Then, for masks and detections,
-        `classes`: the fields of `ClassMaskIoU` or `ClassAP` for each class that has instances. For panoptic quality
+        `classes`: the fields of `ClassMaskIoU` or `ClassAP` for each class that has instances; for masks `mask_scores`,
+        the fields of `ScoreQuality`, or None for masks without scores. For panoptic quality
         `variant`, and `per_class`: the fields of `ClassPQ` for each class that counts. Both are in label order.
     """
     numbers = _plain(metric.compute())
@@ -33,12 +34,22 @@ def summarize(metric: Metric) -> dict[str, Any]:
     if isinstance(metric, PanopticQuality):
         counted = [row for row in rows if row["pq"] is not None]
         return {**numbers, "variant": metric.variant, "per_class": counted}
-    return {**numbers, "classes": [row for row in rows if row["instances"]]}
+    counted = {"classes": [row for row in rows if row["instances"]]}
+    if isinstance(metric, MaskIoU):
+        return {**numbers, "mask_scores": _score_quality(metric.score_quality()), **counted}
+    return {**numbers, **counted}
 
 
 def tables_of(metric: Metric) -> str:
     """The numbers of a `MaskIoU`, `CocoAP` or `PanopticQuality` as text: the groups, then each class, worst first."""
     return _TABLES[type(metric)](summarize(metric))
+
+
+def _score_quality(quality: ScoreQuality | None) -> dict[str, Any] | None:
+    if quality is None:
+        return None
+    rows = {name: [_plain(asdict(row)) for row in getattr(quality, name)] for name in ("bins", "accepted")}
+    return _plain({"error": quality.error, "spearman": quality.spearman}) | rows
 
 
 _GROUPS = {"all": "", "seen": "_seen", "unseen": "_unseen"}
@@ -54,10 +65,29 @@ def _mask_iou_tables(summary: Mapping[str, Any]) -> str:
         [row["name"], row["mask_iou"], row["instances"], _seen(row)]
         for row in sorted(summary["classes"], key=lambda row: row["mask_iou"])
     ]
+    tables = [
+        format_table(["", "mask IoU", "class mean", "instances"], groups),
+        format_table(["class", "mask IoU", "instances", "its masks"], classes),
+    ]
+    if summary["mask_scores"] is not None:
+        tables.insert(1, _score_tables(summary["mask_scores"]))
+    return "\n\n".join(tables)
+
+
+def _score_tables(quality: Mapping[str, Any]) -> str:
+    """How well scores foretell the IoU, and what is accepted at which score."""
+    numbers: list[list[Cell]] = [
+        ["expected calibration error", quality["error"]],
+        ["Spearman correlation", quality["spearman"]],
+    ]
+    keys = ("masks", "share", "mean_iou", "share_below_half")
+    accepted: list[list[Cell]] = [
+        [f"{row['threshold']:.2f} or more", *(row[key] for key in keys)] for row in quality["accepted"]
+    ]
     return "\n\n".join(
         [
-            format_table(["", "mask IoU", "class mean", "instances"], groups),
-            format_table(["class", "mask IoU", "instances", "its masks"], classes),
+            format_table(["mask scores and IoU", ""], numbers),
+            format_table(["mask score", "accepted", "share", "mask IoU", "IoU < 0.5"], accepted),
         ]
     )
 

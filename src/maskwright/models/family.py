@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from maskwright.models.calibration import MaskCalibration
 from maskwright.models.config import FamilyConfig
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import clip_boxes
@@ -178,11 +179,13 @@ class BoxPromptedFamily(Family[Config]):
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
+        mask_calibration: from raw mask scores to expected IoU (`maskwright calibrate`); None leaves them raw.
     """
 
     task: ClassVar[Task] = "instance"
 
     mask_chunk_size: int
+    mask_calibration: MaskCalibration | None = None
     network: Any
 
     @property
@@ -290,7 +293,7 @@ class BoxPromptedFamily(Family[Config]):
             boxes=boxes,
             labels=torch.full((len(boxes),), -1),
             scores=torch.ones(len(boxes)),
-            mask_scores=certainty,
+            mask_scores=certainty if self.mask_calibration is None else self.mask_calibration(certainty),
             mask_probabilities=probabilities,
             image_size=image_size,
             frame=self.box_frame,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import tempfile
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from maskwright.errors import UserError
-from maskwright.files import read_json_object
-from maskwright.models.family import Family
+from maskwright.files import read_json_object, write_json, write_whole
+from maskwright.models.calibration import MaskCalibration
+from maskwright.models.family import BoxPromptedFamily, Family
 
 BUNDLED = Path(__file__).parents[1] / "weights"
 FAMILIES = {
@@ -23,6 +25,9 @@ FAMILIES = {
     "deep_marc": ("maskwright.models.deep_marc", "DeepMARC"),
     "max_deeplab": ("maskwright.models.max_deeplab", "MaXDeepLab"),
 }
+
+CALIBRATION = "mask_calibration"
+"""The key of `config.json` that holds a `MaskCalibration`, if the weights have one."""
 
 _CONTENT = "a weights folder holds config.json and model.safetensors"
 _TENSORS_AT_ONCE = 64
@@ -72,7 +77,9 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() if state is None else state
     stored = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in tensors.items()}
-    config = {"family": model.family, "model": model.stored_values()}
+    config: dict[str, Any] = {"family": model.family, "model": model.stored_values()}
+    if isinstance(model, BoxPromptedFamily) and model.mask_calibration is not None:
+        config[CALIBRATION] = model.mask_calibration.stored_values()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         whole = Path(scratch) / "new"
         whole.mkdir()
@@ -97,6 +104,8 @@ def from_pretrained(name_or_path: str | Path) -> Family[Any]:
     config = read_json_object(folder / "config.json", ("family", "model"), kind="configuration", hint=_CONTENT)
     try:
         model = family_class(config["family"])(**config["model"])
+        if CALIBRATION in config:
+            _calibrate(model, config[CALIBRATION])
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot build the model: {error}") from error
     weights = folder / "model.safetensors"
@@ -107,6 +116,38 @@ def from_pretrained(name_or_path: str | Path) -> Family[Any]:
     except SafetensorError as error:
         raise UserError(f"{weights}: not a whole safetensors file ({error})") from error
     return model.eval()
+
+
+def _calibrate(model: Family[Any], values: Any) -> None:
+    if not isinstance(model, BoxPromptedFamily):
+        raise ValueError(f"a {model.family} model has no mask scores that a {CALIBRATION} could be of")
+    model.mask_calibration = MaskCalibration(**values)
+
+
+def store_calibration(name_or_path: str | Path, calibration: MaskCalibration, folder: str | Path | None = None) -> None:
+    """Give weights a calibration, beside or in place of the one that they have; nothing else of them changes.
+
+    Args:
+        name_or_path: as for `from_pretrained`.
+        calibration: of their masks.
+        folder: a new weights folder, which becomes a copy with the calibration; None changes the weights folder
+            `name_or_path` itself.
+
+    Raises:
+        UserError: nothing is found there, or `folder` is not new or cannot be written.
+    """
+    source = _find(name_or_path)
+    config = read_json_object(source / "config.json", ("family", "model"), kind="configuration", hint=_CONTENT)
+    config[CALIBRATION] = calibration.stored_values()
+    if folder is None:
+        write_json(source / "config.json", config)
+        return
+
+    def write(copy: Path) -> None:
+        shutil.copytree(source, copy)
+        write_json(copy / "config.json", config)
+
+    write_whole(folder, write)
 
 
 def _load_state(model: Family[Any], path: Path) -> None:

@@ -29,7 +29,8 @@ class InstancePrediction(Pictured):
     boxes: float32 [N, 4], xyxy pixels.
     labels: int64 [N]; -1 where a box was given without a class.
     scores: float32 [N], of the boxes (1 for given boxes).
-    mask_scores: float32 [N], the mean certainty of the mask's own pixels, in 0..1.
+    mask_scores: float32 [N], in 0..1, of a calibrated model (`maskwright calibrate`) the IoU of the mask with the truth
+        that is to be expected; else the mean certainty of the mask's own pixels, which ranks masks but is too high.
     mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
     image_size: (height, width) of the original image.
     frame: how the M x M grid lies on a box (`ops/frames.py`).

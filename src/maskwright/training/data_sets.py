@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from maskwright.data.dataset import SegmentationDataset, split_by_hash
+from maskwright.data.dataset import DataSource, SegmentationDataset, split_by_hash
 from maskwright.data.formats import open_data_set
 from maskwright.data.loaders import Batch, evaluation_loader, training_loader
+from maskwright.data.union import UnionSource, open_union
 from maskwright.errors import UserError
-from maskwright.structures import Category
+from maskwright.structures import Category, Task
 from maskwright.training.options import DataOptions, InstanceDataOptions
 
 
@@ -31,14 +32,14 @@ def open_data_sets(options: DataOptions, image_size: int, categories: list[Categ
     Args:
         options: the section `data` of a recipe, whose class says what kind of data it is.
         image_size: side of the model's input; `options.side` of it is that of the training images.
-        categories: the label space; None takes the training file's own.
+        categories: the label space; None takes the training file's own, or unites those of several sets.
 
     Raises:
         UserError: a path is missing or unusable, a class unknown, a value of the augmentation out of its range,
             or no image has a mask that may be learnt.
     """
-    training = open_data_set(replace(options.training_source(), categories=categories), options.task)
-    validation = open_data_set(replace(options.validation_source(), categories=training.categories), options.task)
+    training = _open(replace(options.training_source(), categories=categories), options.task)
+    validation = _open(replace(options.validation_source(), categories=training.categories), options.task)
     return prepare_data_sets(_split(training, validation, options), options, image_size)
 
 
@@ -70,7 +71,7 @@ def prepare_data_sets(data_sets: DataSets, options: DataOptions, image_size: int
                 f"training images cannot be cropped by model.image_size {image_size} and data's values: {error}"
             ) from error
     training_key = "mask_classes" if options.task == "instance" else "annotations"
-    validation_key = "validation_share" if options.validation_annotations is None else "validation_annotations"
+    validation_key = "validation_annotations" if options.has_validation_files else "validation_share"
     _require_instances(training, "to train on", training_key)
     _require_instances(validation, "to validate on", validation_key)
     return data_sets
@@ -84,12 +85,16 @@ def drawn_images(training: SegmentationDataset, options: DataOptions, learns_fro
     return training if len(with_masks) == len(training) else training.subset(with_masks.tolist())
 
 
+def _open(source: DataSource | UnionSource, task: Task) -> SegmentationDataset:
+    return open_union(source, task) if isinstance(source, UnionSource) else open_data_set(source, task)
+
+
 def _split(training: SegmentationDataset, validation: SegmentationDataset, options: DataOptions) -> DataSets:
     """The two as they are where they come from two files, else a share of the same images each."""
-    if options.validation_annotations is not None:
+    if options.has_validation_files:
         return DataSets(training, validation)
     kept, set_aside = split_by_hash(
-        training.file_names,
+        training.split_keys,
         options.validation_share,
         learnable=lambda index: bool(training.mask_labels(index)),
         measurable=lambda index: bool(validation.mask_labels(index)),

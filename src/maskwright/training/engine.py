@@ -27,7 +27,7 @@ from maskwright.structures import Category
 from maskwright.training.callbacks import ExponentialAverage, RunCheckpoints, RunRecords, StopRequest
 from maskwright.training.data_sets import DataSets, TrainingData, drawn_images, open_data_sets, prepare_data_sets
 from maskwright.training.initial_weights import start_from
-from maskwright.training.options import Recipe
+from maskwright.training.options import InstanceDataOptions, Recipe
 from maskwright.training.recipes import recipe_yaml
 from maskwright.training.rehearsal import rehearse
 from maskwright.training.run_folder import (
@@ -236,14 +236,15 @@ def _announce(
         f"batch: {effective} images ({batch_size} per device x {trainer.world_size} device(s) x "
         f"{options.accumulate} accumulated)",
     ]
-    lines += _reading_notes("training", data_sets.training)
-    if recipe.data.validation_annotations is not None:  # else both come from one file, or from no file
-        lines += _reading_notes("validation", data_sets.validation)
+    files = "files" if isinstance(recipe.data, InstanceDataOptions) and recipe.data.sets else "file"
+    lines += _reading_notes(f"the training {files}", data_sets.training)
+    if recipe.data.has_validation_files:  # else both come from the same files, or from none
+        lines += _reading_notes(f"the validation {files}", data_sets.validation)
     print("\n".join(lines), file=sys.stderr)
 
 
 def _reading_notes(name: str, dataset: SegmentationDataset) -> list[str]:
-    return reading_notes(f"the {name} file", dataset.skipped, dataset.repaired)
+    return reading_notes(name, dataset.skipped, dataset.repaired)
 
 
 def _quieten_lightning() -> None:

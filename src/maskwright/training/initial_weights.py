@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwright.data.categories import labels_of_names
 from maskwright.errors import UserError
-from maskwright.models.family import Family
+from maskwright.models.family import BoxPromptedFamily, Family
 from maskwright.models.hub import from_pretrained
 from maskwright.structures import Category
 
@@ -62,6 +62,8 @@ def start_from(model: Family[Any], source: str, *, announce: bool = True) -> Non
     if rows:
         lines += _about_classes(model.categories, match, [name for name in rows if name in state])
     if announce:
+        if isinstance(other, BoxPromptedFamily) and other.mask_calibration is not None:
+            lines.append("first weights: their mask calibration is dropped; `maskwright calibrate` fits one again")
         lines += _about_values(asdict(model.config), asdict(other.config), model.config.training_only())
         whole = sum(name not in rows for name in state)
         print("\n".join([f"first weights: {whole} tensors of {source}", *lines]), file=sys.stderr)

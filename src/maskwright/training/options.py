@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from maskwright.data.dataset import DataSource, Transforms
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_transforms import panoptic_training_transforms
 from maskwright.data.transforms import training_transforms
+from maskwright.data.union import UnionSource
 from maskwright.errors import UserError
 from maskwright.structures import Task
 
@@ -66,34 +69,45 @@ class DataOptions(ABC):
         for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
             if not 0 <= value <= 1:
                 raise UserError(f"data.{name} must lie in 0..1, but got {value}")
-        if self.validation_annotations is None and not 0 < self.validation_share < 1:
+        if not self.has_validation_files and not 0 < self.validation_share < 1:
             raise UserError(
                 f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
                 f"but got {self.validation_share}"
             )
 
+    @property
+    def has_validation_files(self) -> bool:
+        """Whether files name the validation images; if not, a share of the training images is set aside."""
+        return self.validation_annotations is not None
+
     def side(self, image_size: int) -> int:
         """Side of the square training crops, in pixels, of a model whose input has `image_size`."""
         return image_size
 
-    def training_source(self) -> DataSource:
+    def training_source(self) -> DataSource | UnionSource:
         """What the training images are opened from.
 
         Raises:
             UserError: `images` or `annotations` is left open.
         """
-        if self.images is None or self.annotations is None:
-            key = "images" if self.images is None else "annotations"
-            raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
-        return DataSource(self.images, self.annotations, exif=self.exif)
+        return self._training_files()
 
-    def validation_source(self) -> DataSource:
+    def validation_source(self) -> DataSource | UnionSource:
         """What the validation images are opened from, or those of which a share is set aside: with all that is known.
 
         Raises:
             UserError: `images` or `annotations` is left open.
         """
-        training = self.training_source()
+        return self._validation_files()
+
+    def _training_files(self) -> DataSource:
+        if self.images is None or self.annotations is None:
+            key = "images" if self.images is None else "annotations"
+            raise UserError(f"the recipe leaves data.{key} open: give it with --data.{key}")
+        return DataSource(self.images, self.annotations, exif=self.exif)
+
+    def _validation_files(self) -> DataSource:
+        training = self._training_files()
         return DataSource(
             self.validation_images or training.images,
             self.validation_annotations or training.annotations,
@@ -110,10 +124,47 @@ class DataOptions(ABC):
 
 
 @dataclass(frozen=True)
+class SetOptions:
+    """One of the sets that a model of instances is trained on together.
+
+    Attributes:
+        images: folder of the images.
+        annotations: COCO instances file of the training images.
+        name: what messages and the names of images call it; left out, the end of the path of `annotations`.
+        mask_classes: whose masks are learnt from this set: `all`, `voc`, `non_voc`, or a list of class names; `[]` of a
+            set of boxes. Another set may have masks of the same classes.
+        share: share of the draws that come from this set, relative to the other sets; all sets have one, or none.
+            Left out, every image is drawn alike.
+        exif: as `data.exif`, of this set.
+        validation_annotations: COCO instances file of images in the same folder to validate on.
+    """
+
+    images: str
+    annotations: str
+    name: str | None = None
+    mask_classes: str | list[str] = "all"
+    share: float | None = None
+    exif: ExifRule = "auto"
+    validation_annotations: str | None = None
+
+    def training_source(self) -> DataSource:
+        """What its training images are opened from."""
+        return DataSource(self.images, self.annotations, mask_classes=self.mask_classes, exif=self.exif)
+
+    def validation_source(self) -> DataSource:
+        """What its validation images are opened from, or those of which a share is set aside: with all masks."""
+        return DataSource(self.images, self.validation_annotations or self.annotations, exif=self.exif)
+
+
+@dataclass(frozen=True)
 class InstanceDataOptions(DataOptions):
     """Data of a model that finds instances.
 
     Attributes:
+        sets: several sets to train on together, in place of `images` and `annotations`: a list of mappings with
+            `images`, `annotations` and, as wanted, `name`, `mask_classes`, `share` (of the draws), `exif` and
+            `validation_annotations`. Classes are united by name. Where a set has `validation_annotations`, those of
+            all sets that do are validated on; where none has, `validation_share` of all images is.
         mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
             classes count as box-only; validation still measures them, as unseen.
         crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
@@ -128,6 +179,7 @@ class InstanceDataOptions(DataOptions):
 
     task = "instance"
 
+    sets: list[SetOptions] = field(default_factory=list)
     mask_classes: str | list[str] = "all"
     crop_size: int | None = None
     draw: Literal["all", "learnable"] = "all"
@@ -139,14 +191,71 @@ class InstanceDataOptions(DataOptions):
         _require("data", self, "> 0", "crop_size")
         _require("data", self, ">= 0", "colour")
         _require_range("data.scale", self.scale)
+        if self.sets:
+            self._check_sets()
+
+    def _check_sets(self) -> None:
+        for key in ("images", "annotations", "validation_images", "validation_annotations"):
+            if getattr(self, key) is not None:
+                raise UserError(f"a recipe has data.sets, or else data.images and data.annotations: not data.{key} too")
+        for key, default in (("mask_classes", "all"), ("exif", "auto")):
+            if getattr(self, key) != default:
+                raise UserError(f"data.{key} has no use beside data.sets: give {key} to each of the sets that need it")
+        shares = {name: one.share for name, one in self.named_sets.items()}
+        missing = [name for name, share in shares.items() if share is None]
+        if missing and len(missing) < len(shares):
+            raise UserError(f"data.sets: all sets have a share, or none; it is missing in {', '.join(missing)}")
+        for name, share in shares.items():
+            if share is not None and not 0 < share < inf:
+                raise UserError(f"data.sets: the share of {name} must be > 0, but is {share}")
+
+    @property
+    def named_sets(self) -> dict[str, SetOptions]:
+        """The sets by name: their own, else as much of the end of the path of `annotations` as tells them apart.
+
+        Raises:
+            UserError: two have the same.
+        """
+        paths = [Path(one.annotations).with_suffix("").parts for one in self.sets]
+        longest = max(map(len, paths), default=0)
+        depth = 1
+        while depth < longest and len({path[-depth:] for path in paths}) < len(paths):
+            depth += 1
+        names = [one.name or "/".join(path[-depth:]) for one, path in zip(self.sets, paths, strict=True)]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"data.sets: two sets are called {name}; give each a name of its own")
+        return dict(zip(names, self.sets, strict=True))
+
+    @property
+    def has_validation_files(self) -> bool:
+        """See `DataOptions`; of any set."""
+        return super().has_validation_files or any(one.validation_annotations is not None for one in self.sets)
 
     def side(self, image_size: int) -> int:
         """`crop_size`, or the model's own."""
         return self.crop_size or image_size
 
-    def training_source(self) -> DataSource:
+    def training_source(self) -> DataSource | UnionSource:
         """With the masks of `mask_classes` alone."""
-        return replace(super().training_source(), mask_classes=self.mask_classes)
+        if not self.sets:
+            return replace(self._training_files(), mask_classes=self.mask_classes)
+        sets = self.named_sets
+        shares = {name: one.share for name, one in sets.items() if one.share is not None}
+        return UnionSource({name: one.training_source() for name, one in sets.items()}, shares or None)
+
+    def validation_source(self) -> DataSource | UnionSource:
+        """Of several sets, those that have `validation_annotations`, if any has."""
+        if not self.sets:
+            return self._validation_files()
+        separate = self.has_validation_files
+        return UnionSource(
+            {
+                name: one.validation_source()
+                for name, one in self.named_sets.items()
+                if one.validation_annotations is not None or not separate
+            }
+        )
 
     def transforms(self, image_size: int) -> Transforms:
         """See `DataOptions`."""
@@ -182,13 +291,12 @@ class PanopticDataOptions(DataOptions):
 
     def training_source(self) -> DataSource:
         """With the folder of the PNGs."""
-        return replace(super().training_source(), segmentations=self.segmentations)
+        return replace(self._training_files(), segmentations=self.segmentations)
 
     def validation_source(self) -> DataSource:
         """With the folder of the PNGs."""
-        separate = self.validation_annotations is not None
-        folder = self.validation_segmentations if separate else self.segmentations
-        return replace(super().validation_source(), segmentations=folder)
+        folder = self.validation_segmentations if self.has_validation_files else self.segmentations
+        return replace(self._validation_files(), segmentations=folder)
 
     def transforms(self, image_size: int) -> Transforms:
         """See `DataOptions`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.errors import UserError
 from maskwright.models.hub import bundled_names, family_class
-from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, TrainerOptions
+from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, SetOptions, TrainerOptions
 
 _SECTIONS = ("data", "optimizer", "trainer")
 
@@ -101,13 +101,16 @@ def _resolve(name: str, source: str, values: dict[str, Any], overrides: Sequence
     try:
         parser.set_defaults(vars(parser.parse_object(values).as_flat()))  # so that --help shows this recipe
     except ArgumentError as error:
-        raise UserError(f"{source}: {_one_sentence(error, parser)}") from error
+        sentence = _one_sentence(error, parser).replace("data.sets:", _faulty_set(parser, values), 1)
+        raise UserError(f"{source}: {sentence}") from error
     try:
         parsed = parser.parse_args(list(overrides)).as_dict()
     except ArgumentError as error:
         raise UserError(_one_sentence(error, parser)) from error
     if parsed["family"] != family:
         raise UserError(f"{source}: the family of a recipe is {family!r} and cannot be changed; choose another recipe")
+    if "sets" in parsed["data"]:
+        parsed["data"]["sets"] = [SetOptions(**entry) for entry in parsed["data"]["sets"] or []]
     sections = {section: options(**parsed[section]) for section, options in _section_classes(family).items()}
     return Recipe(family=family, model=parsed["model"], name=name, **sections)
 
@@ -202,9 +205,22 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
+def _faulty_set(parser: ArgumentParser, values: dict[str, Any]) -> str:
+    """What a sentence about the first of the recipe's `data.sets` that the parser refuses begins with."""
+    sets = values["data"].get("sets")
+    for number, entry in enumerate(sets if isinstance(sets, list) else [], 1):
+        try:
+            parser.parse_object({"data": {"sets": [entry]}})
+        except ArgumentError:
+            return f"data.sets, set {number} of {len(sets)}:"
+    return "data.sets:"
+
+
 def _one_sentence(error: ArgumentError, parser: ArgumentParser) -> str:
     """The parser's message on one line: types in words, and the key that was probably meant."""
     text = " ".join(str(error).split()).replace("typing.", "")
+    if match := re.match(r'Parser key "data\.sets": (?!Expected a <class)(?:Problem with .*?: )?(.*)', text):
+        return f"data.sets: {_set_sentence(match[1], parser)}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"Literal\[(.+?)\]", lambda match: f"one of {match[1].replace(chr(39), '')}", text)
     if match := re.match(r'Parser key "(\w+)": Unable to load config .([^"\']*)', text):
@@ -223,6 +239,18 @@ def _one_sentence(error: ArgumentError, parser: ArgumentParser) -> str:
     if match := re.match(r"unrecognized arguments: (--)([^\s=]+)", text):
         return _unknown_key(match[2], parser, match[1])
     return re.sub(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: ', r"\1: expected \2, but got ", text)
+
+
+def _set_sentence(problem: str, parser: ArgumentParser) -> str:
+    """The parser's message about one of `data.sets`."""
+    known = [one.name for one in fields(SetOptions)]
+    if match := re.match(r"Option '(.+?)' is not accepted", problem):
+        return f"{match[1]} is no key of a set{did_you_mean(match[1], known)}"
+    if match := re.match("the following arguments are required: (.*)", problem):
+        return f"it needs {match[1].replace(', ', ' and ')}"
+    if problem.startswith("Parser key"):
+        return _one_sentence(ArgumentError(None, problem), parser)
+    return f"each set must have keys and values; the keys are {', '.join(known)}"
 
 
 def _unknown_key(key: str, parser: ArgumentParser, dashes: str = "") -> str:

@@ -17,7 +17,7 @@ import torch
 from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_whole
 from maskwright.structures import Category
-from maskwright.training.options import Recipe
+from maskwright.training.options import InstanceDataOptions, Recipe
 from maskwright.training.recipes import did_you_mean, parse_recipe, resolve_recipe
 
 RECIPE = "recipe.yaml"
@@ -104,17 +104,15 @@ class SavedRun:
         Raises:
             UserError: a value differs that must stay.
         """
-        before, now = asdict(self.recipe), asdict(recipe)
-        if before["family"] != now["family"]:
-            raise UserError(f"{self.folder}: this run trains family {before['family']}, not {now['family']}")
-        for section in ("model", "data", "optimizer", "trainer"):
-            for key, value in before[section].items():
-                if key not in _FREE_ON_RESUME.get(section, set()) and value != now[section][key]:
-                    raise UserError(
-                        f"{self.folder}: {section}.{key} is {value!r} in this run and cannot become "
-                        f"{now[section][key]!r} on resume; continue it as it is with `{self.command}`, or start a new "
-                        f"run with --trainer.output"
-                    )
+        if self.recipe.family != recipe.family:
+            raise UserError(f"{self.folder}: this run trains family {self.recipe.family}, not {recipe.family}")
+        now = _fixed_values(recipe)
+        for key, value in _fixed_values(self.recipe).items():
+            if value != now[key]:
+                raise UserError(
+                    f"{self.folder}: {key} is {value!r} in this run and cannot become {now[key]!r} on resume; continue "
+                    f"it as it is with `{self.command}`, or start a new run with --trainer.output"
+                )
 
     def require_same_model(self, values: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> None:
         """Refuse a model whose outputs, or whose tensors, do not mean what those of the checkpoint mean.
@@ -205,6 +203,23 @@ def read_best_score(folder: Path, name: str) -> float:
     path = folder / BEST_SCORE
     best = json.loads(path.read_text()) if path.is_file() else {}
     return float(best.get(name, -math.inf))
+
+
+def _fixed_values(recipe: Recipe) -> dict[str, Any]:
+    """The values that must stay, by key: of `data.sets` the names, and then the values of each."""
+    values = asdict(recipe)
+    fixed = {
+        f"{section}.{key}": value
+        for section in ("model", "data", "optimizer", "trainer")
+        for key, value in values[section].items()
+        if key not in _FREE_ON_RESUME.get(section, set())
+    }
+    if isinstance(recipe.data, InstanceDataOptions):
+        fixed["data.sets"] = list(recipe.data.named_sets)
+        for name, one in recipe.data.named_sets.items():
+            own = asdict(one).items()
+            fixed |= {f"data.sets[{name}].{key}": value for key, value in own if key not in _FREE_ON_RESUME["data"]}
+    return fixed
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
