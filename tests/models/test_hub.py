@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maskwright.errors import UserError
+from maskwright.models.calibration import MaskCalibration
 from maskwright.models.deep_mac import DeepMAC
-from maskwright.models.hub import from_pretrained, push_to_hub, save_pretrained
+from maskwright.models.hub import from_pretrained, model_hash, push_to_hub, save_pretrained
 
 
 @pytest.fixture
@@ -116,3 +117,23 @@ def test_nothing_but_a_weights_folder_is_ever_replaced(model, tmp_path):
 def test_push_refuses_what_is_no_weights_folder(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         push_to_hub(tmp_path, "somebody/something")
+
+
+def test_the_hash_of_a_model_is_that_of_all_that_decides_its_predictions():
+    torch.manual_seed(0)
+    values = {"image_size": 64, "backbone": "resnet18_fpn", "mask_head": "resnet4", "mask_size": 8, "width": 0.1}
+    model = DeepMAC(**values)
+
+    def changed(**others) -> DeepMAC:
+        other = DeepMAC(**{**values, **others})
+        other.load_state_dict(model.state_dict())
+        return other
+
+    calibrated = changed()
+    calibrated.mask_calibration = MaskCalibration([0.0, 1.0], [0.0, 0.9])
+    trained = changed()
+    with torch.no_grad():
+        next(trained.parameters()).mul_(1.5)
+    assert model_hash(changed()) == model_hash(model)
+    hashes = {model_hash(each) for each in (model, calibrated, trained, changed(image_size=128))}
+    assert len(hashes) == 4

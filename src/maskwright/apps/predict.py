@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from maskwright import __version__
@@ -26,6 +25,7 @@ from maskwright.data.picture_files import find_pictures
 from maskwright.drawing.overlays import OverlayStyle
 from maskwright.errors import UserError
 from maskwright.journal import Journal
+from maskwright.models.hub import model_hash
 from maskwright.predictor import DEFAULT_MODEL, MAX_DETECTIONS, Predictor, check_score_threshold, load
 from maskwright.training.recipes import recipe_names
 
@@ -282,17 +282,8 @@ def _header(jobs: Sequence[PictureJob], options: PredictOptions, predictor: Pred
         del told[key]
     return {
         "version": __version__,
-        "model": _fingerprint(predictor),
+        "model": f"{model_hash(predictor.model)} on {predictor.device.type}",
         "images": pictures.hexdigest(),
         "boxes": boxes.hexdigest(),
         **told,
     }
-
-
-def _fingerprint(predictor: Predictor) -> str:
-    """A hash of the model's weights and of what kind of processor they run on."""
-    digest = hashlib.sha256(f"{type(predictor.model).__name__} {predictor.device.type}".encode())
-    for name, tensor in (*predictor.model.named_parameters(), *predictor.model.named_buffers()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

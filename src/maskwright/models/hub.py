@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json, write_whole
@@ -122,6 +124,20 @@ def _calibrate(model: Family[Any], values: Any) -> None:
     if not isinstance(model, BoxPromptedFamily):
         raise ValueError(f"a {model.family} model has no mask scores that a {CALIBRATION} could be of")
     model.mask_calibration = MaskCalibration(**values)
+
+
+def model_hash(model: nn.Module) -> str:
+    """A hash of all that decides what a model predicts: its class, its values, its calibration and its tensors."""
+    told: dict[str, Any] = {"class": type(model).__name__}
+    if isinstance(model, Family):
+        told["values"] = model.stored_values()
+    if isinstance(model, BoxPromptedFamily) and model.mask_calibration is not None:
+        told[CALIBRATION] = model.mask_calibration.stored_values()
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):  # a folded model has no `state_dict`
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def store_calibration(name_or_path: str | Path, calibration: MaskCalibration, folder: str | Path | None = None) -> None:

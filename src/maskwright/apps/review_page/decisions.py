@@ -23,7 +23,7 @@ class RedrawnMask:
     segmentation: COCO's compressed run lengths.
     area: the number of pixels.
     quality: as the model gives it, in 0..1.
-    model, weights: the name of the model, and the hash of its weights.
+    model, weights: the name of the model, and its hash (`models.hub.model_hash`).
     """
 
     prompt_box: list[float]

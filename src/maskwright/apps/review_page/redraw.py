@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from threading import Lock
 
-import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskwright.apps.review_page.completed import Box, CompletedFile
 from maskwright.apps.review_page.decisions import RedrawnMask
 from maskwright.data.images import read_annotated_image
 from maskwright.errors import UserError
-from maskwright.models.hub import from_pretrained
+from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.predictor import Predictor
 from maskwright.structures import BoxPrompted, ImageFeatures
 
@@ -28,7 +26,7 @@ class Redrawer:
         completed: the file.
         predictor: of a box-prompted model.
         name: of the model, as the provenance names it.
-        weights: the hash of its weights, likewise.
+        weights: its hash (`model_hash`), likewise.
 
     Raises:
         UserError: the model takes no boxes.
@@ -52,7 +50,7 @@ class Redrawer:
             UserError: there is no such model or device, or the model takes no boxes.
         """
         model = from_pretrained(name)
-        weights = _weights_hash(model)
+        weights = model_hash(model)
         return cls(completed, Predictor(model, device, in_place=True), name, weights)
 
     def redraw(self, image: int, box: Box) -> RedrawnMask:
@@ -95,11 +93,3 @@ def picture_of(completed: CompletedFile, image: int) -> UInt8[Tensor, "3 h w"]:
     pictures = completed.pictures
     path = pictures.path(completed.image_names[image])
     return read_annotated_image(path, completed.image_sizes[image], str(completed.path), pictures.exif)
-
-
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
