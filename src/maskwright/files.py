@@ -19,6 +19,24 @@ OUTPUT_MARK = "maskwright output"
 """A comment in the pictures that this package writes, by which it knows them again."""
 
 
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process and those that inherit the descriptor; False where another one has the lock.
+
+    Where there are no locks (Windows, some network file systems) nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all (`write_whole`).
 

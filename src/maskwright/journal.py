@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from maskwright.errors import UserError
+from maskwright.files import try_lock
 
 SYNC_SECONDS = 5.0
 
@@ -63,7 +64,9 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         try:
-            _lock(file, path)
+            if not try_lock(file.fileno()):
+                told = "another process is writing to it; wait for its end, or give another --out"
+                raise UserError(f"{path}: {told}")
             places, found, end = _read(path)
             if found is not None:
                 _compare(path, found, dict(header))
@@ -179,16 +182,3 @@ def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
 def _difference(key: str, found: Any, wanted: Any) -> str:
     short = all(value is None or isinstance(value, int | float | bool) for value in (found, wanted))
     return f"{key} ({found}, now {wanted})" if short else key
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # on Windows nobody is kept out
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{path}: another process is writing to it; wait for its end, or give another --out") from error
-    except OSError:  # a file system without locks
-        return

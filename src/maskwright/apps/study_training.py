@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maskwright.apps.study_file import StudyRun
 from maskwright.errors import UserError
+from maskwright.files import try_lock
 from maskwright.training.run_folder import is_run, read_run
 
 _LOCK = ".lock"
@@ -77,7 +78,11 @@ def alone_in(out: Path) -> Iterator[int]:
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     with file:
-        _lock(file.fileno(), out)
+        if not try_lock(file.fileno()):
+            raise UserError(
+                f"{out}: another `maskwright study`, or a training that it started, is at work there; wait for its "
+                "end, or give another --out"
+            )
         yield file.fileno()
 
 
@@ -116,19 +121,3 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.kill()
             process.wait()
         raise
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # on Windows nobody is kept out
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{out}: another `maskwright study`, or a training that it started, is at work there; wait for its end, or "
-            "give another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        return
