@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from maskwright.apps.evaluate import EvaluateOptions
 from maskwright.errors import UserError
@@ -21,7 +21,7 @@ from maskwright.evaluation.panoptic_quality import PanopticQuality
 from maskwright.models.hub import family_class
 from maskwright.structures import Category
 from maskwright.training.options import Recipe
-from maskwright.training.recipes import did_you_mean, recipe_names, resolve_recipe
+from maskwright.training.recipes import did_you_mean, parse_yaml, recipe_names, resolve_recipe
 
 Values = Mapping[str, Any]
 """Values of a recipe by dotted key, such as `model.mask_head`."""
@@ -30,7 +30,7 @@ GAP = "_gap"
 """Ends the name of a difference: `mask_iou_gap` is `mask_iou_seen` less `mask_iou_unseen`."""
 
 _OWN_KEYS = ("trainer.seed", "trainer.output")
-_SET_KEYS = {option.name for option in fields(EvaluateOptions)} - {"model", "json", "save_results"}
+_SET_KEYS = {option.name for option in fields(EvaluateOptions)} - {"model", "json", "reliability", "save_results"}
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,7 @@ def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error})") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: expected a study with the keys recipe, rows or vary, and measure")
-    return source, values
+    return source, parse_yaml(text, source, "a study with the keys recipe, rows or vary, and measure")
 
 
 def _rows(values: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
@@ -276,11 +270,26 @@ def _check(study: Study, source: str) -> None:
             _require_known(key, _SET_KEYS, f"{source}: evaluate: {name}", "option of `maskwright evaluate`")
         if missing := {"images", "annotations"} - options.keys():
             raise UserError(f"{source}: evaluate: {name}: expected {' and '.join(sorted(missing))}")
-        EvaluateOptions("model", **options)
+        _check_evaluate(options, f"{source}: evaluate: {name}")
     for row, numbers in study.published.items():
         _require_known(row, study.rows, f"{source}: published", "row of this study")
         for name in numbers:
             _require_known(name, study.measure, f"{source}: published: {row}", "measure of this study")
+
+
+def _check_evaluate(options: Values, source: str) -> None:
+    """Refuse options of `maskwright evaluate` whose values are of a wrong kind or out of range."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EvaluateOptions, skip={"model"})
+    try:
+        parser.parse_object(dict(options))
+        EvaluateOptions("model", **options)
+    except ArgumentError as error:
+        (key,) = re.findall(r'Parser key "(\w+)"', str(error))[:1] or ["a value"]
+        told = f"{key} cannot be {options.get(key)!r}; `maskwright evaluate --help` says what it may be"
+        raise UserError(f"{source}: {told}") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _require_known(name: str, known: Iterable[str], source: str, kind: str) -> None:

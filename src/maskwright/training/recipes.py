@@ -185,13 +185,28 @@ def _hint(name: str) -> str:
     return did_you_mean(name, [*recipe_names(), *beside]) or f"; the recipes are {names}"
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str, expected: str) -> dict[str, Any]:
+    """The keys and values of a YAML text.
+
+    Args:
+        text: of the file.
+        source: what messages call it.
+        expected: what it should be, in words.
+
+    Raises:
+        UserError: it is no YAML, or nothing with keys.
+    """
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{source}: expected a recipe with the keys family, model, data, optimizer and trainer")
+        raise UserError(f"{source}: expected {expected}")
+    return values
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    values = parse_yaml(text, source, "a recipe with the keys family, model, data, optimizer and trainer")
     sections = ("model", *_SECTIONS)
     known = ("base", "family", *sections)
     for key in values.keys() - {*known}:
