@@ -51,6 +51,11 @@ class TestReading:
         assert file.categories == [HOSTILE, "cat"]
         assert file.masks[0].box == (10, 10, 50, 40)
 
+    @pytest.mark.parametrize("ids", [("seven", "eight"), (7, 7)])
+    def test_ids_are_the_files_own(self, folder: ReviewFolder, ids: tuple[Any, Any]):
+        folder.write([completed(ids[0], 0.3), completed(ids[1], 0.8)])
+        assert [mask.id for mask in read(folder).masks] == list(ids)
+
     def test_one_class(self, folder: ReviewFolder):
         folder.write([completed(1, 0.8), completed(3, 0.3, category_id=2)])
         assert [mask.id for mask in read(folder, ("cat",)).masks] == [1]

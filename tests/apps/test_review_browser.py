@@ -45,7 +45,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     if CHROMIUM is None:
-        pytest.skip("there is no chromium; MASKWRIGHT_CHROMIUM names one")
+        pytest.fail("there is no chromium; MASKWRIGHT_CHROMIUM names one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         yield browser

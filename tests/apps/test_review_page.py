@@ -104,6 +104,7 @@ def test_decide_undo_and_count(client: TestClient):
     assert client.get("/api/next").json()["position"] == 1
     assert client.get("/api/next?after=1").json()["position"] == 0
     assert client.get("/api/next?category=1").json()["position"] == 0
+    assert client.get("/api/next?category=2").status_code == 404
     for position in range(3):
         decide(client, position, "accepted")
     assert client.get("/api/next").json() is None

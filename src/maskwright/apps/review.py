@@ -25,7 +25,8 @@ class ReviewOptions:
     """What `maskwright review` is asked for.
 
     Attributes:
-        completed: COCO file that `maskwright complete` wrote; it stays as it is.
+        completed: COCO file in which each annotation with a model's mask has an object "maskwright" with its "quality";
+            it stays as it is.
         images: folder that the file names are relative to; not needed with --apply.
         classes: names of the classes to review, with commas; by default all.
         apply: write the decisions into a copy of the file, --out, instead of showing the page.

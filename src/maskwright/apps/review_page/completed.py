@@ -1,4 +1,4 @@
-"""The masks of a COCO file that `maskwright complete` made: what there is to review."""
+"""The masks of a COCO file that a model made: what there is to review."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_completed(
     """The masks that a model made of the file at `path`, worst first.
 
     Args:
-        path: a COCO file that `maskwright complete` wrote.
+        path: a COCO file in which completed annotations have an object `PROVENANCE`.
         folder: of its pictures.
         summary: counts the pictures that are missing, and the annotations that cannot be shown.
         classes: names of those that are reviewed; empty for all.
@@ -117,7 +117,7 @@ def read_completed(
     images = read_images(content.content["images"], problems)
     refuse_problems(str(path), problems)
     match_pictures(images.file_names, pictures, content.repairs)
-    reader = _Reader(images, _category_names(content.content), summary)
+    reader = _Reader(images, _category_names(content.content), content.annotation_ids, summary)
     annotations = content.content["annotations"]
     found = [mask for position, entry in enumerate(annotations) if (mask := reader.read(position, entry))]
     _refuse_none(path, found, len(annotations), classes)
@@ -142,8 +142,8 @@ def _refuse_none(path: Path, found: Sequence[CompletedMask], count: int, classes
     """
     if not found:
         raise UserError(
-            f"{path}: none of its {count} annotations has a mask that a model made (no object {PROVENANCE!r}); "
-            "expected a file that `maskwright complete` wrote"
+            f"{path}: none of its {count} annotations has a mask that a model made; expected an object {PROVENANCE!r} "
+            'with its "quality" in each that has'
         )
     known = {mask.category for mask in found}
     for name in classes:
@@ -169,6 +169,7 @@ class _Reader:
 
     images: ImageColumns
     categories: dict[Any, str]
+    own_ids: Sequence[Any] | None
     summary: RunSummary
 
     def read(self, position: int, entry: Any) -> CompletedMask | None:
@@ -176,14 +177,15 @@ class _Reader:
         provenance = entry.get(PROVENANCE) if isinstance(entry, dict) else None
         if not isinstance(provenance, dict) or not entry.get("segmentation"):
             return None
+        identity = entry.get("id") if self.own_ids is None else self.own_ids[position]
         quality, box, image = provenance.get("quality"), _corners(entry.get("bbox")), self._image(entry)
         if not _is_number(quality) or not 0 <= quality <= 1 or box is None or image is None:
-            told = f"annotation {entry.get('id', f'#{position}')}"
+            told = f"annotation {f'#{position}' if identity is None else identity}"
             self.summary.note("failed", "completed annotation without a usable quality, box or image", told)
             return None
         return CompletedMask(
             position=position,
-            id=entry.get("id"),
+            id=identity,
             image=image,
             category=self.categories.get(_hashable(entry.get("category_id")), ""),
             quality=float(quality),

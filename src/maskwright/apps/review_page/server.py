@@ -182,7 +182,9 @@ class _Routes:
     def _category(self, request: Request) -> str | None:
         """The class that is asked for by its number in the list of classes, or None."""
         number = _number(request.query_params.get("category"))
-        return None if number is None else self._completed.categories[number % len(self._completed.categories)]
+        if number is not None and number >= len(self._completed.categories):
+            raise HTTPException(404, "there is no such class")
+        return None if number is None else self._completed.categories[number]
 
     def _mask(self, position: Any) -> CompletedMask:
         mask = self._completed.by_position.get(position) if type(position) is int else None
