@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from maskwright.apps.compare_panoptic import tell_reading
 from maskwright.apps.outputs import check_can_make
 from maskwright.data.categories import labels_of_names
-from maskwright.data.dataset import DataSource, FileDataset
+from maskwright.data.dataset import DataSource
 from maskwright.data.formats import open_data_set
 from maskwright.data.loaders import evaluation_loader
 from maskwright.data.orientation import ExifRule
@@ -124,14 +123,13 @@ def calibrate(options: CalibrateOptions) -> Calibration:
     if options.out is None and not _is_own_folder(Path(options.weights)):
         raise UserError(f"{options.weights} is no folder of yours: name a new one for the calibrated copy with --out")
     images, scores, ious = _measure(options, predictor, predictor.model)
-    halves = _halves(images)
-    if len(scores) < MIN_MASKS or halves.all():
+    if len(scores) < MIN_MASKS or len(set(images)) < 2:
         raise UserError(
             f"{options.annotations}: a calibration needs at least {MIN_MASKS} masks on 2 or more images, but there are "
             f"{len(scores)} on {len(set(images))}"
         )
     curve = MaskCalibration(*fit_monotone(scores, ious))
-    held_out = cross_validated(scores, ious, halves)
+    held_out = cross_validated(scores, ious, _halves(images))
     store_calibration(options.weights, curve, options.out)
     return Calibration(
         curve,
@@ -159,20 +157,19 @@ def _measure(
     labels = labels_of_names([category["name"] for category in dataset.categories], model.categories)
     measurement = MasksFromBoxes(model, metric, predictor.inference, torch.tensor(labels))
     names: list[str] = []
-    for file_name, (images, targets) in zip(_names(dataset), evaluation_loader(dataset, batch_size=1), strict=True):
+    file_names = tqdm(dataset.file_names, unit="image", desc="calibrate", disable=None)  # None: unless no terminal
+    for file_name, (images, targets) in zip(file_names, evaluation_loader(dataset, batch_size=1), strict=True):
         measurement.update([image.to(predictor.device) for image in images], targets)
         names += [file_name] * (len(metric.state()) - len(names))
     _, ious, _, scores = metric.state().numpy().T
     return names, scores, ious
 
 
-def _names(dataset: FileDataset) -> Any:
-    hidden = None  # unless standard error is no terminal
-    return tqdm(dataset.file_names, unit="image", file=sys.stderr, desc="calibrate", disable=hidden)
-
-
 def _halves(images: list[str]) -> np.ndarray:
-    """Which half of the images each mask belongs to; their order is that of the hashes of their names."""
+    """Which half of the images each mask belongs to: every other one, in the order of the hashes of their names.
+
+    Not by the hash itself (`split_by_hash`): images that it has set aside before would all be on one side.
+    """
     ordered = sorted(set(images), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     first = set(ordered[::2])
     return np.array([name in first for name in images], dtype=bool)
