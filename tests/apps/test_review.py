@@ -24,7 +24,7 @@ from maskwright.apps.review_page.decisions import (
     open_journal,
     read_decisions,
 )
-from maskwright.apps.review_page.object_text import ObjectText
+from maskwright.data.json_text import ObjectText
 from maskwright.apps.run_summary import RunSummary
 from maskwright.cli import main
 from maskwright.errors import UserError

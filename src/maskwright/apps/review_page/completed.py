@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from maskwright.apps.provenance import PROVENANCE
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import ImageColumns, match_pictures, read_images, read_normalised
 from maskwright.data.orientation import ExifRule, Size
@@ -19,9 +20,6 @@ from maskwright.data.problems import refuse_problems
 from maskwright.data.segmentations import SegmentationPacker
 from maskwright.errors import UserError
 from maskwright.structures import EncodedMasks
-
-PROVENANCE = "maskwright"
-"""The key of the object that says where a completed annotation's mask comes from."""
 
 Box = tuple[float, float, float, float]
 
