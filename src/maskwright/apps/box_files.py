@@ -241,18 +241,23 @@ def _is_number(value: Any) -> bool:
 def _coco_instances(path: Path, summary: RunSummary, pictures: PictureList | None) -> list[PictureBoxes]:
     index = read_annotations(path, pictures, needs_classes=False)
     index.refuse_unusable()
-    for kind, count in index.repairs.counts.items():
-        summary.note("repaired", kind, f"{path}, {index.repairs.examples[kind]}", count)
-    for problem in index.problems:
-        if problem.effect == "dropped":
-            summary.note("failed", f"annotation left out ({problem.kind})", f"{path}, {problem}")
-        elif problem.effect == "kept":
-            summary.note("noticed", problem.kind, f"{path}, {problem}")
+    note_reading(index, summary)
     if index.iscrowd.any():
         first = index.own_id(int(index.iscrowd.argmax()))
         cause = "crowd, which is no single instance"
         summary.note("left out", cause, f"{path}, annotation {first}", int(index.iscrowd.sum()))
     return [_coco_picture(index, row) for row in range(len(index.image_ids))]
+
+
+def note_reading(index: AnnotationIndex, summary: RunSummary) -> None:
+    """Count what was repaired in a file, what is broken in it, and what looks wrong."""
+    for kind, count in index.repairs.counts.items():
+        summary.note("repaired", kind, f"{index.source}, {index.repairs.examples[kind]}", count)
+    for problem in index.problems:
+        if problem.effect == "dropped":
+            summary.note("failed", f"annotation left out ({problem.kind})", f"{index.source}, {problem}")
+        elif problem.effect == "kept":
+            summary.note("noticed", problem.kind, f"{index.source}, {problem}")
 
 
 def _coco_picture(index: AnnotationIndex, row: int) -> PictureBoxes:

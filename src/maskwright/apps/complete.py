@@ -1,0 +1,221 @@
+"""`maskwright complete`: a data set of boxes gets its masks, and not a byte of the rest changes."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from maskwright import __version__
+from maskwright.apps.completion.pictures import CompletionSettings, PictureCompleter
+from maskwright.apps.completion.plan import REPLACEABLE, Choice, CompletionJob, CompletionPlan, plan_completion
+from maskwright.apps.completion.result import (
+    SECONDS_TO_DRAW,
+    completion_table,
+    gather,
+    plan_table,
+    write_completed,
+    write_undone,
+)
+from maskwright.apps.journalled import keep_results, waiting_jobs
+from maskwright.apps.outputs import check_outputs
+from maskwright.apps.predict import refuse_what_is_no_model
+from maskwright.apps.processes import run_jobs
+from maskwright.apps.provenance import MaskSource
+from maskwright.apps.run_summary import RunSummary
+from maskwright.data.categories import labels_of_names
+from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import PictureFolder
+from maskwright.errors import UserError
+from maskwright.files import write_json, write_parts
+from maskwright.journal import Journal
+from maskwright.models.hub import from_pretrained, model_hash
+from maskwright.predictor import DEFAULT_MODEL, Predictor
+from maskwright.structures import BoxPrompted, SegmentationModel
+
+
+@dataclass(frozen=True)
+class CompleteOptions:
+    """What `maskwright complete` is asked for.
+
+    Attributes:
+        annotations: COCO file with a box for each object; it stays as it is.
+        images: folder that the file names are relative to.
+        out: file to write. While the work goes on, its results stand in OUT.journal; after Ctrl-C, a kill or a full
+            disk the same command goes on from there.
+        undo: take out of a completed file what was put into it, instead of completing one.
+        dry_run: only count what there is to do.
+        model: a bundled model (see `maskwright models`), a weights folder or a Hub repository.
+        classes: names of the classes to complete, with commas; by default all.
+        replace: what is completed though something stands there, with commas: rectangles (masks that are their box),
+            rejected (masks that a review rejected) or unreviewed (masks of a model that no review saw).
+        min_quality: masks of a lower quality, in 0..1, are left out and listed in OUT_left_out.json.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        precision: float32, bfloat16, or auto for bfloat16 where the processor or GPU computes it fast.
+        compile: compile the network first: minutes, for many images.
+        processes: that share the images, each with the model.
+        exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
+            decides by sizes, boxes and polygons.
+    """
+
+    annotations: str | Path
+    images: str | Path | None = None
+    out: str | Path | None = None
+    undo: bool = False
+    dry_run: bool = False
+    model: str = DEFAULT_MODEL
+    classes: str = ""
+    replace: str = ""
+    min_quality: float = 0.0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    processes: int = 1
+    exif: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.out is None and not self.dry_run:
+            raise UserError("expected --out FILE, the file to write, or --dry-run")
+        if self.images is None and not self.undo:
+            raise UserError("expected --images DIR, the folder of the pictures")
+        if self.exif not in get_args(ExifRule):
+            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
+        if not 0 <= self.min_quality <= 1 or self.processes < 1:
+            raise UserError(
+                f"expected min-quality in 0..1 and processes >= 1, but got {self.min_quality:g} and {self.processes}"
+            )
+        for name in self.choice.replace - set(REPLACEABLE):
+            raise UserError(f"replace must be some of {', '.join(REPLACEABLE)}, but got {name!r}")
+
+    @property
+    def choice(self) -> Choice:
+        """Which annotations are completed."""
+        return Choice(self.classes, frozenset(name.strip() for name in self.replace.split(",") if name.strip()))
+
+    @property
+    def out_file(self) -> Path:
+        """The file to write."""
+        return Path(str(self.out))
+
+    @property
+    def left_out_file(self) -> Path:
+        """The list of masks of a lower quality."""
+        return self.out_file.with_name(f"{self.out_file.stem}_left_out.json")
+
+
+OPTIONS = CompleteOptions
+
+
+def run(**given: Any) -> int:
+    """Complete a file, count what there is to do, or undo; returns the exit code."""
+    options = CompleteOptions(**given)
+    if options.undo:
+        check_outputs([options.out_file], options.annotations)
+        count = write_undone(Path(options.annotations), options.out_file)
+        print(f"{options.out}: {count} annotations as they were before")
+        return 0
+    summary = RunSummary()
+    plan = _plan(options, summary)
+    if options.dry_run:
+        count = int(plan.wanted.sum())
+        summary.print()
+        print(plan_table(plan))
+        hours = count * SECONDS_TO_DRAW / 3600
+        print(f"{count} masks to make: {hours:,.1f} hours of drawing at {SECONDS_TO_DRAW} s each")
+        return summary.exit_code
+    _complete(plan, options, summary)
+    summary.print()
+    return summary.exit_code
+
+
+def _plan(options: CompleteOptions, summary: RunSummary) -> CompletionPlan:
+    path = Path(options.annotations)
+    if not options.dry_run:
+        listed = [options.left_out_file] if options.min_quality else []
+        check_outputs([options.out_file, *listed], path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    pictures = PictureFolder(str(options.images), cast(ExifRule, options.exif))
+    return plan_completion(content, str(path), pictures, options.choice, summary)
+
+
+def _complete(plan: CompletionPlan, options: CompleteOptions, summary: RunSummary) -> None:
+    """Make the masks that the journal lacks, and write the file.
+
+    Raises:
+        UserError: no picture can be read, or something that concerns all of them: model, device, journal, output.
+    """
+    out = options.out_file
+    if not plan.jobs:
+        write_parts(out, [plan.content])
+        print(f"{out}: there was nothing to complete, so that it is as {plan.source} is")
+        return
+    if out.exists():
+        print(f"{out} of an earlier run will be replaced at the end", file=sys.stderr)
+    predictor, source = _load(options)
+    header = _header(plan, options, predictor, source)
+    work = PictureCompleter(_settings(plan, options, predictor), predictor)
+    with Journal.open(out.with_name(f"{out.name}.journal"), header) as journal:
+        results = run_jobs(work, waiting_jobs(plan.jobs, journal), options.processes)
+        keep_results(results, plan.jobs, journal, "box", lambda job: len(job.rows))
+        completion = gather(plan, journal, options.min_quality, summary)
+        if options.min_quality:
+            write_json(options.left_out_file, completion.left_out)
+        write_completed(plan, completion.masks, source, out)
+        journal.finish()
+    print(completion_table(plan, completion))
+    print(f"{out}: {len(completion.masks)} new masks, computed in {predictor.precision}")
+
+
+def _load(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
+    """The predictor, and what the provenance says of it.
+
+    Raises:
+        UserError: there is no such model or device, or it takes no boxes.
+    """
+    refuse_what_is_no_model(options.model)
+    model = from_pretrained(options.model)
+    weights = model_hash(model)  # before its batch norms are folded
+    if not isinstance(model, BoxPrompted):
+        raise UserError(f"--model {options.model}: expected a model that takes boxes, but it finds all by itself")
+    predictor = Predictor(model, options.device, options.precision, options.compile, in_place=True)
+    return predictor, MaskSource(options.model, weights, __version__)
+
+
+def _settings(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor) -> CompletionSettings:
+    names = [category["name"] for category in plan.index.categories]
+    labels = labels_of_names(names, cast(SegmentationModel, predictor.model).categories)
+    return CompletionSettings(
+        source=plan.source,
+        labels=[*labels, -1],
+        model=options.model,
+        device=options.device,
+        precision=predictor.precision,  # the same one in all processes
+        compile=options.compile,
+        exif=cast(ExifRule, options.exif),
+    )
+
+
+def _header(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor, source: MaskSource) -> dict[str, Any]:
+    """What the run is: all that could change a result."""
+    return {
+        "verb": "complete",
+        "version": source.version,
+        "model": f"{source.weights} on {predictor.device.type}",
+        "file": hashlib.sha256(plan.content).hexdigest(),
+        "images": _pictures_hash(plan.jobs),
+        "precision": predictor.precision,
+        **{name: getattr(options, name) for name in ("classes", "replace", "min_quality", "compile", "exif")},
+    }
+
+
+def _pictures_hash(jobs: Sequence[CompletionJob]) -> str:
+    digest = hashlib.sha256()
+    for job in jobs:
+        digest.update(f"{job.path.absolute()}\n{job.path.stat().st_size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
