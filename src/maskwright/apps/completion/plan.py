@@ -192,7 +192,7 @@ def is_box_outline(points: Float[np.ndarray, "k 2"], box: Float[np.ndarray, " 4"
     nearest = distances.argmin(axis=1)
     steps = {int(step) for step in np.diff(nearest[[0, 1, 2, 3, 0]]) % 4}
     closed = len(points) == 4 or nearest[4] == nearest[0]
-    return bool(distances.min(axis=1).max() < 1) and closed and steps in ({1}, {3})
+    return bool(closed and distances.min(axis=1).max() < 1 and steps in ({1}, {3}))
 
 
 def _jobs(
