@@ -71,15 +71,18 @@ def undo() -> bytes:
 
 ODD = (
     '\ufeff{ "annotations" : [\r\n'
-    '\t{"id":1 , "image_id": 1, "note": "Zoë 猫 \\u00e9 \\ud83d", "bbox": [4.0, 5.00,20,1e1], "big": 123456789012345678901234567890 },\n'
+    '\t{"id":1 , "image_id": 1, "note": "Zoë 猫 \\u00e9 \\ud83d", "bbox": [4.0, 5.00,20,1e1],'
+    ' "big": 123456789012345678901234567890 },\n'
     '{"id":2,"image_id":2,"bbox":[4,5,20,10],"segmentation":[ ],"area":7.50,"\\u0061ttributes":{"x":[{}]}}, \n'
     ' {"id": 3, "image_id": 1, "bbox": [4, 5, 20, 10], "segmentation": null, "segmentation": null},\n'
-    '  {\n    "id": 4,\n    "image_id": 1,\n    "bbox": [\n 4, 5, 20, 10], "segmentation":\n[[4,5.0, 24,5,24,15, 4,15]]\n  },\n'
-    ' {"id": 5, "image_id": 2, "bbox": [1, 1, 9, 9], "segmentation": [[1.50, 1, 9, 1, 9, 9]], "area": 32, "iscrowd": 0},\n'
+    '  {\n    "id": 4,\n    "image_id": 1,\n    "bbox": [\n 4, 5, 20, 10],'
+    ' "segmentation":\n[[4,5.0, 24,5,24,15, 4,15]]\n  },\n'
+    ' {"id": 5, "image_id": 2, "bbox": [1, 1, 9, 9], "segmentation": [[1.50, 1, 9, 1, 9, 9]], "iscrowd": 0},\n'
     ' {"id": 6, "image_id": 2, "bbox": [1, 1, 9, 9], "iscrowd": 1},\n'
     ' {"id": 7, "image_id": 2, "bbox": [1, 1, 0, 9]}, "no object"\n'
     ' ] , "info" : {"version":1.0, "annotations": [3]}, "images":[\n'
-    '{"file_name":"1.png","id":1,"height":30,"width":40 ,"weight":-0.0},{"id":2,"file_name":"2.png","height":30,"width":40}]\n'
+    '{"file_name":"1.png","id":1,"height":30,"width":40 ,"weight":-0.0},\r\n'
+    '{"id":2,"file_name":"2.png","height":30,"width":40}]\n'
     "}\n\n"
 )
 
@@ -252,6 +255,17 @@ class TestMasks:
         by_image = sorted(annotations(), key=lambda entry: entry["image_id"])
         assert [entry["segmentation"] for entry in by_image] == [entry["segmentation"] for entry in results]
         assert [entry["maskwright"]["quality"] for entry in by_image] == [entry["score"] for entry in results]
+
+    def test_polygons_hold_the_pixels_of_the_run_lengths(self):
+        write([box(1), box(2, bbox=[3, 4, 1, 1]), box(3, 2, bbox=[-5, 20, 30, 30])])
+        complete(out="lengths.json")
+        complete(polygons=True)
+        for entry, expected in zip(annotations(), annotations("lengths.json"), strict=True):
+            code = coco_mask.segmToRle([[float(x) for x in part] for part in entry["segmentation"]], 40, 30)
+            assert coco_mask.decode(code).tolist() == coco_mask.decode(expected["segmentation"]).tolist()
+            assert entry["area"] == expected["area"] > 0
+            assert entry["maskwright"] == expected["maskwright"]
+        assert undo() == Path("boxes.json").read_bytes()
 
     def test_classes_reach_the_model(self, ellipse_model):
         ellipse_model.categories = ({"id": 7, "name": "dog"},)

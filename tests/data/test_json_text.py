@@ -14,7 +14,8 @@ from maskwright.errors import UserError
 
 ODD = (
     '\ufeff \r\n{ "info" : {"annotations": [1], "big": 123456789012345678901234567890, "}": "]{" },\n'
-    '"annotations":[0], "\\u0061nnotations"\t: [ {"name": "Zoë 猫 \\ud800 \\" }", "id" :1.0} ,[] , -0.0\n, null],"x": {}}\n\n'
+    '"annotations":[0], "\\u0061nnotations"\t: [ {"name": "Zoë 猫 \\ud800 \\" }", "id" :1.0} ,[] , -0.0\n, null],'
+    '"x": {}}\n\n'
 ).encode()
 
 

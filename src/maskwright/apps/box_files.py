@@ -385,12 +385,13 @@ def _yolo_labels(folder: Path) -> list[PictureBoxes]:
             lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as text ({error})") from error
-        rows = (_yolo_row(line, name_of) for line in lines)
+        rows = (yolo_row(line, name_of) for line in lines)
         pictures.append(_picture("/".join(parts), rows, fractions=True, naming="stem"))
     return pictures
 
 
-def _yolo_row(words: Sequence[str], name_of: Callable[[int], str | None]) -> _Box:
+def yolo_row(words: Sequence[str], name_of: Callable[[int], str | None]) -> _Box:
+    """One line of a label file, in 0..1; a polygon gives the box around it."""
     wrong = _Box(problem=f"expected a line `class x y width height`, each in 0..1, but got {' '.join(words)[:80]!r}")
     try:
         label, *numbers = map(float, words)
@@ -416,13 +417,18 @@ def _yolo_names(folder: Path) -> Callable[[int], str | None]:
     for place in (folder, folder / "labels", *folder.absolute().parents[:3]):
         for file in (*sorted(place.glob("data*.y*ml")), place / "classes.txt"):
             if file.is_file():
-                names = _class_list(file)
+                names = class_list(file)
                 if names:
                     return names.get
     return {}.get
 
 
-def _class_list(file: Path) -> dict[int, str]:
+def class_list(file: Path) -> dict[int, str]:
+    """The names of a `data.yaml` or `classes.txt`, by their number.
+
+    Raises:
+        UserError: it cannot be read, or has another form.
+    """
     try:
         text = file.read_text()
         names = yaml.safe_load(text).get("names") if file.name != "classes.txt" else text.splitlines()

@@ -20,6 +20,7 @@ from maskwright.apps.completion.result import (
     write_completed,
     write_undone,
 )
+from maskwright.apps.completion.yolo import YoloDataset, read_yolo, write_yolo
 from maskwright.apps.journalled import keep_results, waiting_jobs
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.predict import refuse_what_is_no_model
@@ -42,10 +43,12 @@ class CompleteOptions:
     """What `maskwright complete` is asked for.
 
     Attributes:
-        annotations: COCO file with a box for each object; it stays as it is.
-        images: folder that the file names are relative to.
-        out: file to write. While the work goes on, its results stand in OUT.journal; after Ctrl-C, a kill or a full
-            disk the same command goes on from there.
+        annotations: COCO file with a box for each object, or the data.yaml of a YOLO detection data set; it stays as it
+            is.
+        images: folder that the file names are relative to; of a YOLO data set its folder, if data.yaml names another.
+        out: COCO file to write; of a YOLO data set also a folder OUT_labels of segmentation labels. While the work goes
+            on, its results stand in OUT.journal; after Ctrl-C, a kill or a full disk the same command goes on from
+            there.
         undo: take out of a completed file what was put into it, instead of completing one.
         dry_run: only count what there is to do.
         model: a bundled model (see `maskwright models`), a weights folder or a Hub repository.
@@ -53,6 +56,8 @@ class CompleteOptions:
         replace: what is completed though something stands there, with commas: rectangles (masks that are their box),
             rejected (masks that a review rejected) or unreviewed (masks of a model that no review saw).
         min_quality: masks of a lower quality, in 0..1, are left out and listed in OUT_left_out.json.
+        polygons: write polygons with as few corners as hold the same pixels, a hole cut open to the outside, instead of
+            run lengths.
         device: cpu, cuda, or auto for a GPU where there is one.
         precision: float32, bfloat16, or auto for bfloat16 where the processor or GPU computes it fast.
         compile: compile the network first: minutes, for many images.
@@ -70,6 +75,7 @@ class CompleteOptions:
     classes: str = ""
     replace: str = ""
     min_quality: float = 0.0
+    polygons: bool = False
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
@@ -79,7 +85,7 @@ class CompleteOptions:
     def __post_init__(self) -> None:
         if self.out is None and not self.dry_run:
             raise UserError("expected --out FILE, the file to write, or --dry-run")
-        if self.images is None and not self.undo:
+        if self.images is None and not self.undo and not self.is_yolo:
             raise UserError("expected --images DIR, the folder of the pictures")
         if self.exif not in get_args(ExifRule):
             raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
@@ -96,6 +102,11 @@ class CompleteOptions:
         return Choice(self.classes, frozenset(name.strip() for name in self.replace.split(",") if name.strip()))
 
     @property
+    def is_yolo(self) -> bool:
+        """Whether a YOLO data set is completed."""
+        return Path(self.annotations).suffix.lower() in (".yaml", ".yml")
+
+    @property
     def out_file(self) -> Path:
         """The file to write."""
         return Path(str(self.out))
@@ -104,6 +115,16 @@ class CompleteOptions:
     def left_out_file(self) -> Path:
         """The list of masks of a lower quality."""
         return self.out_file.with_name(f"{self.out_file.stem}_left_out.json")
+
+    @property
+    def labels_folder(self) -> Path:
+        """The segmentation labels of a YOLO data set."""
+        return self.out_file.with_name(f"{self.out_file.stem}_labels")
+
+    @property
+    def journal_file(self) -> Path:
+        """Where results stand until the end."""
+        return self.out_file.with_name(f"{self.out_file.name}.journal")
 
 
 OPTIONS = CompleteOptions
@@ -117,34 +138,43 @@ def run(**given: Any) -> int:
         count = write_undone(Path(options.annotations), options.out_file)
         print(f"{options.out}: {count} annotations as they were before")
         return 0
+    if not options.dry_run:
+        _check_outputs(options)
     summary = RunSummary()
-    plan = _plan(options, summary)
+    data_set = read_yolo(Path(options.annotations), options.images, summary) if options.is_yolo else None
+    plan = _plan(options, data_set, summary)
     if options.dry_run:
-        count = int(plan.wanted.sum())
         summary.print()
         print(plan_table(plan))
-        hours = count * SECONDS_TO_DRAW / 3600
-        print(f"{count} masks to make: {hours:,.1f} hours of drawing at {SECONDS_TO_DRAW} s each")
-        return summary.exit_code
-    _complete(plan, options, summary)
-    summary.print()
+        hours = int(plan.wanted.sum()) * SECONDS_TO_DRAW / 3600
+        print(f"{plan.wanted.sum()} masks to make: {hours:,.1f} hours of drawing at {SECONDS_TO_DRAW} s each")
+    else:
+        _complete(plan, data_set, options, summary)
+        summary.print()
     return summary.exit_code
 
 
-def _plan(options: CompleteOptions, summary: RunSummary) -> CompletionPlan:
+def _check_outputs(options: CompleteOptions) -> None:
+    check_outputs([options.out_file, *([options.left_out_file] if options.min_quality else [])], options.annotations)
+    folder = options.labels_folder
+    if options.is_yolo and folder.exists() and not options.journal_file.exists():
+        raise UserError(f"{folder} exists already; move it away, or give another --out")
+
+
+def _plan(options: CompleteOptions, data_set: YoloDataset | None, summary: RunSummary) -> CompletionPlan:
     path = Path(options.annotations)
-    if not options.dry_run:
-        listed = [options.left_out_file] if options.min_quality else []
-        check_outputs([options.out_file, *listed], path)
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if data_set is None else data_set.content
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
-    pictures = PictureFolder(str(options.images), cast(ExifRule, options.exif))
+    images = options.images if data_set is None else data_set.root
+    pictures = PictureFolder(str(images), cast(ExifRule, options.exif))
     return plan_completion(content, str(path), pictures, options.choice, summary)
 
 
-def _complete(plan: CompletionPlan, options: CompleteOptions, summary: RunSummary) -> None:
+def _complete(
+    plan: CompletionPlan, data_set: YoloDataset | None, options: CompleteOptions, summary: RunSummary
+) -> None:
     """Make the masks that the journal lacks, and write the file.
 
     Raises:
@@ -160,13 +190,15 @@ def _complete(plan: CompletionPlan, options: CompleteOptions, summary: RunSummar
     predictor, source = _load(options)
     header = _header(plan, options, predictor, source)
     work = PictureCompleter(_settings(plan, options, predictor), predictor)
-    with Journal.open(out.with_name(f"{out.name}.journal"), header) as journal:
+    with Journal.open(options.journal_file, header) as journal:
         results = run_jobs(work, waiting_jobs(plan.jobs, journal), options.processes)
         keep_results(results, plan.jobs, journal, "box", lambda job: len(job.rows))
         completion = gather(plan, journal, options.min_quality, summary)
         if options.min_quality:
             write_json(options.left_out_file, completion.left_out)
         write_completed(plan, completion.masks, source, out)
+        if data_set is not None and not options.labels_folder.exists():  # it does where this was killed after it
+            write_yolo(data_set, completion.masks, options.labels_folder)
         journal.finish()
     print(completion_table(plan, completion))
     print(f"{out}: {len(completion.masks)} new masks, computed in {predictor.precision}")
@@ -198,7 +230,11 @@ def _settings(plan: CompletionPlan, options: CompleteOptions, predictor: Predict
         precision=predictor.precision,  # the same one in all processes
         compile=options.compile,
         exif=cast(ExifRule, options.exif),
+        polygons=options.polygons,
     )
+
+
+_DECISIVE = ("classes", "replace", "min_quality", "polygons", "compile", "exif")
 
 
 def _header(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor, source: MaskSource) -> dict[str, Any]:
@@ -210,7 +246,7 @@ def _header(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor
         "file": hashlib.sha256(plan.content).hexdigest(),
         "images": _pictures_hash(plan.jobs),
         "precision": predictor.precision,
-        **{name: getattr(options, name) for name in ("classes", "replace", "min_quality", "compile", "exif")},
+        **{name: getattr(options, name) for name in _DECISIVE},
     }
 
 

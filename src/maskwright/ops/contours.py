@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 _RIGHT, _DOWN, _LEFT, _UP = range(4)  # each is a right turn after the one before
 
 _Corner = tuple[int, int]  # (x, y)
+
+TOLERANCE = 0.5
+"""How far a simplified outline may be from the edges of the pixels: up to this, no pixel's centre changes sides."""
 
 
 def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
@@ -46,10 +50,10 @@ def outlines(mask: Bool[Tensor, "h w"], tolerance: float = 0.0) -> list[Int[np.n
         tolerance: how far an outline may be from the edges of the pixels, in pixels (`simplified`).
 
     Returns:
-        The corners (x, y) of each, as in `trace_contours`. Filled by the even-odd rule they cover the mask exactly if
-        the tolerance is 0.
+        The corners (x, y) of each, as in `trace_contours`. Filled by the even-odd rule they cover the centres of
+        the mask's pixels and no others, if the tolerance is at most `TOLERANCE`.
     """
-    parts, _ = ndimage.label(mask.numpy(force=True))
+    parts, _ = cast("tuple[np.ndarray, int]", ndimage.label(mask.numpy(force=True)))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
         contours = trace_contours(torch.from_numpy(parts[rows, columns] == number))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
 
@@ -14,7 +15,10 @@ from maskwright.apps.predict_pictures import load_in_worker
 from maskwright.data.images import read_annotated_image
 from maskwright.data.orientation import ExifRule
 from maskwright.errors import UserError
+from maskwright.ops.contours import TOLERANCE, outlines
+from maskwright.ops.paste import paste_binary_region
 from maskwright.predictor import Predictor
+from maskwright.structures import InstancePrediction
 
 CompletionRecord = dict[str, Any]
 """What the journal keeps of a picture: `failed`, a sentence or None, and `masks`, `[quality, area, segmentation]` of
@@ -29,6 +33,7 @@ class CompletionSettings:
     labels: of the file's categories in the model's, -1 where it does not know one; the last is for no class.
     model, device, precision, compile: see `Predictor`.
     exif: the frame of the boxes.
+    polygons: whether masks become polygons instead of run lengths.
     """
 
     source: str
@@ -38,6 +43,7 @@ class CompletionSettings:
     precision: str
     compile: bool
     exif: ExifRule
+    polygons: bool
 
 
 class PictureCompleter:
@@ -69,7 +75,20 @@ class PictureCompleter:
             prediction = predictor.predict(image, job.boxes, labels)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{job.path}: out of memory ({str(error).splitlines()[0]})") from error
-        segmentations = [entry["segmentation"] for entry in prediction.to_coco(0)]
+        made = _polygons(prediction) if settings.polygons else _run_lengths(prediction)
         qualities = [round(quality, 5) for quality in prediction.mask_scores.tolist()]
-        areas = [int(coco_mask.area(segmentation)) for segmentation in segmentations]
-        return {"failed": None, "masks": list(zip(qualities, areas, segmentations, strict=True))}
+        return {"failed": None, "masks": [[quality, *mask] for quality, mask in zip(qualities, made, strict=True)]}
+
+
+def _run_lengths(prediction: InstancePrediction) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The area of each mask, and its compressed run lengths."""
+    for entry in prediction.to_coco(0):
+        yield int(coco_mask.area(entry["segmentation"])), entry["segmentation"]
+
+
+def _polygons(prediction: InstancePrediction) -> Iterator[tuple[int, list[list[int]]]]:
+    """The area of each mask, and its polygons, which hold its pixels exactly."""
+    for probability, box in zip(prediction.mask_probabilities, prediction.boxes, strict=True):
+        region, origin = paste_binary_region(probability, box, prediction.image_size, prediction.frame)
+        parts = [outline + np.array(origin, dtype=np.int32) for outline in outlines(region, TOLERANCE)]
+        yield int(region.sum()), [part.ravel().tolist() for part in parts]
