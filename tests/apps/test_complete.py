@@ -211,6 +211,14 @@ class TestChoice:
         assert again[1] == annotations()[1]
         assert [again[row] for row in (0, 2, 3)] == [before[row] for row in (0, 2, 3)]
 
+    def test_a_mask_that_was_drawn_after_a_review_stays(self):
+        provenance = {"quality": 0.5, "review": "rejected"}
+        write([box(1, segmentation=HUMAN, maskwright=provenance), box(2, maskwright=provenance)])
+        complete(replace="rejected")
+        first, second = annotations()
+        assert first == annotations("boxes.json")[0]
+        assert second["maskwright"].get("review") is None
+
     def test_masks_that_no_review_saw_are_made_again_and_undo_still_leads_to_the_input(self, ellipse_model):
         write([box(1, segmentation=None), box(2, area=3)])
         complete(model="first")

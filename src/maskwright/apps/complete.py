@@ -142,7 +142,7 @@ def run(**given: Any) -> int:
         _check_outputs(options)
     summary = RunSummary()
     data_set = read_yolo(Path(options.annotations), options.images, summary) if options.is_yolo else None
-    plan = _plan(options, data_set, summary)
+    plan = plan_of(options, data_set, summary)
     if options.dry_run:
         summary.print()
         print(plan_table(plan))
@@ -161,7 +161,12 @@ def _check_outputs(options: CompleteOptions) -> None:
         raise UserError(f"{folder} exists already; move it away, or give another --out")
 
 
-def _plan(options: CompleteOptions, data_set: YoloDataset | None, summary: RunSummary) -> CompletionPlan:
+def plan_of(options: CompleteOptions, data_set: YoloDataset | None, summary: RunSummary) -> CompletionPlan:
+    """What is to be completed; `data_set` is the YOLO data set, if it is one.
+
+    Raises:
+        UserError: see `plan_completion`.
+    """
     path = Path(options.annotations)
     try:
         content = path.read_bytes() if data_set is None else data_set.content
@@ -187,7 +192,7 @@ def _complete(
         return
     if out.exists():
         print(f"{out} of an earlier run will be replaced at the end", file=sys.stderr)
-    predictor, source = _load(options)
+    predictor, source = load_completer(options)
     header = _header(plan, options, predictor, source)
     work = PictureCompleter(_settings(plan, options, predictor), predictor)
     with Journal.open(options.journal_file, header) as journal:
@@ -204,7 +209,7 @@ def _complete(
     print(f"{out}: {len(completion.masks)} new masks, computed in {predictor.precision}")
 
 
-def _load(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
+def load_completer(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
     """The predictor, and what the provenance says of it.
 
     Raises:

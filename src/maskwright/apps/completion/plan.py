@@ -130,23 +130,25 @@ _WITH_MASK = (_MASK, _REVIEWED, _RECTANGLE, _UNREVIEWED)
 def _states(entries: Sequence[dict[str, Any]], index: AnnotationIndex) -> Iterator[str]:
     """Of each annotation what it has for a mask: one of the words above."""
     for row, (entry, iscrowd) in enumerate(zip(entries, index.iscrowd.tolist(), strict=True)):
-        if iscrowd or entry.get("iscrowd") == 1:  # also where all are crowds, which other commands take as instances
-            yield _CROWD
-        elif PROVENANCE in entry:
-            yield _reviewed_state(entry)
-        elif is_empty(entry.get("segmentation")):
-            yield _MISSING
+        # Where all are crowds, other commands take them as instances.
+        crowd = iscrowd or entry.get("iscrowd") == 1
+        if is_empty(entry.get("segmentation")):
+            shape = _CROWD if crowd else _MISSING
         else:
-            yield _RECTANGLE if _is_rectangle(index.segmentations, row, index) else _MASK
+            shape = _RECTANGLE if not crowd and _is_rectangle(index.segmentations, row, index) else _MASK
+        yield _with_provenance(shape, entry) if PROVENANCE in entry else shape
 
 
-def _reviewed_state(entry: dict[str, Any]) -> str:
+def _with_provenance(shape: str, entry: dict[str, Any]) -> str:
+    """The state of an annotation with provenance, which would be in the state `shape` without it."""
     if not is_completed(entry):
         return _FOREIGN
     review = entry[PROVENANCE].get("review")
-    if review == "rejected":
-        return _REJECTED
-    return _UNREVIEWED if review is None else _REVIEWED
+    if review == "rejected":  # and nobody has drawn a mask since
+        return _REJECTED if shape in (_MISSING, _RECTANGLE) else shape
+    if review is None:
+        return shape if shape == _MISSING else _UNREVIEWED
+    return _REVIEWED
 
 
 def _note_states(states: np.ndarray, index: AnnotationIndex, choice: Choice, summary: RunSummary) -> None:
