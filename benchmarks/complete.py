@@ -7,8 +7,8 @@ All masks of a COCO file are made anew. "network" is the model on pictures that 
 once, and without pasting. "complete" is the whole of the command after the model is loaded: reading pictures, masks,
 run lengths, the journal and the completed file. Each process has one thread. With several processes it includes their
 start; give more pictures (or each several times, `--copies`) to make that matter less. Runs alternate, and numbers are
-medians: boxes for each second on the clock, and for each second of the processor, of which other programs on the machine
-take less away.
+medians: boxes for each second on the clock, and for each second of the processor, which other programs on the machine
+disturb less.
 """
 
 from __future__ import annotations

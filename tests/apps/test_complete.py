@@ -360,6 +360,7 @@ class TestRuns:
             (["boxes.json", "--images", "images", "--out", "x.json", "--min-quality", "2"], "min-quality in 0..1"),
             (["boxes.json", "--undo", "--out", "x.json"], "nothing to undo"),
             (["boxes.json", "--undo"], "expected --out FILE"),
+            (["boxes.json", "--undo", "--dry-run"], "expected --out FILE"),
         ],
     )
     def test_mistakes(self, capsys, arguments: list[str], words: str):

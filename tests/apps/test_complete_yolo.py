@@ -121,6 +121,13 @@ def test_mistakes(text: str, words: str, capsys):
     assert not Path("done.json").exists()
 
 
+def test_labels_are_written_where_there_is_nothing_to_complete():
+    (Path("set/labels/train/b.txt")).unlink()
+    Path("set/labels/train/a.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.8\n")
+    assert complete() == 0
+    assert Path("done_labels/labels/train/a.txt").read_text() == "0 0.1 0.1 0.9 0.1 0.9 0.8\n"
+
+
 def test_labels_of_an_earlier_run_are_not_overwritten(capsys):
     Path("done_labels").mkdir()
     assert complete() == 2

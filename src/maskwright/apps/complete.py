@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -25,7 +25,7 @@ from maskwright.apps.journalled import keep_results, waiting_jobs
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.predict import refuse_what_is_no_model
 from maskwright.apps.processes import run_jobs
-from maskwright.apps.provenance import MaskSource
+from maskwright.apps.provenance import MaskSource, NewMask
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.categories import labels_of_names
 from maskwright.data.orientation import ExifRule
@@ -55,7 +55,7 @@ class CompleteOptions:
         classes: names of the classes to complete, with commas; by default all.
         replace: what is completed though something stands there, with commas: rectangles (masks that are their box),
             rejected (masks that a review rejected) or unreviewed (masks of a model that no review saw).
-        min_quality: masks of a lower quality, in 0..1, are left out and listed in OUT_left_out.json.
+        min_quality: masks of a lower quality, in 0..1, are left out. OUT_left_out.json lists them.
         polygons: write polygons with as few corners as hold the same pixels, a hole cut open to the outside, instead of
             run lengths.
         device: cpu, cuda, or auto for a GPU where there is one.
@@ -83,7 +83,7 @@ class CompleteOptions:
     exif: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.out is None and not self.dry_run:
+        if self.out is None and (self.undo or not self.dry_run):
             raise UserError("expected --out FILE, the file to write, or --dry-run")
         if self.images is None and not self.undo and not self.is_yolo:
             raise UserError("expected --images DIR, the folder of the pictures")
@@ -113,7 +113,7 @@ class CompleteOptions:
 
     @property
     def left_out_file(self) -> Path:
-        """The list of masks of a lower quality."""
+        """The list of masks that are not good enough."""
         return self.out_file.with_name(f"{self.out_file.stem}_left_out.json")
 
     @property
@@ -155,7 +155,7 @@ def run(**given: Any) -> int:
 
 
 def _check_outputs(options: CompleteOptions) -> None:
-    check_outputs([options.out_file, *([options.left_out_file] if options.min_quality else [])], options.annotations)
+    check_outputs([options.out_file, options.left_out_file], options.annotations)
     folder = options.labels_folder
     if options.is_yolo and folder.exists() and not options.journal_file.exists():
         raise UserError(f"{folder} exists already; move it away, or give another --out")
@@ -188,6 +188,7 @@ def _complete(
     out = options.out_file
     if not plan.jobs:
         write_parts(out, [plan.content])
+        _write_labels(data_set, {}, options)
         print(f"{out}: there was nothing to complete, so that it is as {plan.source} is")
         return
     if out.exists():
@@ -199,14 +200,19 @@ def _complete(
         results = run_jobs(work, waiting_jobs(plan.jobs, journal), options.processes)
         keep_results(results, plan.jobs, journal, "box", lambda job: len(job.rows))
         completion = gather(plan, journal, options.min_quality, summary)
-        if options.min_quality:
+        if completion.left_out or options.left_out_file.exists():
             write_json(options.left_out_file, completion.left_out)
         write_completed(plan, completion.masks, source, out)
-        if data_set is not None and not options.labels_folder.exists():  # it does where this was killed after it
-            write_yolo(data_set, completion.masks, options.labels_folder)
+        _write_labels(data_set, completion.masks, options)
         journal.finish()
     print(completion_table(plan, completion))
     print(f"{out}: {len(completion.masks)} new masks, computed in {predictor.precision}")
+
+
+def _write_labels(data_set: YoloDataset | None, masks: Mapping[int, NewMask], options: CompleteOptions) -> None:
+    """Write the labels of a YOLO data set; they are there where a run was killed at its very end."""
+    if data_set is not None and not options.labels_folder.exists():
+        write_yolo(data_set, masks, options.labels_folder)
 
 
 def load_completer(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
