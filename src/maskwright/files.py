@@ -128,12 +128,20 @@ def read_json_object(
     Raises:
         UserError: the file is missing, unreadable, empty, not JSON, not an object, or lacks a key.
     """
+    return parse_json_object(read_content(path, kind=kind, hint=hint), path, keys, hint=hint)
+
+
+def read_content(path: str | Path, *, kind: str = "annotation file", hint: str = "") -> bytes:
+    """The bytes of the file at `path`; `kind` and `hint` as of `read_json_object`.
+
+    Raises:
+        UserError: it is missing or unreadable.
+    """
     try:
-        text = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         told = f"; {hint}" if hint else ""
         raise UserError(f"cannot read the {kind} {path}: {error.strerror or error}{told}") from error
-    return parse_json_object(text, path, keys, hint=hint)
 
 
 def parse_json_object(text: bytes, path: str | Path, keys: Sequence[str] = (), *, hint: str = "") -> dict[str, Any]:

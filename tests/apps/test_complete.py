@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -123,6 +123,7 @@ class TestBytes:
             '"maskwright"',
         ]
 
+    @settings(deadline=None)
     @given(
         st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=3),
         st.dictionaries(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
@@ -77,6 +77,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=4), values, max_size=6),
     st.sampled_from([None, 0, 3]),

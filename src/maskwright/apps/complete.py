@@ -31,7 +31,7 @@ from maskwright.data.categories import labels_of_names
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
-from maskwright.files import write_json, write_parts
+from maskwright.files import read_content, write_json, write_parts
 from maskwright.journal import Journal
 from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.predictor import DEFAULT_MODEL, Predictor
@@ -168,10 +168,7 @@ def plan_of(options: CompleteOptions, data_set: YoloDataset | None, summary: Run
         UserError: see `plan_completion`.
     """
     path = Path(options.annotations)
-    try:
-        content = path.read_bytes() if data_set is None else data_set.content
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    content = read_content(path) if data_set is None else data_set.content
     images = options.images if data_set is None else data_set.root
     pictures = PictureFolder(str(images), cast(ExifRule, options.exif))
     return plan_completion(content, str(path), pictures, options.choice, summary)

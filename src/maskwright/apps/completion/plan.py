@@ -101,7 +101,7 @@ def plan_completion(
     Raises:
         UserError: the file cannot be used, a class is unknown, or there is no picture of those that need masks.
     """
-    json_text(content, source)
+    json_text(content, source)  # refuses what could not be edited at the end
     parsed = parse_json_object(content, source, COCO_KEYS[:2])
     normalised = normalise_content(parsed, source, pictures, needs_classes=False)
     index = index_annotations(normalised, source, pictures, needs_classes=False)
@@ -132,7 +132,7 @@ def _states(entries: Sequence[dict[str, Any]], index: AnnotationIndex) -> Iterat
     for row, (entry, iscrowd) in enumerate(zip(entries, index.iscrowd.tolist(), strict=True)):
         # Where all are crowds, other commands take them as instances.
         crowd = iscrowd or entry.get("iscrowd") == 1
-        if is_empty(entry.get("segmentation")):
+        if _is_empty(entry.get("segmentation")):
             shape = _CROWD if crowd else _MISSING
         else:
             shape = _RECTANGLE if not crowd and _is_rectangle(index.segmentations, row, index) else _MASK
@@ -169,7 +169,7 @@ def _note_states(states: np.ndarray, index: AnnotationIndex, choice: Choice, sum
             summary.note("noticed", "mask that cannot be used; it stays as it is", f"{index.source}, {problem}")
 
 
-def is_empty(segmentation: Any) -> bool:
+def _is_empty(segmentation: Any) -> bool:
     """Whether a `segmentation` holds nothing: null, or an empty list, object or text, or a list of such."""
     return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
 

@@ -15,7 +15,7 @@ from maskwright.apps.run_summary import RunSummary, Section
 from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
 from maskwright.errors import UserError
 from maskwright.evaluation.report import Cell, format_table
-from maskwright.files import parse_json_object, write_parts
+from maskwright.files import parse_json_object, read_content, write_parts
 from maskwright.journal import Journal
 
 SECONDS_TO_DRAW = 80
@@ -112,10 +112,7 @@ def write_undone(path: Path, out: Path) -> int:
     Raises:
         UserError: it cannot be read or written, or nothing in it was completed.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    content = read_content(path)
     text = json_text(content, str(path))
     parsed = parse_json_object(content, path, ("annotations",))["annotations"]
     positions = {position for position, entry in enumerate(parsed) if is_completed(entry)}

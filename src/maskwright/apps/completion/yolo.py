@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,9 @@ def _pictures(root: Path, entry: Any) -> Iterator[Path]:
         if found is not None and found.suffix == ".txt":
             listed = (line.strip() for line in _read_text(found).splitlines())
             yield from (found.parent / line for line in listed if line)
-        elif found is not None and any(found.iterdir()):
-            yield from find_pictures([str(found)], "").paths
+        elif found is not None:
+            with suppress(UserError):  # it has no pictures
+                yield from find_pictures([str(found)], "").paths
 
 
 def _label_file(picture: Path) -> Path:

@@ -11,7 +11,7 @@ from maskwright.apps.provenance import PROVENANCE, without_mask
 from maskwright.apps.review_page.decisions import Decision, RedrawnMask
 from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
 from maskwright.errors import UserError
-from maskwright.files import write_parts
+from maskwright.files import read_content, write_parts
 
 
 def apply_decisions(path: Path, decisions: Mapping[int, Decision], out: Path) -> Counter[str]:
@@ -31,7 +31,7 @@ def apply_decisions(path: Path, decisions: Mapping[int, Decision], out: Path) ->
     """
     if out.exists() and out.samefile(path):
         raise UserError(f"--out {out} is the file that was reviewed, which stays as it is; give another name")
-    text = json_text(path.read_bytes(), str(path))
+    text = json_text(read_content(path), str(path))
     write_parts(out, edited(text, _edits(text, decisions)))
     return Counter(decision.verdict for decision in decisions.values())
 

@@ -19,6 +19,7 @@ from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import refuse_problems
 from maskwright.data.segmentations import SegmentationPacker
 from maskwright.errors import UserError
+from maskwright.files import read_content
 from maskwright.structures import EncodedMasks
 
 Box = tuple[float, float, float, float]
@@ -87,10 +88,7 @@ def content_hash(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    return blake2b(read_content(path), digest_size=16).hexdigest()
 
 
 def read_completed(
