@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from maskwright.ops.contours import joined, outlines, simplified, trace_contours
+from maskwright.ops.contours import _distances, joined, outlines, simplified, trace_contours
 
 
 def contours_of(*rows: str) -> list[list[list[int]]]:
@@ -109,6 +109,13 @@ def test_stairs_become_a_line_and_corners_stay():
     assert simplified(np.array(stairs), 0.0).tolist() == stairs
     square = np.array([[0, 0], [7, 0], [7, 7], [0, 7]])
     assert simplified(square, 0.5).tolist() == square.tolist()
+
+
+def test_a_contour_that_meets_itself_keeps_both_sides():
+    eight = np.array([[0, 0], [2, 0], [2, 2], [4, 2], [4, 4], [2, 4], [2, 2], [0, 2]])
+    square = eight[[2, 3, 4, 5, 6]]  # closed: from a corner to itself
+    assert _distances(square[1:-1].astype(float), *square[[0, -1]].astype(float)).tolist() == [2, 8**0.5, 2]
+    assert simplified(eight, 0.5).tolist() == eight.tolist()
 
 
 def test_parts_come_largest_first():

@@ -103,7 +103,8 @@ def _distances(
 ) -> Float[np.ndarray, " k"]:
     """How far the points are from the line between `start` and `end`."""
     along = end - start
-    share = ((points - start) @ along / (along @ along)).clip(0, 1)
+    length = float(along @ along) or 1.0  # 0 where a contour meets itself
+    share = ((points - start) @ along / length).clip(0, 1)
     return np.linalg.norm(points - start - share[:, None] * along, axis=1)
 
 
