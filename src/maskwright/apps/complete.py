@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from maskwright import __version__
-from maskwright.apps.completion.pictures import CompletionSettings, PictureCompleter
+from maskwright.apps.cluster import LOCAL, Cluster, run_jobs_on_cluster
+from maskwright.apps.completion.pictures import CompletionRecord, CompletionSettings, PictureCompleter
 from maskwright.apps.completion.plan import REPLACEABLE, Choice, CompletionJob, CompletionPlan, plan_completion
 from maskwright.apps.completion.result import (
     SECONDS_TO_DRAW,
@@ -37,6 +38,8 @@ from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.predictor import DEFAULT_MODEL, Predictor
 from maskwright.structures import BoxPrompted, SegmentationModel
 
+ENGINES = ("processes", "ray")
+
 
 @dataclass(frozen=True)
 class CompleteOptions:
@@ -61,7 +64,10 @@ class CompleteOptions:
         device: cpu, cuda, or auto for a GPU where there is one.
         precision: float32, bfloat16, or auto for bfloat16 where the processor or GPU computes it fast.
         compile: compile the network first: minutes, for many images.
-        processes: that share the images, each with the model.
+        processes: that share the images, each with the model. 0: one, with ray as many as the cluster has room for.
+        engine: processes of this machine, or ray for those of a Ray cluster, each with a GPU if the device is one.
+        address: of the Ray cluster: auto for the one that this machine belongs to, HOST or HOST:PORT of its head, or
+            local for one that is started here and ended.
         exif: frame of the annotations of images with an EXIF orientation, where you know it: upright or stored; auto
             decides by sizes, boxes and polygons.
     """
@@ -79,7 +85,9 @@ class CompleteOptions:
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
-    processes: int = 1
+    processes: int = 0
+    engine: str = "processes"
+    address: str = LOCAL
     exif: str = "auto"
 
     def __post_init__(self) -> None:
@@ -89,10 +97,14 @@ class CompleteOptions:
             raise UserError("expected --images DIR, the folder of the pictures")
         if self.exif not in get_args(ExifRule):
             raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
-        if not 0 <= self.min_quality <= 1 or self.processes < 1:
+        if not 0 <= self.min_quality <= 1 or self.processes < 0:
             raise UserError(
-                f"expected min-quality in 0..1 and processes >= 1, but got {self.min_quality:g} and {self.processes}"
+                f"expected min-quality in 0..1 and processes >= 0, but got {self.min_quality:g} and {self.processes}"
             )
+        if self.engine not in ENGINES:
+            raise UserError(f"engine must be one of {', '.join(ENGINES)}, but got {self.engine!r}")
+        if self.address != LOCAL and self.engine != "ray":
+            raise UserError(f"--address {self.address} is that of a Ray cluster; expected --engine ray with it")
         for name in self.choice.replace - set(REPLACEABLE):
             raise UserError(f"replace must be some of {', '.join(REPLACEABLE)}, but got {name!r}")
 
@@ -192,9 +204,9 @@ def _complete(
         print(f"{out} of an earlier run will be replaced at the end", file=sys.stderr)
     predictor, source = load_completer(options)
     header = _header(plan, options, predictor, source)
-    work = PictureCompleter(_settings(plan, options, predictor), predictor)
+    work = PictureCompleter(_settings(plan, options, predictor, source), predictor)
     with Journal.open(options.journal_file, header) as journal:
-        results = run_jobs(work, waiting_jobs(plan.jobs, journal), options.processes)
+        results = _results(work, waiting_jobs(plan.jobs, journal), options, predictor)
         keep_results(results, plan.jobs, journal, "box", lambda job: len(job.rows))
         completion = gather(plan, journal, options.min_quality, summary)
         if completion.left_out or options.left_out_file.exists():
@@ -227,14 +239,25 @@ def load_completer(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
     return predictor, MaskSource(options.model, weights, __version__)
 
 
-def _settings(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor) -> CompletionSettings:
+def _results(
+    work: PictureCompleter, jobs: Sequence[CompletionJob], options: CompleteOptions, predictor: Predictor
+) -> Iterator[tuple[CompletionJob, CompletionRecord]]:
+    if options.engine == "ray":
+        cluster = Cluster(options.address, options.processes, gpu=predictor.device.type == "cuda")
+        return run_jobs_on_cluster(work, jobs, cluster)
+    return run_jobs(work, jobs, options.processes or 1)
+
+
+def _settings(
+    plan: CompletionPlan, options: CompleteOptions, predictor: Predictor, source: MaskSource
+) -> CompletionSettings:
     names = [category["name"] for category in plan.index.categories]
     labels = labels_of_names(names, cast(SegmentationModel, predictor.model).categories)
     return CompletionSettings(
         source=plan.source,
         labels=[*labels, -1],
-        model=options.model,
-        device=options.device,
+        made_by=source,
+        device=predictor.device.type if options.engine == "ray" else options.device,
         precision=predictor.precision,  # the same one in all processes
         compile=options.compile,
         exif=cast(ExifRule, options.exif),

@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import BinaryIO, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from maskwright.errors import UserError
 from maskwright.signals import signals_blocked
@@ -73,6 +73,42 @@ def device_of_process(device: str | None) -> str | None:
     return device
 
 
+Answer = tuple[Any, Exception | None, list[str]]
+"""Of a worker: the result, or None; the exception, or None; and our warnings."""
+
+
+def answer(work: Callable[[Job], Result], job: Job) -> bytes:
+    """`work(job)` as a worker sends it to its caller: an `Answer`, pickled."""
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module="maskwright")
+        try:
+            result, failure = work(job), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            result, failure = None, error
+    told = list(dict.fromkeys(str(warning.message) for warning in recorded))
+    try:
+        return pickle.dumps((result, failure, told))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return pickle.dumps((None, error, told))
+
+
+def result_of(answer: Answer) -> Any:
+    """The result in a worker's answer; its warnings are given here.
+
+    Raises:
+        Exception: what `work` raised.
+    """
+    result, failure, told = answer
+    for warning in told:
+        warnings.warn(warning, stacklevel=1)  # of this module, so that all workers' are told as one process's
+    if failure is not None:
+        raise failure
+    return result
+
+
 class _Worker:
     """The caller's side of one worker."""
 
@@ -90,14 +126,10 @@ class _Worker:
         try:
             pickle.dump(task, tasks)
             tasks.flush()
-            result, failure, told = pickle.load(answers)
+            answer = pickle.load(answers)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{self._name} {self._end()}") from error
-        for warning in told:
-            warnings.warn(warning, stacklevel=1)  # of this module, so that all workers' are told as one process's
-        if failure is not None:
-            raise failure
-        return result
+        return result_of(answer)
 
     def _end(self) -> str:
         code = self._process.wait()
@@ -161,22 +193,8 @@ def _receive(incoming: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
 
 
 def _answer(task: bytes) -> bytes:
-    """Pickled: the result, or None; the exception, or None; and our warnings."""
     try:
         work, job = pickle.loads(task)
     except Exception as error:
         return pickle.dumps((None, _cannot_hand_over(error), []))
-    with warnings.catch_warnings(record=True) as recorded:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", module="maskwright")
-        try:
-            result, failure = work(job), None
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            result, failure = None, error
-    told = list(dict.fromkeys(str(warning.message) for warning in recorded))
-    try:
-        return pickle.dumps((result, failure, told))
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return pickle.dumps((None, error, told))
+    return answer(work, job)

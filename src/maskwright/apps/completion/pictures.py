@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
 
+from maskwright import __version__
 from maskwright.apps.completion.plan import CompletionJob
 from maskwright.apps.predict_pictures import load_in_worker
+from maskwright.apps.provenance import MaskSource
 from maskwright.data.images import read_annotated_image
 from maskwright.data.orientation import ExifRule
 from maskwright.errors import UserError
+from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.ops.contours import TOLERANCE, outlines
 from maskwright.ops.paste import paste_binary_region
-from maskwright.predictor import Predictor
+from maskwright.predictor import Predictor, choose_device, resolve_precision
 from maskwright.structures import InstancePrediction
 
 CompletionRecord = dict[str, Any]
@@ -31,14 +34,15 @@ class CompletionSettings:
 
     source: names the annotation file in messages.
     labels: of the file's categories in the model's, -1 where it does not know one; the last is for no class.
-    model, device, precision, compile: see `Predictor`.
+    made_by: the model.
+    device, precision, compile: see `Predictor`.
     exif: the frame of the boxes.
     polygons: whether masks become polygons instead of run lengths.
     """
 
     source: str
     labels: Sequence[int]
-    model: str
+    made_by: MaskSource
     device: str
     precision: str
     compile: bool
@@ -56,6 +60,26 @@ class PictureCompleter:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_predictor": None}
 
+    def check_machine(self) -> None:
+        """Refuse a machine of a cluster whose masks would not be those of the machine where the command was given.
+
+        Raises:
+            UserError: the model, this package, the device or the precision is not the same.
+        """
+        settings, model = self._settings, self._settings.made_by.model
+        found = MaskSource(model, model_hash(from_pretrained(model)), __version__)
+        if found != settings.made_by:
+            raise UserError(
+                f"maskwright {found.version} with the weights {found.weights} as --model {model}; expected "
+                f"{settings.made_by.version} with {settings.made_by.weights}, as where the command was given"
+            )
+        device = choose_device(settings.device)
+        if settings.precision == "bfloat16" and resolve_precision("auto", device) != "bfloat16":
+            raise UserError(
+                f"{device} has no fast bfloat16, in which the command computes; give --precision float32, or leave "
+                "this machine out of the cluster"
+            )
+
     def __call__(self, job: CompletionJob) -> CompletionRecord:
         """The record of a picture.
 
@@ -64,7 +88,7 @@ class PictureCompleter:
         """
         settings = self._settings
         predictor = self._predictor or load_in_worker(
-            settings.model, settings.device, settings.precision, settings.compile
+            settings.made_by.model, settings.device, settings.precision, settings.compile
         )
         try:
             image = read_annotated_image(job.path, job.image_size, settings.source, settings.exif)
