@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from maskwright.data.dataset import DataSource, Transforms
+from maskwright.data.copy_paste import copy_paste
+from maskwright.data.dataset import DataSource, Mix, Transforms
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_transforms import panoptic_training_transforms
 from maskwright.data.transforms import training_transforms
@@ -23,6 +25,13 @@ def _require(section: str, options: Any, condition: str, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and (value < 0 or (condition == "> 0" and value == 0)):
             raise UserError(f"{section}.{name} must be {condition}, but got {value}")
+
+
+def _require_shares(section: str, options: Any, *names: str) -> None:
+    """Refuse the first of the named values that is no share or probability."""
+    for name in names:
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"{section}.{name} must lie in 0..1, but got {getattr(options, name)}")
 
 
 def _require_range(name: str, factors: tuple[float, float] | None) -> None:
@@ -66,9 +75,7 @@ class DataOptions(ABC):
     def __post_init__(self) -> None:
         _require("data", self, "> 0", "batch_size")
         _require("data", self, ">= 0", "num_workers")
-        for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
-            if not 0 <= value <= 1:
-                raise UserError(f"data.{name} must lie in 0..1, but got {value}")
+        _require_shares("data", self, "flip", "validation_share")
         if not self.has_validation_files and not 0 < self.validation_share < 1:
             raise UserError(
                 f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
@@ -113,6 +120,11 @@ class DataOptions(ABC):
             self.validation_annotations or training.annotations,
             exif=self.exif,
         )
+
+    @property
+    def mix(self) -> Mix | None:
+        """What is done to a training batch once its samples are augmented."""
+        return None
 
     @abstractmethod
     def transforms(self, image_size: int) -> Transforms:
@@ -174,6 +186,9 @@ class InstanceDataOptions(DataOptions):
         scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
             whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
             at the top left of the square as in inference.
+        object_crops: share of the crops that are laid around one object with a mask instead, however small.
+        object_scale: smallest and largest side of such a crop, relative to the long side of the object's box.
+        copy_paste: share of the crops over which objects with masks of another crop of the batch are laid.
         colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
 
@@ -184,6 +199,9 @@ class InstanceDataOptions(DataOptions):
     crop_size: int | None = None
     draw: Literal["all", "learnable"] = "all"
     scale: tuple[float, float] | None = (0.6, 1.3)
+    object_crops: float = 0.0
+    object_scale: tuple[float, float] = (1.5, 4.0)
+    copy_paste: float = 0.0
     colour: float = 0.25
 
     def __post_init__(self) -> None:
@@ -191,6 +209,10 @@ class InstanceDataOptions(DataOptions):
         _require("data", self, "> 0", "crop_size")
         _require("data", self, ">= 0", "colour")
         _require_range("data.scale", self.scale)
+        _require_range("data.object_scale", self.object_scale)
+        _require_shares("data", self, "object_crops", "copy_paste")
+        if self.copy_paste and self.batch_size == 1:
+            raise UserError("data.copy_paste takes objects from other crops of a batch: data.batch_size must be > 1")
         if self.sets:
             self._check_sets()
 
@@ -259,7 +281,19 @@ class InstanceDataOptions(DataOptions):
 
     def transforms(self, image_size: int) -> Transforms:
         """See `DataOptions`."""
-        return training_transforms(self.side(image_size), scale=self.scale, flip=self.flip, colour=self.colour)
+        return training_transforms(
+            self.side(image_size),
+            scale=self.scale,
+            object_crops=self.object_crops,
+            object_scale=self.object_scale,
+            flip=self.flip,
+            colour=self.colour,
+        )
+
+    @property
+    def mix(self) -> Mix | None:
+        """See `DataOptions`."""
+        return partial(copy_paste, share=self.copy_paste) if self.copy_paste else None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class DeepMACConfig(BoxPromptedConfig):
             samples at the centres of equal cells.
         box_margin: widens the crop on every side by this share of the box, so that the mask head sees context.
         box_jitter: how the edges of boxes are moved at random in training (`ops.boxes.jitter_boxes`).
-        box_jitter_ratio: how far they are moved, as a share of the box; 0 for not at all.
+        box_jitter_ratio: how far they are moved at most, as a share of half the box's side: 0.2 moves an edge by up to
+            a tenth of the side, as loosely drawn boxes are. 0 for not at all.
         predict_full_resolution_masks: give the mask head the whole feature map instead of a crop, with coordinates
             relative to the box's centre, and train it on the image's whole mask. It costs
             (image_size / 4 / mask_size)^2 times as much; image_size / 4 must be a multiple of the head's size divisor.
