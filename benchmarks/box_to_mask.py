@@ -313,12 +313,12 @@ def accept_table(sets: Mapping[str, Any], names: Sequence[str]) -> Table:
 
 
 def tables_of(sets: Mapping[str, Any], model: str | None, others: Sequence[str]) -> list[Table]:
-    """All tables of the numbers of some sets; models stand in the order before, after."""
+    """All tables of the numbers of some sets that have rows; models stand in the order before, after."""
     models = [*others, *([model] if model else [])]
     methods = [*models, *BASELINES]
     quality = {"IoU": "mask_iou", **{f"IoU < {limit}": f"share_below_{limit}" for limit in LIMITS}}
     sizes = {"classes": "class_mask_iou", **{size: f"mask_iou_{size}" for size in SIZES}}
-    return [
+    tables = [
         side_by_side("Mean mask IoU", sets, methods, {"IoU": "mask_iou"}),
         *(difference_table(sets, model, other) for other in others),
         side_by_side("All objects", sets, models or methods, quality),
@@ -330,6 +330,7 @@ def tables_of(sets: Mapping[str, Any], model: str | None, others: Sequence[str])
         *([score_table(sets, models), accept_table(sets, models)] if models else []),
         side_by_side("Seconds per instance", sets, methods, {"seconds": "seconds_per_instance"}),
     ]
+    return [table for table in tables if table.rows]
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -384,7 +385,7 @@ def measure(arguments: argparse.Namespace) -> None:
     for name, sample in samples.items():
         measured = compare(sample, methods, name)
         numbers[name] = numbers_of(measured, model)
-        if model and arguments.out:
+        if model and arguments.out and measured.places:
             sheets[name] = draw_worst(sample, measured, model, methods[model], name)
     description, tables = machine(arguments.threads), tables_of(numbers, model, others)
     print(", ".join(f"{key} {value}" for key, value in description.items()), end="\n\n")
