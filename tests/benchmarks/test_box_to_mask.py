@@ -220,11 +220,13 @@ def test_models_stand_side_by_side_on_several_sets(
     assert methods["box"]["mask_scores"] is None
     assert content["discs"]["differences"][str(old)] == {"mean": 0, "low": 0, "high": 0, "verdict": "as before"}
     tables = (out / "tables.md").read_text()
-    for title in ("Mean mask IoU", "All objects", "Thin objects", "Mask scores", "Accepted", "Seconds per instance"):
+    for title in ("Mean mask IoU", "All objects", "Crowded objects", "Mask scores", "Accepted", "Seconds per instance"):
         assert f"### {title}" in tables
+    assert "Thin objects" not in tables  # there are none
+    assert tables[tables.index("Crowded objects") :].splitlines()[4].startswith("| discs | 1 | ")  # beside 3 and 4
     assert f"| set | instances | IoU, {old} | IoU, deep-mac-tiny | IoU < 0.5, {old} |" in tables
     assert "| discs | 0.000 | 0.000 | 0.000 | as before |" in tables
-    assert "Thin objects: of a thin class (baseball bat, " in capsys.readouterr().out
+    assert "Crowded objects: at least 2 boxes of its class reach into its own" in capsys.readouterr().out
     assert Image.open(out / "worst_discs.jpg").size == Image.open(out / "worst_more.jpg").size
 
 
