@@ -67,9 +67,12 @@ def test_the_interval_of_a_difference_is_that_of_all_draws_of_images(benchmark):
     found = benchmark.paired_difference([7, 9, 9, 9], ious, others)
     assert tuple(found) == pytest.approx((0, -0.1, 0.3))
     assert found.verdict == "as before"
-    # The standard error of 400 differences of +-0.1 is 0.005.
-    found = benchmark.paired_difference(range(400), np.tile([0.6, 0.4], 200), np.full(400, 0.5))
-    assert tuple(found) == pytest.approx((0, -1.96 * 0.005, 1.96 * 0.005), abs=5e-4)
+    # 200 images of one mask without a difference, 200 of three that are 0.1 better: the mean is 600 * 0.1 / 800.
+    # The standard error of a quotient of sums is that of the mean of (sum - 0.075 * count), which is +-0.075 for every
+    # image, over the mean count of 2: 0.075 / sqrt(400) / 2.
+    images = np.repeat(range(400), [1, 3] * 200)
+    found = benchmark.paired_difference(images, np.where(images % 2, 0.6, 0.5), np.full(800, 0.5))
+    assert tuple(found) == pytest.approx((0.075, 0.075 - 1.96 * 0.001875, 0.075 + 1.96 * 0.001875), abs=3e-4)
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(-0.006, "fallen"), (-0.004, "as before"), (0.001, "risen")])
