@@ -67,6 +67,7 @@ def test_the_interval_of_a_difference_is_that_of_all_draws_of_images(benchmark):
     found = benchmark.paired_difference([7, 9, 9, 9], ious, others)
     assert tuple(found) == pytest.approx((0, -0.1, 0.3))
     assert found.verdict == "as before"
+    assert benchmark.paired_difference([7, 9, 9, 9], ious - 0.02, others).verdict == "as before"  # -0.12 to 0.28
     # 200 images of one mask without a difference, 200 of three that are 0.1 better: the mean is 600 * 0.1 / 800.
     # The standard error of a quotient of sums is that of the mean of (sum - 0.075 * count), which is +-0.075 for every
     # image, over the mean count of 2: 0.075 / sqrt(400) / 2.
