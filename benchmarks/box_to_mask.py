@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from contact_sheet import contact_sheet, draw_cell
 from mask_methods import Method, create_method, filled_boxes, grabcut, inscribed_ellipses, planes_of
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 from tqdm import tqdm
@@ -233,7 +234,7 @@ def numbers_of(measured: Measured, model: str | None) -> dict[str, Any]:
     return {"images": len(set(images)), "instances": len(images), "methods": methods, "differences": differences}
 
 
-def draw_worst(sample: Sample, measured: Measured, method: str, masks: Method, name: str) -> Any:
+def draw_worst(sample: Sample, measured: Measured, method: str, masks: Method, name: str) -> Image.Image:
     """A picture of the `WORST` instances of a method, which is asked again about their images."""
     ious, scores = measured.ious(method), measured.metrics[method].state()[:, 3].numpy()
     cells = []
