@@ -21,7 +21,8 @@ family = pytest.mark.parametrize("small", [small_deep_mac, small_deep_marc], ids
 def build(small, **values):
     """A model that sees boxes of less than 40 pixels of the image again."""
     below = 40 * small.SIZE / WIDTH
-    return small.build(second_look_below=below, second_look_size=CROP_SIZE, **values).eval()
+    values = {"second_look_context": 2.0, "second_look_size": CROP_SIZE, **values}
+    return small.build(second_look_below=below, **values).eval()
 
 
 def picture(seed=1, height=HEIGHT, width=WIDTH):

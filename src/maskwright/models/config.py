@@ -114,8 +114,8 @@ class BoxPromptedConfig(FamilyConfig):
     mask_quality_weight: float = setting(1.0, above=0, training_only=True)
     mask_quality_alone: bool = setting(False, training_only=True)
     second_look_below: float = setting(0.0, at_least=0)
-    second_look_context: float = setting(2.0, at_least=1)
-    second_look_size: int = setting(256, at_least=1)
+    second_look_context: float = setting(1.5, at_least=1)
+    second_look_size: int = setting(128, at_least=1)
 
     def __post_init__(self) -> None:
         """See `FamilyConfig`; to learn the quality of masks alone without predicting it is refused, too."""
