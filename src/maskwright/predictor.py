@@ -210,8 +210,7 @@ class Predictor:
         """
         pixels = read_image(image)
         with self.inference():
-            features = self._box_prompted().encode([pixels.to(self.device)])
-        return replace(features, images=(pixels.cpu(),))
+            return self._box_prompted().encode([pixels.to(self.device)])
 
     def masks_from_boxes(
         self, features: ImageFeatures, boxes: BoxSource, labels: LabelSource | None = None
