@@ -65,5 +65,10 @@ class Page:
         self.page.mouse.move(*corners[1], steps=4)
         self.page.mouse.up()
 
+    def frame(self) -> None:
+        """Until the screen is drawn again."""
+        self.page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+
     def pixels(self) -> str:
+        self.frame()
         return self.page.evaluate("document.getElementById('canvas').toDataURL()")

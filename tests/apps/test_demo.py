@@ -22,7 +22,6 @@ from PIL import Image
 from maskwright.apps.page.local_server import listen
 from maskwright.cli import main
 
-CLIENTS = 8
 MEGABYTE = 2**20
 
 
@@ -95,53 +94,37 @@ class Person:
         return sum(self.ask([self.boxes[row]]) == self.answers[row] for row in rows)
 
 
-def crowd(running: Demo, rounds: int, size: tuple[int, int]) -> list[int]:
-    """Let people ask at once, 13 times each in a round; the memory after each round."""
-    with httpx.Client(base_url=running.address, timeout=120) as client, ThreadPoolExecutor(CLIENTS) as threads:
-        people = [Person(client, number, size) for number in range(CLIENTS)]
-        memory = []
-        for _ in range(rounds):
-            assert sum(threads.map(lambda person: person.check_again(13), people)) == 13 * CLIENTS
-            memory.append(running.memory())
-    return memory
+def ask_at_once(people: list[Person], times: int) -> None:
+    """Each of the people asks so many times; all are answered, each with an answer of their own."""
+    with ThreadPoolExecutor(len(people)) as threads:
+        assert sum(threads.map(lambda person: person.check_again(times), people)) == times * len(people)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
 def test_100_requests_of_8_people_at_once():
     with demo("--device", "cpu") as running:
-        first, second = crowd(running, 2, (400, 300))
-        # A hundred pictures of which the pixels or the features stayed would take several hundred.
-        assert second - first < 100 * MEGABYTE
+        with httpx.Client(base_url=running.address, timeout=120) as client:
+            people = [Person(client, number, (1200, 800)) for number in range(8)]
+            before = running.memory()
+            ask_at_once(people, 13)
+        # If each request left the pixels or features of its picture behind, it would be several hundred.
+        assert running.memory() - before < 100 * MEGABYTE
         code, told = running.end()
         assert (code, "Traceback" in told) == (130, False)
 
 
 @pytest.mark.slow
 def test_memory_stays_as_it_is():
-    with demo("--device", "cpu") as running:
-        memory = crowd(running, 10, (3000, 2000))
+    with demo("--device", "cpu") as running, httpx.Client(base_url=running.address, timeout=600) as client:
+        people = [Person(client, number, (3000, 2000)) for number in range(16)]  # more than have features in memory
+        memory = []
+        for _ in range(3):
+            ask_at_once(people, 13)
+            memory.append(running.memory())
         assert memory[-1] - memory[0] < 100 * MEGABYTE
-        before = running.memory()
-        with httpx.Client(base_url=running.address, timeout=120) as client:
-            for number in range(150):
-                Person(client, 100 + number, (1500, 1000))
-        assert running.memory() - before < 150 * MEGABYTE
-
-
-def test_too_many_at_once_are_told_so():
-    with (
-        demo("--device", "cpu", "--max-waiting", "1") as running,
-        httpx.Client(base_url=running.address, timeout=120) as client,
-    ):
-        person = Person(client, 1, (400, 300))
-        with ThreadPoolExecutor(CLIENTS) as threads:
-            body = {"picture": person.key, "boxes": person.boxes * 20}
-            answers = list(threads.map(lambda _: client.post("api/boxes", json=body), range(CLIENTS)))
-        codes = {answer.status_code for answer in answers}
-        assert 200 in codes
-        assert codes <= {200, 503}
-        assert all(a.status_code == 200 or "try again" in a.json()["error"] for a in answers)
-        assert person.ask(person.boxes[:1]) == person.answers[0]
+        for number in range(100):
+            Person(client, 100 + number, (1500, 1000))
+        assert running.memory() - memory[-1] < 100 * MEGABYTE
 
 
 def test_other_machines_are_let_in_with_a_word():
@@ -158,12 +141,10 @@ def test_other_machines_are_let_in_with_a_word():
     [
         (["--model", "nothing"], "nothing"),
         (["--model", ","], "--model: expected at least one model"),
-        (["--model", "deep-mac-tiny,deep-mac-tiny"], "does already what deep-mac-tiny can do"),
         (["--max-boxes", "0"], "--max-boxes: expected more than 0"),
-        (["--max-megapixels", "nan"], "--max-megapixels: expected more than 0"),
+        (["--max-megapixels=-1"], "--max-megapixels: expected more than 0"),
         (["--port", "99999"], "--port: expected 0..65535"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid with --port 7863 cannot be used"),
-        (["--device", "tpu"], "device 'tpu' cannot be used here"),
     ],
 )
 def test_what_cannot_be(arguments: list[str], words: str, capsys):

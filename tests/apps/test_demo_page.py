@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from demo_models import HOSTILE, LIMITS, named_models
+from demo_models import HOSTILE, LIMITS, named_models, running_demo
 from maskwright.apps.demo_page.models import models_of_tabs
 from maskwright.apps.demo_page.server import create_app
 from maskwright.apps.demo_page.work_queue import WorkQueue
@@ -232,6 +236,25 @@ def test_who_finds_the_queue_full_is_told_so():
             pass
 
     asyncio.run(ask())
+
+
+def test_too_many_at_once_are_told_so(ellipse_model):
+    turn = threading.Semaphore(0)
+    models = named_models(ellipse_model)
+    encode = ellipse_model.encode
+    with running_demo(models, replace(LIMITS, waiting=2)) as address, ThreadPoolExecutor(2) as threads:
+        ellipse_model.encode = lambda images: turn.acquire() and encode(images)
+
+        def ask() -> httpx.Response:
+            return httpx.post(f"{address}api/pictures", content=encoded(noise(80, 60)), headers=BYTES, timeout=60)
+
+        asked = [threads.submit(ask) for _ in range(2)]
+        while (refused := httpx.get(f"{address}api/pictures/x/original")).status_code != 503:  # until both have a place
+            assert refused.status_code == 404
+        assert refused.json()["error"] == "too many people ask at once; try again in a moment"
+        turn.release(2)
+        assert [answer.result().status_code for answer in asked] == [200, 200]
+        assert httpx.get(f"{address}api/pictures/x/original").status_code == 404
 
 
 def test_a_model_that_adds_nothing_is_refused(ellipse_model):

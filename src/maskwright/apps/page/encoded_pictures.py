@@ -10,7 +10,7 @@ from threading import Lock
 from maskwright.predictor import BoxSource, ImageSource, Predictor
 from maskwright.structures import ImageFeatures, InstancePrediction
 
-_KEPT = 4
+_KEPT = 8
 
 
 class EncodedPictures:

@@ -177,15 +177,16 @@ function showObjects() {
 function showRow(one, index) {
   if (!rows.has(one.id)) rows.set(one.id, newRow(one.id));
   const row = rows.get(one.id);
-  const [colour, category, quality, remove] = row.children;
-  colour.value = colourOf(one);
-  colour.ariaLabel = `Colour of object ${index + 1}`;
-  category.value = one.category;
-  category.ariaLabel = `Class of object ${index + 1}`;
-  quality.textContent = one.mask ? one.quality.toFixed(2) : "empty";
-  remove.ariaLabel = `Remove object ${index + 1}`;
   const list = find("objects-list");
   if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
+  const told = [index, colourOf(one), one.category, one.mask ? one.quality.toFixed(2) : "empty"];
+  if (row.told?.join() === told.join()) return; // there may be hundreds of rows
+  row.told = told;
+  const [colour, category, quality, remove] = row.children;
+  [colour.value, category.value, quality.textContent] = told.slice(1);
+  colour.ariaLabel = `Colour of object ${index + 1}`;
+  category.ariaLabel = `Class of object ${index + 1}`;
+  remove.ariaLabel = `Remove object ${index + 1}`;
 }
 
 function newRow(id) {

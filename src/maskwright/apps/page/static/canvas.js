@@ -27,6 +27,7 @@ export class BoxCanvas {
     this.past = []; // the lists before, for undo
     this.waiting = []; // boxes whose masks are not there yet
     this.answered = Promise.resolve(); // the last of them
+    this.frame = null;
     this.drawing = false;
     this.masksVisible = true;
     this.pending = null; // the box that is being drawn
@@ -131,7 +132,7 @@ export class BoxCanvas {
     this.canvas.addEventListener("pointerdown", (event) => {
       if (!this.drawing || event.button !== 0) return;
       event.preventDefault();
-      this.canvas.focus();
+      this.canvas.focus({ preventScroll: true });
       this.canvas.setPointerCapture(event.pointerId);
       this.pointer = this.place(event);
       this.pending = [...this.pointer, ...this.pointer];
@@ -219,7 +220,15 @@ export class BoxCanvas {
     return { scale, left, top };
   }
 
+  // Once before the screen is drawn again, however much has changed.
   draw() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.paint();
+    });
+  }
+
+  paint() {
     const ratio = window.devicePixelRatio || 1;
     const { clientWidth, clientHeight } = this.canvas;
     this.canvas.width = Math.max(1, Math.round(clientWidth * ratio));
