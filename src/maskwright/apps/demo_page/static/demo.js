@@ -161,8 +161,9 @@ function paint(marked = null) {
 function showObjects() {
   const objects = canvas.drawn;
   paint();
+  const ids = new Set(objects.map((one) => one.id));
   for (const [id, row] of rows) {
-    if (objects.some((one) => one.id === id)) continue;
+    if (ids.has(id)) continue;
     row.remove();
     rows.delete(id);
   }

@@ -5,7 +5,6 @@
 // lengths of the runs of pixels outside and inside of it in turn, row by row, the first outside.
 
 const SMALLEST_BOX = 2; // pixels on the screen; less is a click
-const YELLOW = "#ffe14d";
 const EDGE_MARGIN = 0.35; // around a box that the view is set on, in sides of it
 
 export class BoxCanvas {
@@ -242,9 +241,9 @@ export class BoxCanvas {
     for (const { mask, colour } of this.masksVisible ? this.instances : []) {
       if (mask?.width) this.context.drawImage(this.layer(mask, colour), mask.x, mask.y, mask.width, mask.height);
     }
-    for (const { box, marked } of this.instances) if (box) this.strokeBox(box, scale, marked ? YELLOW : "#ffffff");
-    for (const box of this.waiting) this.strokeBox(box, scale, YELLOW);
-    if (this.pending) this.strokeBox(this.pending, scale, YELLOW);
+    const [marked, others] = [true, false].map((is) => this.instances.filter((one) => Boolean(one.marked) === is));
+    this.strokeBoxes(others.map(({ box }) => box), scale, "#ffffff");
+    this.strokeBoxes([...marked.map(({ box }) => box), ...this.waiting, this.pending].filter(Boolean), scale, "#ffe14d");
   }
 
   layer(mask, colour) {
@@ -255,16 +254,13 @@ export class BoxCanvas {
     return layer;
   }
 
-  // Dashes on black can be seen on any ground.
-  strokeBox([x1, y1, x2, y2], scale, colour) {
-    this.context.lineWidth = 2 / scale;
-    this.context.setLineDash([]);
-    this.context.strokeStyle = "#000000";
-    this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    this.context.setLineDash([6 / scale, 4 / scale]);
-    this.context.strokeStyle = colour;
-    this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    this.context.setLineDash([]);
+  // A bright line on a dark one can be seen on any ground; without dashes, which take long for hundreds of boxes.
+  strokeBoxes(boxes, scale, colour) {
+    for (const [style, width] of [["#000000", 4], [colour, 2]]) {
+      this.context.strokeStyle = style;
+      this.context.lineWidth = width / scale;
+      for (const [x1, y1, x2, y2] of boxes) this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    }
   }
 }
 
