@@ -13,7 +13,7 @@ from painter import Painter
 from torch import Tensor, nn
 
 from maskwright.apps.demo_page.models import NamedModel
-from maskwright.apps.demo_page.server import Limits, create_app
+from maskwright.apps.demo_page.server import Limits, create_demo
 from maskwright.apps.page.local_server import listen
 from maskwright.predictor import Predictor
 from maskwright.structures import Category, InstancePrediction
@@ -52,7 +52,7 @@ def named_models(box_prompted: nn.Module) -> dict[str, NamedModel]:
 def running_demo(models: dict[str, NamedModel], limits: Limits = LIMITS) -> Iterator[str]:
     """The address of a server in this process."""
     with listen(0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(models, limits), log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(create_demo(models, limits), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

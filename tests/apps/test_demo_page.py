@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from demo_models import HOSTILE, LIMITS, named_models, running_demo
 from maskwright.apps.demo_page.models import models_of_tabs
-from maskwright.apps.demo_page.server import create_app
+from maskwright.apps.demo_page.server import create_demo
 from maskwright.apps.demo_page.work_queue import WorkQueue
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
@@ -31,7 +31,7 @@ BYTES = {"Content-Type": "application/octet-stream"}
 
 @pytest.fixture
 def client(ellipse_model) -> TestClient:
-    return TestClient(create_app(named_models(ellipse_model), LIMITS), base_url="http://127.0.0.1")
+    return TestClient(create_demo(named_models(ellipse_model), LIMITS), base_url="http://127.0.0.1")
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -126,7 +126,7 @@ def test_objects_and_segments(client: TestClient):
 
 def test_tabs_without_a_model(ellipse_model):
     models = {"panoptic": named_models(ellipse_model)["panoptic"]}
-    client = TestClient(create_app(models, LIMITS), base_url="http://127.0.0.1")
+    client = TestClient(create_demo(models, LIMITS), base_url="http://127.0.0.1")
     assert list(client.get("/api/state").json()["models"]) == ["panoptic"]
     key = sent(client, encoded(noise(80, 60)))
     assert client.post("/api/boxes", json={"picture": key, "boxes": []}).status_code == 404
@@ -217,7 +217,7 @@ class TestQuestions:
 
     def test_under_other_names_are_refused(self, ellipse_model):
         for host, allowed in (("127.0.0.1", []), ("0.0.0.0", []), ("Box.example", ["box.example", "BOX.example:80"])):
-            client = TestClient(create_app(named_models(ellipse_model), LIMITS, host))
+            client = TestClient(create_demo(named_models(ellipse_model), LIMITS, host))
             for name in ("localhost", "localhost:7863", "127.0.0.1:7863", "192.168.1.5:80", "[::1]:80", *allowed):
                 assert client.get("/api/state", headers={"Host": name}).status_code == 200, name
             for name in ("evil.example", "evil.example:7863", "127.0.0.1.evil.example", "", "localhost.evil:80"):

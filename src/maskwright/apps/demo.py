@@ -52,7 +52,7 @@ def run(**given: Any) -> int:
     """Show the page until Ctrl-C."""
     options = DemoOptions(**given)
     require_page_libraries()
-    from maskwright.apps.demo_page.server import Limits, create_app
+    from maskwright.apps.demo_page.server import Limits, create_demo
     from maskwright.apps.page.local_server import LOOPBACK, listen, serve
 
     limits = Limits(
@@ -69,5 +69,5 @@ def run(**given: Any) -> int:
             told = "everyone who can reach this address can use the page, and pictures travel there unencrypted"
             print(f"--host {options.host}: {told}", file=sys.stderr)
         print(f"draw boxes at http://{shown}:{port}/ (Ctrl-C ends)", flush=True)
-        serve(create_app(models, limits, options.host), listening)
+        serve(create_demo(models, limits, options.host), listening)
     return 0

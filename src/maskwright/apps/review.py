@@ -120,7 +120,7 @@ def _write_sheet(completed: CompletedFile, options: ReviewOptions, summary: RunS
 def _show_page(completed: CompletedFile, options: ReviewOptions) -> None:
     require_page_libraries()
     from maskwright.apps.page.local_server import listen, serve
-    from maskwright.apps.review_page.server import create_app
+    from maskwright.apps.review_page.server import create_review
 
     listening = listen(options.port)
     with listening, open_journal(options.journal_file, completed.path) as journal:
@@ -129,7 +129,7 @@ def _show_page(completed: CompletedFile, options: ReviewOptions) -> None:
         host, port = listening.getsockname()
         print(f"{len(completed.masks)} masks to review at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
         try:
-            serve(create_app(review, redrawer), listening)
+            serve(create_review(review, redrawer), listening)
         finally:
             print(f"{journal.path}: {_told(review.counts())}; --apply writes them into a file", file=sys.stderr)
 

@@ -53,7 +53,7 @@ class Limits:
     waiting: int
 
 
-def create_app(models: Mapping[str, NamedModel], limits: Limits, host: str = LOOPBACK) -> Starlette:
+def create_demo(models: Mapping[str, NamedModel], limits: Limits, host: str = LOOPBACK) -> Starlette:
     """The page and its routes, for requests under `host` or a number."""
     routes = _Routes(models, limits)
     return create_page(

@@ -24,7 +24,7 @@ from maskwright.predictor import check_boxes
 _PAGE = Path(__file__).parent / "static" / "review.html"
 
 
-def create_app(review: Review, redrawer: Redrawer) -> Starlette:
+def create_review(review: Review, redrawer: Redrawer) -> Starlette:
     """The page and its routes."""
     routes = _Routes(review, redrawer)
     return create_page(

@@ -77,7 +77,6 @@ async function select(name) {
   find("name").textContent = about.models[tab].name;
   find("stage").setAttribute("aria-labelledby", tab);
   find("category-label").hidden = tab !== "boxes";
-  find("threshold-text").textContent = tab === "boxes" ? "Mask threshold" : "Score threshold";
   find("threshold").value = thresholds[tab];
   showThreshold();
   canvas.setDrawing(tab === "boxes");
