@@ -22,7 +22,11 @@ from maskwright.apps.check_data import check_data
 from maskwright.data.images import read_image
 from maskwright.predictor import Predictor
 
-pytestmark = pytest.mark.browser
+pytestmark = [
+    pytest.mark.browser,
+    # Pictures are temporary files, which end with the process.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 HOSTILE_PICTURE = "<img src=x onerror=document.title='broken'>.png"
 WIDTH, HEIGHT = 320, 240

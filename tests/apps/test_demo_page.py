@@ -26,6 +26,9 @@ from maskwright.apps.demo_page.work_queue import WorkQueue
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
 
+# Pictures are temporary files, which end with the process.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 BYTES = {"Content-Type": "application/octet-stream"}
 
 

@@ -9,8 +9,8 @@ const EDGE_MARGIN = 0.35; // around a box that the view is set on, in sides of i
 
 export class BoxCanvas {
   // canvas: the element; its size follows its style. maskOf(box): a promise of what the page keeps of a drawn box, its
-  // mask above all; whoever makes it. onChange(): that list, `drawn`, or that of the boxes which wait has changed. onMessage(text, isError): what a
-  // screen reader should say.
+  // mask above all; whoever makes it. onChange(): that list, `drawn`, has changed, or `waiting`, the boxes without an
+  // answer. onMessage(text, isError): what a screen reader should say.
   constructor(canvas, { maskOf, onChange = () => {}, onMessage = () => {} }) {
     this.canvas = canvas;
     this.maskOf = maskOf;
@@ -112,19 +112,21 @@ export class BoxCanvas {
 
   async answer(box) {
     if (!this.waiting.includes(box)) return;
-    let failure = null;
-    const given = await this.maskOf(box).catch((error) => {
+    let given, failure;
+    try {
+      given = await this.maskOf(box);
+    } catch (error) {
       failure = error;
-    });
+    }
     if (!this.waiting.includes(box)) return; // undone, or another picture
     this.waiting = this.waiting.filter((other) => other !== box);
-    if (!failure) {
+    if (failure) {
+      this.onChange();
+      this.draw();
+      this.onMessage(failure.message, true);
+    } else {
       this.change([...this.drawn, given]);
-      return;
     }
-    this.onChange();
-    this.draw();
-    this.onMessage(failure.message, true);
   }
 
   listen() {
@@ -154,15 +156,16 @@ export class BoxCanvas {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  // Arrow keys move the box, with shift its lower right corner; Enter takes it.
+  // Arrow keys move the box, with shift its lower right corner; Enter takes it, Escape drops it.
   key(event) {
     if (!this.drawing || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key === "Enter" && this.pending) {
       this.finish();
-    } else if (event.key === "Escape" && this.pending) {
+    } else if (event.key === "Escape") {
       this.pending = null;
       this.pointer = null;
       this.draw();
+      return; // the page may have more to do
     } else if (event.key.startsWith("Arrow")) {
       const [width, height] = this.size;
       this.pending ??= [width / 4, height / 4, (3 * width) / 4, (3 * height) / 4];

@@ -105,7 +105,7 @@ function maskOf(box) {
 }
 
 function showRedrawn() {
-  redrawn = canvas.drawn.at(-1) ?? null;
+  redrawn = canvas.drawn.at(-1) ?? shown.redrawn;
   describe();
   drawMasks();
   if (redrawn) tell(`New mask, quality ${redrawn.quality.toFixed(3)}. Keep it, draw again, or undo.`);
