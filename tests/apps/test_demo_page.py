@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import struct
 import threading
 import zlib
@@ -258,6 +259,19 @@ def test_too_many_at_once_are_told_so(ellipse_model):
         turn.release(2)
         assert [answer.result().status_code for answer in asked] == [200, 200]
         assert httpx.get(f"{address}api/pictures/x/original").status_code == 404
+
+
+def test_who_leaves_while_sending_leaves_nothing(ellipse_model, capfd):
+    with running_demo(named_models(ellipse_model), replace(LIMITS, waiting=1)) as address:
+        host, port = address.removeprefix("http://").strip("/").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"POST /api/pictures HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
+            connection.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\nhalf of it".encode())
+            while httpx.get(f"{address}api/pictures/x/original").status_code != 503:  # until it has the place
+                pass
+        while httpx.get(f"{address}api/pictures/x/original").status_code != 404:  # until the place is free
+            pass
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_that_adds_nothing_is_refused(ellipse_model):

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -70,7 +70,7 @@ def create_page(page: Path, routes: Sequence[BaseRoute], host: str = LOOPBACK) -
     return Starlette(
         routes=[Route("/", show), Mount("/static", files), *routes],
         middleware=[Middleware(_KeepToItself, host=host)],
-        exception_handlers={UserError: _refused, HTTPException: _refused},
+        exception_handlers=dict.fromkeys((UserError, HTTPException, ClientDisconnect), _refused),
     )
 
 
