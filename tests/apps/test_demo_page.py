@@ -11,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -272,6 +273,10 @@ def test_who_leaves_while_sending_leaves_nothing(ellipse_model, capfd):
         while httpx.get(f"{address}api/pictures/x/original").status_code != 404:  # until the place is free
             pass
     assert capfd.readouterr().err == ""
+
+
+def test_the_example_is_that_of_the_repository(client: TestClient):
+    assert client.get("/static/cat.jpg").content == (Path(__file__).parents[2] / "examples" / "cat.jpg").read_bytes()
 
 
 def test_a_model_that_adds_nothing_is_refused(ellipse_model):
