@@ -195,6 +195,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
     "review": ("accept, reject or redraw the masks that a model made, in a browser; worst first", "review"),
+    "demo": ("draw boxes on pictures in a browser, and see and download their masks", "demo"),
     "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),
     "calibrate": ("make the mask scores of a weights folder the IoU that is to be expected", "calibrate"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
