@@ -194,6 +194,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "predict": ("masks of given boxes, detections with masks, or panoptic maps of images, with overlays", _predict),
     "train": ("train a model from a recipe: on boxes of all classes and masks of some, or on panoptic maps", _train),
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
+    "complete": ("masks for the boxes of a COCO file that have none; no other byte of it changes", "complete"),
     "review": ("accept, reject or redraw the masks that a model made, in a browser; worst first", "review"),
     "demo": ("draw boxes on pictures in a browser, and see and download their masks", "demo"),
     "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),

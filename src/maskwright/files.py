@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,20 @@ def write_text(path: str | Path, text: str) -> None:
         UserError: the file cannot be written there.
     """
     write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def write_parts(path: str | Path, parts: Iterable[bytes]) -> None:
+    """Write a file part by part, whole or not at all (`write_whole`).
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.writelines(parts)
+
+    write_whole(path, write)
 
 
 def write_picture(path: str | Path, picture: Image.Image) -> None:
@@ -114,13 +128,33 @@ def read_json_object(
     Raises:
         UserError: the file is missing, unreadable, empty, not JSON, not an object, or lacks a key.
     """
-    path, hint = Path(path), f"; {hint}" if hint else ""
+    return parse_json_object(read_content(path, kind=kind, hint=hint), path, keys, hint=hint)
+
+
+def read_content(path: str | Path, *, kind: str = "annotation file", hint: str = "") -> bytes:
+    """The bytes of the file at `path`; `kind` and `hint` as of `read_json_object`.
+
+    Raises:
+        UserError: it is missing or unreadable.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the {kind} {path}: {error.strerror or error}{hint}") from error
+        told = f"; {hint}" if hint else ""
+        raise UserError(f"cannot read the {kind} {path}: {error.strerror or error}{told}") from error
+
+
+def parse_json_object(text: bytes, path: str | Path, keys: Sequence[str] = (), *, hint: str = "") -> dict[str, Any]:
+    """The same of what was read of the file at `path`.
+
+    Raises:
+        UserError: it is empty, not JSON, not an object, or lacks a key.
+    """
+    hint = f"; {hint}" if hint else ""
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        reason = "it is empty" if path.stat().st_size == 0 else str(error)
+        reason = str(error) if text else "it is empty"
         raise UserError(f"{path} is not a JSON file: {reason}{hint}") from error
     expected = f"the keys {_listed(keys)}"
     if not isinstance(content, dict):

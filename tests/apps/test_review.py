@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from completed_file import HOSTILE, ReviewFolder, completed, rectangle
 from maskwright.apps.review import run
@@ -24,7 +22,6 @@ from maskwright.apps.review_page.decisions import (
     open_journal,
     read_decisions,
 )
-from maskwright.apps.review_page.object_text import ObjectText
 from maskwright.apps.run_summary import RunSummary
 from maskwright.cli import main
 from maskwright.errors import UserError
@@ -237,22 +234,6 @@ class TestApplying:
         for out in (folder.path, link):
             with pytest.raises(UserError, match="stays as it is"):
                 apply_decisions(folder.path, {0: Decision("accepted")}, out)
-
-    @given(
-        st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4) | st.lists(st.integers()), max_size=6),
-        st.sampled_from([None, 0, 3]),
-        st.data(),
-    )
-    def test_objects_change_where_asked_only(self, values: dict[str, Any], indent: int | None, data: st.DataObject):
-        text = json.dumps(values, indent=indent)
-        read = ObjectText.read(text, 0)
-        assert str(read) == text
-        name = data.draw(st.sampled_from([*values, "new"]))
-        assert json.loads(str(read.with_value(name, [1]))) == {**values, name: [1]}
-        rest = {key: value for key, value in values.items() if key != name}
-        assert json.loads(str(read.without(name))) == rest
-        if name not in values:
-            assert str(read.with_value(name, [1]).without(name)) == text
 
 
 class TestCommand:

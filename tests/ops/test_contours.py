@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
 
-from maskwright.ops.contours import trace_contours
+from maskwright.ops.contours import _distances, joined, outlines, simplified, trace_contours
 
 
 def contours_of(*rows: str) -> list[list[list[int]]]:
@@ -70,3 +72,53 @@ def test_the_contours_give_back_the_mask(height: int, width: int, seed: int):
         steps = np.roll(contour, -1, axis=0) - contour
         assert ((steps == 0).sum(axis=1) == 1).all()  # along one axis
         assert ((steps[:, 0] == 0) != (np.roll(steps[:, 0], 1) == 0)).all()  # which changes at each corner
+
+
+def rasterised(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The pixels that COCO's own tools fill."""
+    rows = [polygon.ravel().astype(float).tolist() for polygon in polygons]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(rows, height, width))).astype(bool)
+
+
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+masks = shapes.flatmap(lambda shape: arrays(bool, shape, elements=st.booleans(), fill=st.just(True)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(masks, st.sampled_from([0.0, 0.5]))
+def test_outlines_hold_the_same_pixels_in_cocos_tools(mask: np.ndarray, tolerance: float):
+    found = outlines(torch.from_numpy(mask), tolerance)
+    if not mask.any():
+        assert found == []
+        return
+    assert min(map(len, found)) >= 3  # COCO's tools take four numbers for a box
+    assert (rasterised(found, *mask.shape) == mask).all()
+    assert (rasterised([joined(found)], *mask.shape) == mask).all()
+
+
+def test_a_hole_is_cut_open_between_the_nearest_corners():
+    outer = np.array([[0, 0], [9, 0], [9, 9], [0, 9]])
+    hole = np.array([[6, 6], [6, 7], [8, 7], [8, 6]])
+    ring = joined([outer, hole]).tolist()
+    assert ring == [[0, 0], [9, 0], [9, 9], [8, 7], [8, 6], [6, 6], [6, 7], [8, 7], [9, 9], [0, 9]]
+
+
+def test_stairs_become_a_line_and_corners_stay():
+    stairs = [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2], [3, 2], [3, 3], [4, 3], [4, 4], [0, 4]]
+    assert simplified(np.array(stairs), 0.75).tolist() == [[0, 0], [4, 4], [0, 4]]
+    assert simplified(np.array(stairs), 0.0).tolist() == stairs
+    square = np.array([[0, 0], [7, 0], [7, 7], [0, 7]])
+    assert simplified(square, 0.5).tolist() == square.tolist()
+
+
+def test_a_contour_that_meets_itself_keeps_both_sides():
+    eight = np.array([[0, 0], [2, 0], [2, 2], [4, 2], [4, 4], [2, 4], [2, 2], [0, 2]])
+    square = eight[[2, 3, 4, 5, 6]]  # closed: from a corner to itself
+    assert _distances(square[1:-1].astype(float), *square[[0, -1]].astype(float)).tolist() == [2, 8**0.5, 2]
+    assert simplified(eight, 0.5).tolist() == eight.tolist()
+
+
+def test_parts_come_largest_first():
+    mask = torch.zeros(6, 9, dtype=torch.bool)
+    mask[0, 0] = mask[1:5, 4:8] = True
+    assert [rotated_to_smallest(outline.tolist())[0] for outline in outlines(mask)] == [[4, 1], [0, 0]]

@@ -241,18 +241,23 @@ def _is_number(value: Any) -> bool:
 def _coco_instances(path: Path, summary: RunSummary, pictures: PictureList | None) -> list[PictureBoxes]:
     index = read_annotations(path, pictures, needs_classes=False)
     index.refuse_unusable()
-    for kind, count in index.repairs.counts.items():
-        summary.note("repaired", kind, f"{path}, {index.repairs.examples[kind]}", count)
-    for problem in index.problems:
-        if problem.effect == "dropped":
-            summary.note("failed", f"annotation left out ({problem.kind})", f"{path}, {problem}")
-        elif problem.effect == "kept":
-            summary.note("noticed", problem.kind, f"{path}, {problem}")
+    note_reading(index, summary)
     if index.iscrowd.any():
         first = index.own_id(int(index.iscrowd.argmax()))
         cause = "crowd, which is no single instance"
         summary.note("left out", cause, f"{path}, annotation {first}", int(index.iscrowd.sum()))
     return [_coco_picture(index, row) for row in range(len(index.image_ids))]
+
+
+def note_reading(index: AnnotationIndex, summary: RunSummary) -> None:
+    """Count what was repaired in a file, what is broken in it, and what looks wrong."""
+    for kind, count in index.repairs.counts.items():
+        summary.note("repaired", kind, f"{index.source}, {index.repairs.examples[kind]}", count)
+    for problem in index.problems:
+        if problem.effect == "dropped":
+            summary.note("failed", f"annotation left out ({problem.kind})", f"{index.source}, {problem}")
+        elif problem.effect == "kept":
+            summary.note("noticed", problem.kind, f"{index.source}, {problem}")
 
 
 def _coco_picture(index: AnnotationIndex, row: int) -> PictureBoxes:
@@ -380,12 +385,13 @@ def _yolo_labels(folder: Path) -> list[PictureBoxes]:
             lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as text ({error})") from error
-        rows = (_yolo_row(line, name_of) for line in lines)
+        rows = (yolo_row(line, name_of) for line in lines)
         pictures.append(_picture("/".join(parts), rows, fractions=True, naming="stem"))
     return pictures
 
 
-def _yolo_row(words: Sequence[str], name_of: Callable[[int], str | None]) -> _Box:
+def yolo_row(words: Sequence[str], name_of: Callable[[int], str | None]) -> _Box:
+    """One line of a label file, in 0..1; a polygon gives the box around it."""
     wrong = _Box(problem=f"expected a line `class x y width height`, each in 0..1, but got {' '.join(words)[:80]!r}")
     try:
         label, *numbers = map(float, words)
@@ -411,13 +417,18 @@ def _yolo_names(folder: Path) -> Callable[[int], str | None]:
     for place in (folder, folder / "labels", *folder.absolute().parents[:3]):
         for file in (*sorted(place.glob("data*.y*ml")), place / "classes.txt"):
             if file.is_file():
-                names = _class_list(file)
+                names = class_list(file)
                 if names:
                     return names.get
     return {}.get
 
 
-def _class_list(file: Path) -> dict[int, str]:
+def class_list(file: Path) -> dict[int, str]:
+    """The names of a `data.yaml` or `classes.txt`, by their number.
+
+    Raises:
+        UserError: it cannot be read, or has another form.
+    """
     try:
         text = file.read_text()
         names = yaml.safe_load(text).get("names") if file.name != "classes.txt" else text.splitlines()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from maskwright import __version__
 from maskwright.apps.given_boxes import Job, boxes_of_pictures
+from maskwright.apps.journalled import keep_results, waiting_jobs
 from maskwright.apps.outputs import check_can_make, output_folder
-from maskwright.apps.predict_pictures import PictureJob, PicturePredictor, map_name
+from maskwright.apps.predict_pictures import PictureJob, PicturePredictor, Record, map_name
 from maskwright.apps.processes import run_jobs
 from maskwright.apps.results import RESULTS, write_results
 from maskwright.apps.run_summary import RunSummary
@@ -119,32 +120,21 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
 
 def _predict(jobs: Sequence[PictureJob], work: PicturePredictor, journal: Journal, options: PredictOptions) -> None:
     """Predict what the journal lacks, and write it there."""
-    waiting = [job for job in jobs if job.position not in journal]
-    if len(waiting) < len(jobs):
-        print(f"{journal.path}: going on; {len(journal)} of {len(jobs)} images are done", file=sys.stderr)
-    strict = RunSummary(options.strict)
-    try:
-        with tqdm(total=len(jobs), initial=len(journal), unit="image", disable=None) as progress:
-            for job, record in run_jobs(work, waiting, options.processes):
-                for cause, sentence in record["failed"]:
-                    strict.note("failed", cause, sentence)
-                journal.append(job.position, record)
-                if "line" in record:
-                    with tqdm.external_write_mode(file=sys.stdout):
-                        print(record["line"], flush=True)
-                progress.update()
-    except (UserError, KeyboardInterrupt) as error:
-        if len(journal) == 0:
-            journal.finish()
-            raise
-        if isinstance(error, UserError):
-            raise UserError(f"{error}; {_kept(journal, jobs)}") from error
-        print(f"\n{_kept(journal, jobs)}", file=sys.stderr)
-        raise
+    results = run_jobs(work, waiting_jobs(jobs, journal), options.processes)
+    keep_results(_strict(results, RunSummary(options.strict)), jobs, journal, done=_print_line)
 
 
-def _kept(journal: Journal, jobs: Sequence[PictureJob]) -> str:
-    return f"{len(journal)} of {len(jobs)} images are done (in {journal.path}): the same command goes on from there"
+def _strict(results: Iterator[tuple[PictureJob, Record]], summary: RunSummary) -> Iterator[tuple[PictureJob, Record]]:
+    for job, record in results:
+        for cause, sentence in record["failed"]:
+            summary.note("failed", cause, sentence)
+        yield job, record
+
+
+def _print_line(record: Record) -> None:
+    if "line" in record:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(record["line"], flush=True)
 
 
 def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, predictor: Predictor, out: Path) -> None:
@@ -178,7 +168,7 @@ def _load(options: PredictOptions) -> Predictor:
     Raises:
         UserError: there is no such model, or it does not go with the other options.
     """
-    _refuse_what_is_no_model(options.model)
+    refuse_what_is_no_model(options.model)
     predictor = load(options.model, options.device, options.precision, options.compile)
     if options.boxes is None and predictor.needs_boxes:
         raise UserError(
@@ -190,7 +180,7 @@ def _load(options: PredictOptions) -> Predictor:
     return predictor
 
 
-def _refuse_what_is_no_model(name: str) -> None:
+def refuse_what_is_no_model(name: str) -> None:
     """Refuse the folder of a training run, or a recipe, with a word on what to give.
 
     Raises:

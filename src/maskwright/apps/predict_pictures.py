@@ -78,7 +78,7 @@ class PicturePredictor:
             UserError: nothing more can be written, or the device is out of memory.
         """
         options = self._options
-        predictor = self._predictor or _load(options.model, options.device, options.precision, options.compile)
+        predictor = self._predictor or load_in_worker(options.model, options.device, options.precision, options.compile)
         try:
             image = _read(job, options)
         except UserError as error:
@@ -170,7 +170,8 @@ def map_name(job: PictureJob) -> str:
 
 
 @cache
-def _load(model: str, device: str, precision: str, compile: bool) -> Predictor:
+def load_in_worker(model: str, device: str, precision: str, compile: bool) -> Predictor:
+    """The predictor of a worker process, on its share of the GPUs; loaded once."""
     return load(model, device_of_process(device), precision, compile)
 
 

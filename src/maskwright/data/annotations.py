@@ -95,12 +95,14 @@ class AnnotationIndex(CocoIndex):
     boxes: float32 [M, 4], xyxy pixels, clipped to the image, not degenerate.
     segmentations: of the M annotations.
     own_ids: the file's own id of each annotation, for output; None where they are the `ids`.
+    positions: int64 [M], of each annotation in the file's list.
     `category_rows` is -1 where an annotation has no class, which only a file that was read without classes has.
     """
 
     boxes: np.ndarray
     segmentations: Segmentations
     own_ids: list[Any] | None
+    positions: np.ndarray
 
     def own_id(self, row: int) -> Any:
         """The file's own id of annotation `row`, whatever it is."""
@@ -182,6 +184,7 @@ def index_annotations(
         problems=problems,
         repairs=normalised.repairs,
         own_ids=None if own_ids is None else [own_ids[position] for position in positions],
+        positions=np.array(positions, dtype=np.int64),
     )
 
 
@@ -192,10 +195,21 @@ def read_normalised(path: str | Path, pictures: Pictures | None = None, *, needs
         UserError: it is not JSON, a key is missing, or is not a list.
     """
     content = read_json_object(path, COCO_KEYS if needs_classes else COCO_KEYS[:2])
-    require_lists(content, str(path))
+    return normalise_content(content, str(path), pictures, needs_classes=needs_classes)
+
+
+def normalise_content(
+    content: dict[str, Any], source: str, pictures: Pictures | None, *, needs_classes: bool = True
+) -> Normalised:
+    """The same of what was parsed; it is not changed, and `source` names it.
+
+    Raises:
+        UserError: images or annotations are no list.
+    """
+    require_lists(content, source)
     if pictures is None:
-        return normalise_instances(content, str(path), needs_classes=needs_classes)
-    return normalise_instances(content, str(path), pictures.size_of, needs_classes=needs_classes, exif=pictures.exif)
+        return normalise_instances(content, source, needs_classes=needs_classes)
+    return normalise_instances(content, source, pictures.size_of, needs_classes=needs_classes, exif=pictures.exif)
 
 
 def require_lists(content: Mapping[str, Any], source: str) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 from torch import Tensor
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)  # each is a right turn after the one before
 
 _Corner = tuple[int, int]  # (x, y)
+
+TOLERANCE = 0.5
+"""How far a simplified outline may be from the edges of the pixels: up to this, no pixel's centre changes sides."""
 
 
 def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
@@ -32,6 +40,72 @@ def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
     swapped = {((y, x), direction): (y_end, x_end) for ((x, y), direction), (x_end, y_end) in columns.items()}
     contours = _chain(rows | swapped)
     return sorted(contours, key=lambda contour: -abs(_area(contour)))
+
+
+def outlines(mask: Bool[Tensor, "h w"], tolerance: float = 0.0) -> list[Int[np.ndarray, "k 2"]]:
+    """One closed outline for each part of a mask, the largest first; its holes are cut open (`joined`).
+
+    Args:
+        mask: parts touch along the edges of pixels.
+        tolerance: how far an outline may be from the edges of the pixels, in pixels (`simplified`).
+
+    Returns:
+        The corners (x, y) of each, as in `trace_contours`. Filled by the even-odd rule they cover the centres of
+        the mask's pixels and no others, if the tolerance is at most `TOLERANCE`.
+    """
+    parts, _ = cast("tuple[np.ndarray, int]", ndimage.label(mask.numpy(force=True)))
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        contours = trace_contours(torch.from_numpy(parts[rows, columns] == number))
+        outline = joined([simplified(contour, tolerance) for contour in contours])
+        found.append(outline + np.array([columns.start, rows.start], dtype=np.int32))
+    return sorted(found, key=lambda outline: -abs(_area(outline)))
+
+
+def joined(contours: Sequence[Int[np.ndarray, "_ 2"]]) -> Int[np.ndarray, "k 2"]:
+    """One contour out of several: each is joined to those before it by a line to and fro between their nearest corners.
+
+    Filled by the even-odd rule it covers what they cover, as the lines have no width.
+    """
+    ring = contours[0]
+    for contour in contours[1:]:
+        distances = ((ring[:, None].astype(np.int64) - contour) ** 2).sum(axis=2)
+        here, there = np.unravel_index(distances.argmin(), distances.shape)
+        detour = np.roll(contour, -there, axis=0)
+        ring = np.concatenate([ring[: here + 1], detour, detour[:1], ring[here:]])
+    return ring
+
+
+def simplified(contour: Int[np.ndarray, "_ 2"], tolerance: float) -> Int[np.ndarray, "k 2"]:
+    """Some of the corners of a closed contour, such that none of the others is farther than `tolerance` from it.
+
+    Source: Ramer, Douglas and Peucker, on the two halves between the first corner and the one farthest from it.
+    """
+    if tolerance <= 0:
+        return contour
+    points = np.concatenate([contour, contour[:1]]).astype(np.float64)
+    farthest = int(((points - points[0]) ** 2).sum(axis=1).argmax())
+    kept = np.zeros(len(points), dtype=bool)
+    kept[[0, farthest]] = True
+    chains = [(0, farthest), (farthest, len(points) - 1)]
+    while chains:
+        first, last = chains.pop()
+        distances = _distances(points[first + 1 : last], points[first], points[last])
+        if len(distances) and distances.max() > tolerance:
+            middle = first + 1 + int(distances.argmax())
+            kept[middle] = True
+            chains += [(first, middle), (middle, last)]
+    return contour[kept[:-1]]
+
+
+def _distances(
+    points: Float[np.ndarray, "k 2"], start: Float[np.ndarray, " 2"], end: Float[np.ndarray, " 2"]
+) -> Float[np.ndarray, " k"]:
+    """How far the points are from the line between `start` and `end`."""
+    along = end - start
+    length = float(along @ along) or 1.0  # 0 where a contour meets itself
+    share = ((points - start) @ along / length).clip(0, 1)
+    return np.linalg.norm(points - start - share[:, None] * along, axis=1)
 
 
 def _edges(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskwright.apps.review_page.completed import PROVENANCE
+from maskwright.apps.provenance import PROVENANCE, without_mask
 from maskwright.apps.review_page.decisions import Decision, RedrawnMask
-from maskwright.apps.review_page.object_text import ObjectText, element_spans
+from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
 from maskwright.errors import UserError
-from maskwright.files import write_whole
+from maskwright.files import read_content, write_parts
 
 
 def apply_decisions(path: Path, decisions: Mapping[int, Decision], out: Path) -> Counter[str]:
@@ -28,54 +27,33 @@ def apply_decisions(path: Path, decisions: Mapping[int, Decision], out: Path) ->
         out: the file to write, whole or not at all.
 
     Raises:
-        UserError: `out` is `path`, the file has no JSON text that can be edited, or `out` cannot be written.
+        UserError: `out` is `path`, the file is not in UTF-8, or `out` cannot be written.
     """
     if out.exists() and out.samefile(path):
         raise UserError(f"--out {out} is the file that was reviewed, which stays as it is; give another name")
-    content = path.read_bytes()
-    encoding = json.detect_encoding(content)
-    text = content.decode(encoding, "surrogatepass")
-    if text.encode(encoding, "surrogatepass") != content:
-        raise UserError(f"{path}: expected a text in UTF-8, but got {encoding} that cannot be written back as it is")
-    edited = _edit(text, decisions).encode(encoding, "surrogatepass")
-    write_whole(out, lambda temporary: temporary.write_bytes(edited))
+    text = json_text(read_content(path), str(path))
+    write_parts(out, edited(text, _edits(text, decisions)))
     return Counter(decision.verdict for decision in decisions.values())
 
 
-def _edit(text: str, decisions: Mapping[int, Decision]) -> str:
-    annotations = ObjectText.read(text, text.index("{")).get("annotations")
-    if annotations is None:
-        return text
-    parts: list[str] = []
-    written = 0
-    for position, (start, end) in enumerate(element_spans(text, annotations.start)):
+def _edits(text: str, decisions: Mapping[int, Decision]) -> Iterator[Edit]:
+    for position, (start, end) in enumerate(element_spans(text, "annotations").tolist()):
         if position in decisions:
-            edited = _decided(ObjectText.read(text, start), json.loads(text[start:end]), decisions[position])
-            parts += [text[written:start], str(edited)]
-            written = end
-    return "".join([*parts, text[written:]])
+            yield Edit(start, end, str(_decided(ObjectText.read(text, start), decisions[position])))
 
 
-def _decided(annotation: ObjectText, values: dict[str, Any], decision: Decision) -> ObjectText:
-    provenance = values[PROVENANCE]
+def _decided(annotation: ObjectText, decision: Decision) -> ObjectText:
+    member = annotation.get(PROVENANCE)
+    provenance = {} if member is None else member.value
     if decision.verdict == "rejected":
-        annotation = _undone(annotation, provenance)
-        provenance = {key: value for key, value in provenance.items() if key not in ("inserted", "replaced")}
+        annotation = without_mask(annotation, provenance)
+        gone = ("inserted", "replaced", "replaced_text")
+        provenance = {key: value for key, value in provenance.items() if key not in gone}
     elif decision.redrawn is not None:
         annotation = _redrawn(annotation, provenance, decision.redrawn)
         told = vars(decision.redrawn)
         provenance = {**provenance, **{key: told[key] for key in ("model", "weights", "quality", "prompt_box")}}
     return annotation.with_value(PROVENANCE, {**provenance, "review": decision.verdict})
-
-
-def _undone(annotation: ObjectText, provenance: Mapping[str, Any]) -> ObjectText:
-    """Without the mask: what was inserted goes, and what was replaced comes back."""
-    replaced = provenance.get("replaced", {})
-    for name in provenance.get("inserted", ["segmentation"]):
-        annotation = annotation.without(name)
-    for name, value in replaced.items():
-        annotation = annotation.with_value(name, value)
-    return annotation
 
 
 def _redrawn(annotation: ObjectText, provenance: Mapping[str, Any], mask: RedrawnMask) -> ObjectText:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from maskwright.apps.provenance import PROVENANCE
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import ImageColumns, match_pictures, read_images, read_normalised
 from maskwright.data.orientation import ExifRule, Size
@@ -18,10 +19,8 @@ from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import refuse_problems
 from maskwright.data.segmentations import SegmentationPacker
 from maskwright.errors import UserError
+from maskwright.files import read_content
 from maskwright.structures import EncodedMasks
-
-PROVENANCE = "maskwright"
-"""The key of the object that says where a completed annotation's mask comes from."""
 
 Box = tuple[float, float, float, float]
 
@@ -89,10 +88,7 @@ def content_hash(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    return blake2b(read_content(path), digest_size=16).hexdigest()
 
 
 def read_completed(

@@ -1,0 +1,94 @@
+"""The masks of one picture of `maskwright complete`. Runs in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+
+from maskwright.apps.completion.plan import CompletionJob
+from maskwright.apps.predict_pictures import load_in_worker
+from maskwright.data.images import read_annotated_image
+from maskwright.data.orientation import ExifRule
+from maskwright.errors import UserError
+from maskwright.ops.contours import TOLERANCE, outlines
+from maskwright.ops.paste import paste_binary_region
+from maskwright.predictor import Predictor
+from maskwright.structures import InstancePrediction
+
+CompletionRecord = dict[str, Any]
+"""What the journal keeps of a picture: `failed`, a sentence or None, and `masks`, `[quality, area, segmentation]` of
+each box."""
+
+
+@dataclass(frozen=True)
+class CompletionSettings:
+    """How masks are made, the same in every process.
+
+    source: names the annotation file in messages.
+    labels: of the file's categories in the model's, -1 where it does not know one; the last is for no class.
+    model, device, precision, compile: see `Predictor`.
+    exif: the frame of the boxes.
+    polygons: whether masks become polygons instead of run lengths.
+    """
+
+    source: str
+    labels: Sequence[int]
+    model: str
+    device: str
+    precision: str
+    compile: bool
+    exif: ExifRule
+    polygons: bool
+
+
+class PictureCompleter:
+    """Makes the masks of pictures; another process to which it is sent loads the model itself, once."""
+
+    def __init__(self, settings: CompletionSettings, predictor: Predictor) -> None:
+        self._settings = settings
+        self._predictor: Predictor | None = predictor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_predictor": None}
+
+    def __call__(self, job: CompletionJob) -> CompletionRecord:
+        """The record of a picture.
+
+        Raises:
+            UserError: the device is out of memory.
+        """
+        settings = self._settings
+        predictor = self._predictor or load_in_worker(
+            settings.model, settings.device, settings.precision, settings.compile
+        )
+        try:
+            image = read_annotated_image(job.path, job.image_size, settings.source, settings.exif)
+        except UserError as error:
+            return {"failed": str(error), "masks": []}
+        labels = [settings.labels[row] for row in job.category_rows.tolist()]
+        try:
+            prediction = predictor.predict(image, job.boxes, labels)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{job.path}: out of memory ({str(error).splitlines()[0]})") from error
+        made = _polygons(prediction) if settings.polygons else _run_lengths(prediction)
+        qualities = [round(quality, 5) for quality in prediction.mask_scores.tolist()]
+        return {"failed": None, "masks": [[quality, *mask] for quality, mask in zip(qualities, made, strict=True)]}
+
+
+def _run_lengths(prediction: InstancePrediction) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The area of each mask, and its compressed run lengths."""
+    for entry in prediction.to_coco(0):
+        yield int(coco_mask.area(entry["segmentation"])), entry["segmentation"]
+
+
+def _polygons(prediction: InstancePrediction) -> Iterator[tuple[int, list[list[int]]]]:
+    """The area of each mask, and its polygons, which hold its pixels exactly."""
+    for probability, box in zip(prediction.mask_probabilities, prediction.boxes, strict=True):
+        region, origin = paste_binary_region(probability, box, prediction.image_size, prediction.frame)
+        parts = [outline + np.array(origin, dtype=np.int32) for outline in outlines(region, TOLERANCE)]
+        yield int(region.sum()), [part.ravel().tolist() for part in parts]
