@@ -30,13 +30,13 @@ def _pixel_indices(low: np.float32, high: np.float32, length: int, size: int, fr
     pixels = np.arange(length, dtype=np.float32)
     if frame == "corner":
         indices = _corner_indices(low, high, pixels, size)
-        covered = (indices >= 0) & (indices <= size - 1)
+        inside = np.flatnonzero((indices >= 0) & (indices <= size - 1))
+        indices = indices[inside]
     else:
         centers = pixels + np.float32(0.5)
-        covered = (centers >= low) & (centers < high)
-        indices = ((centers - low) / (high - low) * size - np.float32(0.5)).clip(0, size - 1)
-    inside = np.flatnonzero(covered)
-    return indices[inside], int(inside[0]) if len(inside) else 0
+        inside = np.flatnonzero((centers >= low) & (centers < high))
+        indices = ((centers[inside] - low) / (high - low) * size - np.float32(0.5)).clip(0, size - 1)
+    return indices, int(inside[0]) if len(inside) else 0
 
 
 def _corner_indices(low: np.float32, high: np.float32, pixels: np.ndarray, size: int) -> np.ndarray:
