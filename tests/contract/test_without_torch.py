@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_deep_mac
 
 from maskwright.apps.export import ExportArguments, export
+from maskwright.models.hub import save_pretrained
 from maskwright.predictor import load
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +51,16 @@ def python(tmp_path: Path) -> Path:
     return tmp_path / "venv" / "bin" / "python"
 
 
-def test_the_bundled_model_predicts_the_same(python: Path, tmp_path: Path):
-    export(ExportArguments("deep-mac-tiny", str(tmp_path / "deep-mac-tiny.onnx")))
+def test_it_predicts_the_same(python: Path, tmp_path: Path):
+    model = small_deep_mac.build(mask_head="resnet4", use_image_crop=True, box_frame="pixel", box_margin=0.1)
+    save_pretrained(model, tmp_path / "deep-mac-tiny")
+    export(ExportArguments(str(tmp_path / "deep-mac-tiny"), str(tmp_path / "deep-mac-tiny.onnx")))
     picture = ROOT / "examples" / "cat.jpg"
     (boxes,) = json.loads((ROOT / "examples" / "cat_boxes.json").read_text()).values()
     arguments = [tmp_path / "deep-mac-tiny.onnx", picture, json.dumps(boxes), tmp_path / "found.npz"]
     ran = subprocess.run([python, "-I", "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    found, expected = np.load(tmp_path / "found.npz"), load("deep-mac-tiny", "cpu").predict(picture, boxes)
+    found, expected = np.load(tmp_path / "found.npz"), load(tmp_path / "deep-mac-tiny", "cpu").predict(picture, boxes)
     np.testing.assert_allclose(found["probabilities"], expected.mask_probabilities, rtol=0, atol=1e-3)
     np.testing.assert_allclose(found["scores"], expected.mask_scores, rtol=0, atol=1e-3)
     assert (found["masks"] != expected.masks.numpy()).mean() < 1e-4

@@ -26,7 +26,7 @@ from maskwright.ops.heatmap import (
 )
 from maskwright.ops.losses import gathered_l1, penalty_reduced_focal
 
-ImageSizes = Sequence[tuple[int, int]] | Int64[Tensor, "b 2"]
+ImageSizes = Sequence[tuple[int, int]] | Float[Tensor, "b 2"]
 """Per image (height, width) of what is image in the input."""
 
 CENTER_BIAS = -2.19
