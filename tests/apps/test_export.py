@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import small_deep_mac
 import small_max_deeplab
@@ -19,6 +21,7 @@ from maskwright.errors import UserError
 from maskwright.models.hub import save_pretrained
 from maskwright.onnx import Predictor
 
+ROOT = Path(__file__).parents[2]
 BOXES = "10,10,60,50;5,20,80,70"
 
 
@@ -59,6 +62,25 @@ def test_load_takes_the_file(folder):
         [torch.tensor([[1.0, 2, 20, 15]]), torch.zeros(0, 4)],
     )
     assert [(len(each), each.image_size) for each in two] == [(1, (20, 30)), (0, (50, 40))]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(folder):
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA")
+    boxes = [[10, 10, 60, 50]]
+    found, expected = (
+        Predictor(folder / "model.onnx", d).predict(folder / "picture.png", boxes) for d in ("cuda", "cpu")
+    )
+    np.testing.assert_allclose(found.mask_probabilities, expected.mask_probabilities, rtol=0, atol=1e-3)
+
+
+def test_the_benchmark_compares_both(folder, capsys, monkeypatch):
+    files = [str(folder / "weights"), str(folder / "model.onnx"), "--image", str(folder / "picture.png")]
+    monkeypatch.setattr("sys.argv", ["onnx_speed.py", *files, "--repeats", "1", "--boxes", "2"])
+    runpy.run_path(str(ROOT / "benchmarks" / "onnx_speed.py"), run_name="__main__")
+    stages = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"encode", "masks of 2 boxes", "both"} <= set(stages)
 
 
 @pytest.mark.parametrize(
