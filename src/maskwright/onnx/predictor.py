@@ -35,7 +35,7 @@ class ImageFeatures:
 
 
 class Predictor:
-    """An exported model, and the way from pictures and boxes to predictions; the same as `maskwright.Predictor`.
+    """An exported model, and the way from pictures and boxes to predictions, as `maskwright.Predictor`; one picture each.
 
     Args:
         path: a file that `maskwright export` made; of a pair, the encoder lies beside it.
@@ -190,8 +190,8 @@ class Predictor:
         return values.astype(np.int64)
 
     def _prediction(self, boxes: np.ndarray, size: Size, rows: Mapping[str, np.ndarray]) -> InstancePrediction:
-        frame, categories = self.metadata.box_frame or "corner", self.categories
-        return InstancePrediction(boxes=boxes, image_size=size, frame=frame, categories=categories, **rows)
+        frame = str(self.metadata.box_frame)
+        return InstancePrediction(boxes=boxes, image_size=size, frame=frame, categories=self.categories, **rows)
 
 
 def boxes_on_picture(boxes: Any, size: Size) -> np.ndarray:
