@@ -35,7 +35,7 @@ class ImageFeatures:
 
 
 class Predictor:
-    """An exported model, and the way from pictures and boxes to predictions, as `maskwright.Predictor`; one picture each.
+    """An exported model, and the way from a picture and boxes to a prediction, as `maskwright.Predictor`.
 
     Args:
         path: a file that `maskwright export` made; of a pair, the encoder lies beside it.
