@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 _LONGEST_WORD = 500  # characters of a path or value that a message repeats
-DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, or a Hub repository"
+DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, a Hub repository, or a FILE.onnx"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,6 +199,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "demo": ("draw boxes on pictures in a browser, and see and download their masks", "demo"),
     "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),
     "calibrate": ("make the mask scores of a weights folder the IoU that is to be expected", "calibrate"),
+    "export": ("a model as ONNX files, for other programs, browsers, and Python without torch", "export"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from maskwright.data.images import register_heif
 from maskwright.data.matching import match_names
 from maskwright.data.orientation import ExifRule, Frame, Size, choose_frame
 from maskwright.errors import UserError
+from maskwright.pictures import register_heif
 
 
 class PictureFolder:

@@ -86,11 +86,11 @@ class ImageBatch(nn.Module):
         for row, image, placement in zip(batch, images, geometry, strict=True):
             height, width = placement.resized_size
             row[:, :height, :width] = resize_image(self._as_float(image), placement.resized_size, self.resize)
-        return self._normalize(batch), geometry
+        return self.normalize(batch), geometry
 
     def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
         """Training crops of one size to a batch: only normalised, so that boxes and masks still fit them."""
-        return self._normalize(torch.stack([self._as_float(image) for image in images]))
+        return self.normalize(torch.stack([self._as_float(image) for image in images]))
 
     def geometry(self, image: Tensor, size: int | None = None) -> ImageGeometry:
         """Sizes of one image [3, H, W] before and after resizing; `round` rounds halves to even, as numpy does."""
@@ -103,7 +103,8 @@ class ImageBatch(nn.Module):
             resized = fitted_size((height, width), input_size)
         return ImageGeometry((height, width), resized, input_size)
 
-    def _normalize(self, batch: Tensor) -> Tensor:
+    def normalize(self, batch: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """RGB in 0..1 as the network takes it."""
         batch = (batch - self.mean) / self.std
         return batch.flip(1) if self.channel_order == "bgr" else batch
 

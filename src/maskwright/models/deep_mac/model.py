@@ -15,6 +15,7 @@ from maskwright.models.deep_mac.losses import MaskLoss, choose_instances
 from maskwright.models.deep_mac.network import DeepMACNetwork, Maps
 from maskwright.models.family import BoxPromptedFamily, Detections
 from maskwright.nn.image_batch import ImageBatch
+from maskwright.nn.inference import without_autocast
 from maskwright.ops.frames import BoxFrame, margin_crop_matrix
 from maskwright.structures import Target
 
@@ -153,7 +154,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         if not self.config.box_margin:
             return logits
         matrix = margin_crop_matrix(logits.shape[-1], self.config.box_margin, self.config.box_frame).to(logits)
-        with torch.autocast(logits.device.type, enabled=False):  # it would bring the masks down to 8 bits
+        with without_autocast(logits.device):  # it would bring the masks down to 8 bits
             return matrix @ logits @ matrix.T
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:
