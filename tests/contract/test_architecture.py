@@ -15,7 +15,18 @@ PACKAGE = ROOT / "src" / "maskwright"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each of these is imported inside of the functions that need it, so that the rest works without it and starts fast.
-OPTIONAL = {"cv2", "gradio", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "ray", "supervision", "webdataset"}
+OPTIONAL = {
+    "cv2",
+    "cvat_sdk",
+    "gradio",
+    "huggingface_hub",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "ray",
+    "supervision",
+    "webdataset",
+}
 
 
 def imports_on_loading(tree: ast.Module) -> Iterator[str]:

@@ -43,21 +43,21 @@ _HEADERS = {
 }
 
 
-def listen(port: int) -> socket.socket:
-    """A socket on the loopback device; port 0 takes any that is free.
+def listen(port: int, host: str = LOOPBACK) -> socket.socket:
+    """A socket at an address, by default the loopback device's; port 0 takes any that is free.
 
     Raises:
-        UserError: the port is in use, or there is no such port.
+        UserError: the port is in use, or there is no such port or address.
     """
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((LOOPBACK, port))
+        listening.bind((host, port))
         listening.listen()
     except (OSError, OverflowError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--port {port} cannot be used ({reason}); give another one, or 0 for any") from error
+        raise UserError(f"--port {port} cannot be used at {host} ({reason}); give another one, or 0 for any") from error
     return listening
 
 
