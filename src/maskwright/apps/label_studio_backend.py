@@ -98,8 +98,8 @@ class LabelStudioBackend:
         version = model_version(name, model_hash(model))
         return cls(Predictor(model, device, precision, in_place=True), version, images)
 
-    def predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to `/predict`: of each task a prediction.
+    def predict(self, request: Any) -> dict[str, Any]:
+        """The answer to `/predict`, whose content is `request`: of each task a prediction.
 
         It has the masks of the boxes that were drawn. Without boxes, it has all that a model with a detector finds of
         the labels of the configuration, and nothing of another model.

@@ -51,6 +51,8 @@ def write_label_studio_tasks(
         raise UserError(f"--url must hold {{name}}, which stands for the path of the picture, but got {url!r}")
     if exif not in get_args(ExifRule):
         raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {exif!r}")
+    if Path(out).exists():
+        raise UserError(f"{out} is there already; expected a new folder")
     summary = RunSummary()
     file = read_completed(Path(completed), images, summary, exif=cast(ExifRule, exif))
     tags = BrushTags("mask", "image", "image", sorted({_label(mask) for mask in file.masks}))
