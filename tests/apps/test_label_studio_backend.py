@@ -19,7 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from maskwright.apps.label_studio import BrushTags, brush_run_lengths
-from maskwright.apps.label_studio_backend import LabelStudioBackend, create_app
+from maskwright.apps.label_studio_backend import LabelStudioBackend, label_studio_app
 from maskwright.cli import main
 from maskwright.errors import UserError
 from maskwright.predictor import Predictor
@@ -38,7 +38,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(images: Path, ellipse_model) -> TestClient:
-    return TestClient(create_app(LabelStudioBackend(Predictor(ellipse_model, "cpu"), "ellipse 1", images)))
+    return TestClient(label_studio_app(LabelStudioBackend(Predictor(ellipse_model, "cpu"), "ellipse 1", images)))
 
 
 def region(label: str = "cat", **changes: Any) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def test_what_cannot_be_answered(client: TestClient, body: Any, told: str):
     answer = client.post("/predict", json=body)
     assert answer.status_code == 400
     assert told in answer.json()["error"]
+    assert "UserError" not in answer.json()["error"]
 
 
 def test_what_is_no_json(client: TestClient):

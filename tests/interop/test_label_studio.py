@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from tool_scene import CLASSES, Scene, interop_python
 
-from maskwright.apps.label_studio_backend import LabelStudioBackend, create_app
+from maskwright.apps.label_studio_backend import LabelStudioBackend, label_studio_app
 from maskwright.cli import main
 from maskwright.predictor import Predictor
 
@@ -44,7 +44,7 @@ def test_it_accepts_the_tasks_of_a_completed_file(scene: Scene, completed: Path,
 
 def test_it_accepts_the_answers_of_the_backend(scene: Scene, completed: Path, tmp_path: Path, ellipse_model):
     configuration = (export(scene, completed, tmp_path / "tasks") / "label_config.xml").read_text()
-    client = TestClient(create_app(LabelStudioBackend(Predictor(ellipse_model, "cpu"), "ellipse", scene.images)))
+    client = TestClient(label_studio_app(LabelStudioBackend(Predictor(ellipse_model, "cpu"), "ellipse", scene.images)))
     tasks = []
     for name, masks in scene.masks.items():
         data = {"image": f"/data/upload/1/{name}"}

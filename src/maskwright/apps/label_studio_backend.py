@@ -51,7 +51,7 @@ def serve_label_studio(
     server = _server()
     listening = server.listen(port, host)
     with listening:
-        app = create_app(LabelStudioBackend.load(model, images, device, precision))
+        app = label_studio_app(LabelStudioBackend.load(model, images, device, precision))
         print(f"Label Studio can connect to http://{host}:{listening.getsockname()[1]} (Ctrl-C ends)", flush=True)
         server.serve(app, listening)
 
@@ -113,6 +113,8 @@ class LabelStudioBackend:
             context = (request.get("params") or {}).get("context") or {}
             regions = [region for region in context.get("result", ()) if region["type"] == "rectanglelabels"]
             boxes = [_DrawnBox.read(region["value"], tags) for region in regions]
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             told = f"{type(error).__name__}: {error}"
             raise UserError(f"expected what Label Studio sends to /predict, but got something else ({told})") from error
@@ -201,7 +203,7 @@ def _strokes(found: InstancePrediction, names: Sequence[str], tags: BrushTags) -
     return strokes
 
 
-def create_app(backend: LabelStudioBackend) -> Any:
+def label_studio_app(backend: LabelStudioBackend) -> Any:
     """The routes that Label Studio asks, as a Starlette application."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -218,7 +220,7 @@ def create_app(backend: LabelStudioBackend) -> Any:
     async def predict(request: Request) -> Response:
         try:
             content = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"expected JSON: {error}") from error
         return JSONResponse(await run_in_threadpool(backend.predict, content))
 
