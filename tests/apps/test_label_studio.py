@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -46,6 +46,7 @@ class TestRunLengths:
         bits = (header + runs).ljust(88, "0")
         assert encode(np.array([[False, True]])) == [int(bits[place : place + 8], 2) for place in range(0, 88, 8)]
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
     def test_every_mask_comes_back(self, plane: np.ndarray):
         np.testing.assert_array_equal(decode(encode(plane)), np.repeat(plane.ravel() * 255, 4))
