@@ -93,8 +93,8 @@ class Detection:
     def detect(self, context: Any, image: Image.Image) -> list[Any]:
         """The objects whose score, that of the class times that of the mask, reaches CVAT's threshold.
 
-        Without a threshold, those whose class has 0.3. Where CVAT asks for polygons, they are one per part of an
-        object, in one group, without the holes, which CVAT's polygons do not have.
+        Without a threshold, those whose class has 0.3. Where CVAT asks for polygons, there is one for each part of an
+        object, without the holes, which CVAT's polygons do not have.
         """
         threshold = context.conf_threshold
         found = self._predictor.predict(image, score_threshold=0.3 if threshold is None else threshold)
@@ -102,7 +102,7 @@ class Detection:
         make, shapes = (functions.polygon, _polygons) if context.conv_mask_to_poly else (functions.mask, _masks)
         scores = (found.scores * found.mask_scores).tolist()
         return [
-            make(int(found.labels[row]), points, score=scores[row], group=row + 1)
+            make(int(found.labels[row]), points, score=scores[row])
             for row, points in shapes(found)
             if scores[row] >= (threshold or 0)
         ]

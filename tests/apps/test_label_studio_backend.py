@@ -120,6 +120,7 @@ def test_a_detector_answers_whole_pictures(images: Path, ellipse_model):
             request(region(), address="/data/upload/3/missing.png"),
             "has a path that ends like /data/upload/3/missing.png",
         ),
+        (request(region(), address="a" * 300), "has a path that ends like aaa"),
         (request(region("cow")), "<BrushLabels> 'mask' lacks the label 'cow'"),
         (request(region(rotation=30)), "the box is turned"),
         (request(region(width=0)), "box 0: expected corners"),
