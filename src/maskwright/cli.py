@@ -203,6 +203,8 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
+    "data label-studio": ("the masks of a completed COCO file as tasks for Label Studio", "label_studio_tasks"),
+    "label-studio": ("answer Label Studio with the masks of the boxes that people draw there", "label_studio_backend"),
     "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
 """Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).

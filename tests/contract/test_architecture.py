@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Each of these is imported inside of the functions that need it, so that the rest works without it and starts fast.
 OPTIONAL = {
     "cv2",
+    "cvat_sdk",
     "gradio",
     "huggingface_hub",
     "matplotlib",

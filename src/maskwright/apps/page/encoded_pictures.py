@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
-from threading import Lock
+from threading import RLock
 
 from maskwright.predictor import BoxSource, ImageSource, Predictor
 from maskwright.structures import ImageFeatures, InstancePrediction
@@ -25,7 +24,7 @@ class EncodedPictures:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
-        self._lock = Lock()
+        self._lock = RLock()
 
     def masks_from_boxes(self, key: Hashable, read: Callable[[], ImageSource], boxes: BoxSource) -> InstancePrediction:
         """The masks of boxes on the picture that `read` gives, which it is asked for if it is not known by its key.
@@ -34,10 +33,18 @@ class EncodedPictures:
             UserError: what `read` raises, or a box is none or lies outside.
         """
         with self._lock:
+            return self._predictor.masks_from_boxes(self.features(key, read), boxes)
+
+    def features(self, key: Hashable, read: Callable[[], ImageSource]) -> ImageFeatures:
+        """Those of the picture that `read` gives, which it is asked for if it is not known by its key.
+
+        Raises:
+            UserError: what `read` raises.
+        """
+        with self._lock:
             if key not in self._features:
-                features = self._predictor.encode(read())
-                self._features[key] = replace(features, images=())  # the pixels are as large as the features
+                self._features[key] = self._predictor.encode(read())
                 if len(self._features) > _KEPT:
                     self._features.popitem(last=False)
             self._features.move_to_end(key)
-            return self._predictor.masks_from_boxes(self._features[key], boxes)
+            return self._features[key]
