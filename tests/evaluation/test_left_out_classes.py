@@ -8,7 +8,7 @@ import pytest
 from maskwright.evaluation.left_out_classes import MeasuredBoxes, Trial, answer
 
 T_9 = 1.8331  # Student's t of 9 degrees of freedom, which leaves 5 % above
-T_1 = 6.3138
+T_1, T_2 = 6.3138, 2.9200
 
 
 def boxes(*rows: tuple[int, int, float, float]) -> MeasuredBoxes:
@@ -86,14 +86,16 @@ def test_a_gain_that_may_be_chance_is_not_clear():
     assert only.pays == "not clear"
 
 
-def test_a_class_without_masks_is_foretold_by_its_scores_and_what_the_others_lie_above_theirs():
-    rows = [*in_ten_images(0, 0.6, score=0.5), *in_ten_images(1, 0.8, score=0.7), (0, 2, math.nan, 0.4)]
+def test_a_class_without_masks_is_foretold_by_its_scores_and_what_such_scores_stand_for_elsewhere():
+    rows = [*in_ten_images(0, 0.6, score=0.5), *in_ten_images(1, 0.8, score=0.7), (0, 2, math.nan, 0.6)]
     found = answer({"a": 5, "b": 5, "new": 0, "absent": 0}, [Trial(["a", "b"], 0, boxes(*rows))])
     a, b, new, absent = found.classes
-    assert new.predicted == pytest.approx((0.5, 0.5, 0.5))
+    # Half way between the other two. a would be foretold 0.5 / 0.7 * 0.8 by b, and b 0.6 by a.
+    half = T_2 * math.sqrt(((0.6 - 0.5 / 0.7 * 0.8) ** 2 + (0.8 - 0.6) ** 2) / 2)
+    assert new.predicted == pytest.approx((0.7, 0.7 - half, 1), abs=3e-3)
     assert (new.without, new.masks, new.instances, new.with_all) == (None, 0, 0, None)
     assert absent.predicted is absent.without is None
-    assert a.predicted is b.predicted is None  # one other class has no spread
+    assert a.predicted is b.predicted is None  # one other class does not say how far off it is
     half = T_1 * 0.1 * math.sqrt(2) * math.sqrt(1.5)
     assert half > 0.7
     assert found.any_class == pytest.approx((0.7, 0, 1))
@@ -103,11 +105,18 @@ def test_a_class_without_masks_is_foretold_by_its_scores_and_what_the_others_lie
 def test_predictions_are_checked_on_the_measured_classes_each_foretold_by_the_others():
     rows = [*in_ten_images(0, 0.6, 0.5), *in_ten_images(1, 0.8, 0.7), *in_ten_images(2, 0.5, 0.7)]
     found = answer(dict.fromkeys("abc", 5), [Trial("abc", 0, boxes(*rows))])
-    # They lie 0.1, 0.1 and -0.2 above their scores, and are foretold to lie -0.05, -0.05 and 0.1 above.
-    assert [each.predicted.mean for each in found.classes] == pytest.approx([0.45, 0.65, 0.8])
-    assert found.prediction_error == pytest.approx(0.2)
-    # a's range: 0.15 * sqrt(2) * sqrt(1.5) * t around; c's is a point, 0.3 off.
-    assert found.predictions_in_range == pytest.approx(2 / 3)
+    # Scores of 0.7 stand for 0.65 without a; without b the IoU falls with the score, which no curve does.
+    foretold = [0.5 / 0.7 * 0.65, 0.55, 0.8]
+    assert [each.predicted.mean for each in found.classes] == pytest.approx(foretold, abs=3e-3)
+    errors = [abs(one - true) for one, true in zip(foretold, (0.6, 0.8, 0.5), strict=True)]
+    assert found.prediction_error == pytest.approx(sum(errors) / 3, abs=3e-3)
+    assert found.predictions_in_range == 1
+
+
+def test_a_class_unlike_the_others_is_out_of_its_range():
+    rows = [row for label in range(4) for row in in_ten_images(label, 0.6, 0.6)] + in_ten_images(4, 0.3, 0.6)
+    found = answer(dict.fromkeys("abcde", 5), [Trial("abcde", 0, boxes(*rows))])
+    assert found.predictions_in_range == pytest.approx(4 / 5)
 
 
 def test_a_class_that_only_the_measured_images_have_masks_of_is_measured_in_every_training():

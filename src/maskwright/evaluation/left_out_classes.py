@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.stats import t as student
 
+from maskwright.evaluation.calibration import fit_monotone
+
 CONFIDENCE = 0.9
 FEW_IMAGES = 10
 """Of fewer, a class's own spread is not trusted where that of the other classes is larger."""
@@ -63,8 +65,8 @@ class ClassAnswer:
         instances: with a mask among the measured ones.
         images: that those are in.
         without: mean mask IoU where none of its masks were trained on; None where it has not been measured.
-        predicted: the same as the other classes and the scores of its own masks foretell it, not looking at its true
-            masks; None where it has no boxes, or fewer than 2 other classes have been measured.
+        predicted: the same without a look at its true masks, from the scores of its masks and what such scores stand
+            for in the other classes; None where it has no boxes, or fewer than 2 other classes have been measured.
         gains: of the mean mask IoU by some of its masks, by their number.
         with_all: mean mask IoU where all of its masks were trained on.
     """
@@ -129,7 +131,7 @@ def answer(masks: Mapping[str, int], trials: Sequence[Trial]) -> LeftOutAnswer:
     measured = {name: _column(names.index(name), own) for name, own in bare.items()}
     without = _estimates(measured, {name: spread**2 / len(own) for name, own in bare.items()}, low=0.0)
     gains = _gains(names, masks, trials, spread)
-    predicted = _predictions(names, bare, without)
+    predicted = _predictions(names, bare)
     answers = [
         ClassAnswer(
             name,
@@ -211,17 +213,30 @@ def _gains(
     return found
 
 
-def _predictions(
-    names: Sequence[str], bare: Mapping[str, Sequence[Trial]], without: Mapping[str, Estimate]
-) -> dict[str, Estimate]:
-    """Of each class the mean score of its masks, and how much more or less than that the other classes reach."""
-    scores = {name: _mean_score(names.index(name), own) for name, own in bare.items()}
-    above = {name: estimate.mean - scores[name] for name, estimate in without.items()}
+def _predictions(names: Sequence[str], bare: Mapping[str, Sequence[Trial]]) -> dict[str, Estimate]:
+    """Of each class the mean IoU that its scores stand for, by the curve through the masks of the other classes.
+
+    The range is that of the errors for the other classes, which are foretold in the same way.
+    """
+    boxes = {name: _boxes(names.index(name), own) for name, own in bare.items()}
+    boxes = {name: own for name, own in boxes.items() if len(own.scores)}
+
+    def foretold(name: str) -> float:
+        others = [own for other, own in boxes.items() if other != name]
+        scores, ious = (np.concatenate(column) for column in zip(*others, strict=True))
+        known = ~np.isnan(ious)
+        return float(np.interp(boxes[name].scores, *fit_monotone(scores[known], ious[known])).mean())
+
+    measured = {name: np.nanmean(own.ious) for name, own in boxes.items() if not np.isnan(own.ious).all()}
+    if len(measured) < 2:
+        return {}
+    errors = {name: mean - foretold(name) for name, mean in measured.items()}
     found = {}
-    for name, score in scores.items():
-        other = _next_one([value for key, value in above.items() if key != name])
-        if other is not None and not math.isnan(score):
-            found[name] = _clipped(Estimate(*(score + value for value in other)))
+    for name in boxes:
+        others = [error for other, error in errors.items() if other != name]
+        if len(others) > 1:
+            mean, half = foretold(name), _quantile(len(others)) * float(np.sqrt(np.mean(np.square(others))))
+            found[name] = _clipped(Estimate(mean, mean - half, mean + half))
     return found
 
 
@@ -263,9 +278,17 @@ def _mean(trial: Trial, label: int) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _mean_score(label: int, trials: Sequence[Trial]) -> float:
-    scores = [trial.boxes.scores[trial.boxes.labels == label] for trial in trials]
-    return float(np.mean(scores)) if len(scores[0]) else math.nan
+class _Boxes(NamedTuple):
+    """Scores and IoUs of the boxes of a class; NaN where there is no true mask."""
+
+    scores: Float64[np.ndarray, " n"]
+    ious: Float64[np.ndarray, " n"]
+
+
+def _boxes(label: int, trials: Sequence[Trial]) -> _Boxes:
+    """Of all boxes of a class, the mean over trainings."""
+    rows = trials[0].boxes.labels == label
+    return _Boxes(*(np.mean([getattr(t.boxes, name)[rows] for t in trials], axis=0) for name in _Boxes._fields))
 
 
 def _mean_or_none(values: Sequence[float]) -> float | None:
