@@ -130,11 +130,12 @@ def run(values: Values, **given: Any) -> int:
         failures: list[str] = []
         latest = f"{NAME}: no training has ended well"
         for each, code in ended:
-            if code:
-                failures.append(f"{each}: its training ended with exit code {code}")
+            try:
+                trials.append(Trial(*rows[each.row], _measured(each, code, source)))
+            except UserError as error:
+                failures.append(f"{each}: {error}")
                 print(f"maskwright: failed: {failures[-1]}", file=sys.stderr)
                 continue
-            trials.append(Trial(*rows[each.row], _measured(each, source)))
             found = answer({name: len(masks) for name, masks in training.masks.items()}, trials)
             write_tables(study, found, known, out)
             latest = text_table(found, known)
@@ -144,7 +145,7 @@ def run(values: Values, **given: Any) -> int:
 
 
 def _data_of(recipe: Recipe) -> InstanceDataOptions:
-    """The section `data`, of instances, of which all masks may be learnt."""
+    """The section `data`, which must be of instances whose masks may all be learnt."""
     if not isinstance(recipe.data, InstanceDataOptions):
         raise UserError(f"{NAME} asks for masks of given boxes, which the family {recipe.family} does not make")
     if recipe.data.mask_classes != "all":
@@ -208,8 +209,14 @@ def _classes_of_weights(recipe: Recipe, training: LabelledImages) -> list[str]:
     return [name for name in names if name in matches]
 
 
-def _measured(run: StudyRun, source: DataSource) -> MeasuredBoxes:
-    """What the run's last weights make of the measured boxes; from its folder where that has been measured."""
+def _measured(run: StudyRun, code: int, source: DataSource) -> MeasuredBoxes:
+    """What the run's last weights make of the measured boxes; from its folder where that has been measured.
+
+    Raises:
+        UserError: its training failed, or it cannot be measured.
+    """
+    if code:
+        raise UserError(f"its training ended with exit code {code}")
     file = run.folder / "evaluated" / "boxes.json"
     step = run.recipe.trainer.steps
     if file.is_file():
@@ -226,6 +233,7 @@ def _measured(run: StudyRun, source: DataSource) -> MeasuredBoxes:
 
 
 def _measure(weights: Path, source: DataSource) -> MeasuredBoxes:
+    """The masks of the true boxes, image by image."""
     predictor, dataset = load(weights, precision="auto"), open_data_set(source)
     if not isinstance(predictor.model, BoxPromptedFamily):
         raise UserError(f"{weights}: this model takes no boxes")

@@ -213,6 +213,19 @@ def _gains(
     return found
 
 
+class _Boxes(NamedTuple):
+    """Scores and IoUs of the boxes of a class; NaN where there is no true mask."""
+
+    scores: Float64[np.ndarray, " n"]
+    ious: Float64[np.ndarray, " n"]
+
+
+def _boxes(label: int, trials: Sequence[Trial]) -> _Boxes:
+    """Of all boxes of a class, the mean over trainings."""
+    rows = trials[0].boxes.labels == label
+    return _Boxes(*(np.mean([getattr(t.boxes, name)[rows] for t in trials], axis=0) for name in _Boxes._fields))
+
+
 def _predictions(names: Sequence[str], bare: Mapping[str, Sequence[Trial]]) -> dict[str, Estimate]:
     """Of each class the mean IoU that its scores stand for, by the curve through the masks of the other classes.
 
@@ -276,19 +289,6 @@ def _counts(boxes: MeasuredBoxes, label: int) -> tuple[int, int]:
 def _mean(trial: Trial, label: int) -> float:
     values = _column(label, [trial]).values
     return float(values.mean()) if len(values) else math.nan
-
-
-class _Boxes(NamedTuple):
-    """Scores and IoUs of the boxes of a class; NaN where there is no true mask."""
-
-    scores: Float64[np.ndarray, " n"]
-    ious: Float64[np.ndarray, " n"]
-
-
-def _boxes(label: int, trials: Sequence[Trial]) -> _Boxes:
-    """Of all boxes of a class, the mean over trainings."""
-    rows = trials[0].boxes.labels == label
-    return _Boxes(*(np.mean([getattr(t.boxes, name)[rows] for t in trials], axis=0) for name in _Boxes._fields))
 
 
 def _mean_or_none(values: Sequence[float]) -> float | None:
