@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from maskwright.apps.left_out_answer import answer_text, write_answer
 from maskwright.apps.left_out_files import LabelledImages, read_sides, stable_hash
-from maskwright.apps.left_out_table import text_table, write_tables
 from maskwright.apps.study import plan_of
 from maskwright.apps.study_file import Study, StudyRun, Values, runs_of
 from maskwright.apps.study_training import alone_in, ended_runs
@@ -137,8 +137,8 @@ def run(values: Values, **given: Any) -> int:
                 print(f"maskwright: failed: {failures[-1]}", file=sys.stderr)
                 continue
             found = answer({name: len(masks) for name, masks in training.masks.items()}, trials)
-            write_tables(study, found, known, out)
-            latest = text_table(found, known)
+            write_answer(study, found, known, out)
+            latest = answer_text(found, known)
     print(latest)
     print(f"table.md, table.json and chart.png are in {out}", *failures, sep="\nfailed: ", file=sys.stderr)
     return 3 if failures else 0

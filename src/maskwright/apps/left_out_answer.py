@@ -13,7 +13,7 @@ from maskwright.evaluation.report import format_table
 from maskwright.files import write_json, write_picture, write_text
 
 
-def text_table(found: LeftOutAnswer, known: Sequence[str]) -> str:
+def answer_text(found: LeftOutAnswer, known: Sequence[str]) -> str:
     """The answer for a terminal.
 
     Args:
@@ -23,7 +23,7 @@ def text_table(found: LeftOutAnswer, known: Sequence[str]) -> str:
     return "\n\n".join([format_table(*_grid(found)), *_sentences(found, known)])
 
 
-def markdown_table(study: Study, found: LeftOutAnswer, known: Sequence[str]) -> str:
+def answer_markdown(study: Study, found: LeftOutAnswer, known: Sequence[str]) -> str:
     """The answer in markdown."""
     header, rows = _grid(found)
     lines = [header, ["---"] * len(header), *rows]
@@ -31,9 +31,9 @@ def markdown_table(study: Study, found: LeftOutAnswer, known: Sequence[str]) -> 
     return "\n\n".join([f"{study.name}: {study.recipe}", table, *_sentences(found, known)]) + "\n"
 
 
-def write_tables(study: Study, found: LeftOutAnswer, known: Sequence[str], folder: Path) -> None:
+def write_answer(study: Study, found: LeftOutAnswer, known: Sequence[str], folder: Path) -> None:
     """Write `table.md`, `table.json` and `chart.png` into the folder, each whole or not at all."""
-    write_text(folder / "table.md", markdown_table(study, found, known))
+    write_text(folder / "table.md", answer_markdown(study, found, known))
     classes = [asdict(each) | {"few_images": each.few, "pays": each.pays} for each in found.classes]
     content = {"recipe": study.recipe, "values": study.common, **asdict(found), "classes": classes}
     write_json(folder / "table.json", {**content, "known_to_first_weights": known})
@@ -41,7 +41,9 @@ def write_tables(study: Study, found: LeftOutAnswer, known: Sequence[str], folde
 
 
 def _panels(found: LeftOutAnswer) -> dict[str, list[Bar]]:
-    expected = [_bar(each.name, _expected(each)) for each in found.classes]
+    expected = [
+        _bar(each.name if each.without else f"{each.name} (predicted)", _expected(each)) for each in found.classes
+    ]
     panels = {"mask IoU, none of the class's masks trained on": expected}
     for number in _numbers(found):
         panels[f"gain by {number} masks of the class"] = [
