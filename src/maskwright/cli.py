@@ -166,15 +166,20 @@ def _train(arguments: list[str]) -> int:
 
 
 def _study(arguments: list[str]) -> int:
-    from maskwright.apps import study
+    from maskwright.apps import leave_classes_out, study
 
     if not arguments:
         study.list_studies()
+        print(f"{leave_classes_out.NAME}: {leave_classes_out.ABOUT}")
         return 0
     values, others = _split_keys(arguments)
     parser = _parser("study")
-    _add_options(parser, study.OPTIONS)
-    return study.run(values, **_parse(parser, others, defaults=False))
+    if others[:1] == [leave_classes_out.NAME]:
+        app, others = leave_classes_out, others[1:]
+    else:
+        app = study
+    _add_options(parser, app.OPTIONS)
+    return app.run(values, **_parse(parser, others, defaults=False))
 
 
 def _split_keys(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
