@@ -75,7 +75,7 @@ class ExportedMaskModel(ExportedModel):
         geometry = tuple(
             ImageGeometry(each.image_size, resized_size(each.image_size, metadata), (side, side)) for each in encoded
         )
-        return ExportedFeatures({}, geometry, encoded=encoded)
+        return ExportedFeatures({}, geometry, tuple(images), encoded)
 
     def masks_from_boxes(
         self, features: ExportedFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None
