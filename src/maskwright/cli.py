@@ -200,6 +200,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
+    "data shards": ("the pictures and annotations of a COCO file as a few large tars to train from", "shards"),
     "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
 """Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).

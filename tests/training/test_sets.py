@@ -187,12 +187,14 @@ FILES = {"images": "i", "annotations": "a.json"}
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ([{"images": "i"}], ("data.sets, set 1 of 1: it needs annotations",)),
+        ([{"images": "i"}], ("each set needs images and annotations, or else shards alone, but one has images",)),
+        ([FILES | {"shards": "s"}], ("or else shards alone, but one has images and annotations and shards",)),
+        ([{"shards": "s", "exif": "stored"}], ("exif has no use beside shards (s): give --exif to `maskwright data",)),
         ([FILES, FILES | {"shar": 1}], ("data.sets, set 2 of 2: shar is no key of a set (did you mean share?)",)),
         ([FILES | {"share": "much"}], ("set 1 of 1: share: expected float or null, but got much",)),
         ([FILES | {"exif": "no"}], ("set 1 of 1: exif: expected one of auto, upright, stored, but got no",)),
         (["a.json"], ("set 1 of 1: each set must have keys and values; the keys are images, annotations, name",)),
-        ([{}], ("each set must have keys and values",)),
+        ([{}], ("each set needs images and annotations, or else shards alone, but one has none of these",)),
         (FILES, ("data.sets: expected list, but got {'annotations'",)),
         ([FILES | {"share": 0}], ("the share of a must be > 0, but is 0",)),
         ([FILES | {"share": float("inf")}], ("the share of a must be > 0",)),

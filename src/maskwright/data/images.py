@@ -6,6 +6,7 @@ import os
 import warnings
 from contextlib import suppress
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,17 @@ _SIXTEEN_BITS_AS_32 = frozenset({"PNG", "PPM"})  # formats that have 16 bits at 
 _TWELVE_BITS = 4096
 _CONVERTIBLE_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+class PictureBytes(BytesIO):
+    """The bytes of a picture's file, which messages call by `name`."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
 
 
 @cache
@@ -75,7 +87,7 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
 
 
 def read_annotated_image(
-    path: Path, size: tuple[int, int], source: str, exif: ExifRule = "auto"
+    path: Path | PictureBytes, size: tuple[int, int], source: str, exif: ExifRule = "auto"
 ) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
@@ -85,7 +97,8 @@ def read_annotated_image(
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
     """
-    require_file(path, source)
+    if isinstance(path, Path):
+        require_file(path, source)
     try:
         register_heif()
         with Image.open(path) as stored:
