@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -110,10 +109,7 @@ def test_batches_of_training_are_those_of_the_files(files, workers):
     for _ in range(3):
         next(streams[0])
     for _ in range(4):
-        (images, targets), (other_images, other_targets) = map(next, streams)
-        for sample, other in zip(
-            zip(images, targets, strict=True), zip(other_images, other_targets, strict=True), strict=True
-        ):
+        for sample, other in zip(*(zip(*next(stream), strict=True) for stream in streams), strict=True):
             assert_same(sample, other)
 
 
@@ -144,7 +140,7 @@ def test_webdataset_reads_the_tars(files):
     assert samples[0]["json"]["annotations"] == [given[9], given[2]]
     assert samples[4]["json"]["annotations"][-1] == given[12]
     assert samples[0].keys() >= {"png", "json"}
-    assert "jpg" in samples[3].keys()  # by its content, whatever it is called
+    assert "jpg" in samples[3]  # by its content, whatever it is called
     assert next(iter(webdataset.WebDataset(names, shardshuffle=False)))["png"] == (files.images / "1.png").read_bytes()
 
 
@@ -176,12 +172,9 @@ def test_the_index_says_where_members_are_and_output_is_the_same_each_time(files
         assert path.read_bytes() == (again / path.name).read_bytes()
     with np.load(folder / "index.npz", allow_pickle=False) as index, tarfile.open(folder / "shard-000000.tar") as tar:
         members = tar.getmembers()
-        assert [(0, m.offset_data, m.size) for m in members[::2]] == [
-            tuple(place) for place in index["pictures"].tolist()
-        ]
-        assert [(0, m.offset_data, m.size) for m in members[1::2]] == [
-            tuple(place) for place in index["targets"].tolist()
-        ]
+        places = [[0, member.offset_data, member.size] for member in members]
+        assert places[::2] == index["pictures"].tolist()
+        assert places[1::2] == index["targets"].tolist()
         assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
 
 
@@ -261,15 +254,11 @@ def test_damaged_shards_are_named(coco):
     tar = out / "shard-000000.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:-100])
-    with pytest.raises(
-        UserError, match=rf"{tar} is not whole: it has {len(content) - 100} bytes, but .* {len(content)}"
-    ):
+    with pytest.raises(UserError, match=rf"{tar} is not whole: it has {len(content) - 100} bytes, .*{len(content)}"):
         ShardedInstances(out)
     tar.write_bytes(bytes(len(content)))
     shards = ShardedInstances(out)
-    with pytest.raises(
-        UserError, match=rf"cannot read the image 1\.png in {tar}: cannot identify image file 1\.png in"
-    ):
+    with pytest.raises(UserError, match=rf"cannot read the image 1\.png in {tar}: cannot identify image file 1\.png"):
         shards[0]
     with tarfile.open(fileobj=io.BytesIO(content)) as members:
         place = members.getmember("000000000.json")
@@ -286,9 +275,7 @@ def test_damaged_shards_are_named(coco):
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY", b"{}"])
 def test_what_is_no_index_is_refused(tmp_path, content):
     (tmp_path / "index.npz").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"index\.npz is no index of shards, .* expected a folder that `maskwright data"
-    ):
+    with pytest.raises(UserError, match=r"index\.npz is no index of shards, .* expected a folder that"):
         ShardedInstances(tmp_path)
     with pytest.raises(UserError, match=r"cannot read the index of shards .*No such file.* expected a folder"):
         open_data_set(DataSource("", tmp_path / "nowhere" / "index.npz"))
@@ -309,10 +296,17 @@ def test_a_shorter_index_and_one_of_another_version_are_refused(coco):
         ShardedInstances(path)
 
 
-def test_panoptic_files_and_options_without_use_are_refused(panoptic, coco, tmp_path):
+def test_options_without_use_are_refused(coco):
     coco.write([annotation(1)])
     out = sharded(coco)
     with pytest.raises(UserError, match="--images has no use"):
         check_data(out, coco.images)
     with pytest.raises(UserError, match="--segmentations has no use"):
         check_data(out, segmentations=coco.images)
+
+
+def test_a_panoptic_file_is_refused(coco):
+    entry = {"image_id": 1, "file_name": "1.png", "segments_info": []}
+    coco.write([entry])
+    with pytest.raises(UserError, match=r"instances\.json is a COCO panoptic file; shards are made of COCO instances"):
+        sharded(coco)

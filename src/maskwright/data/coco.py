@@ -224,9 +224,10 @@ def _decode_all(index: AnnotationIndex) -> tuple[Bool[np.ndarray, " m"], list[Pr
         part = index.rows_of(image)
         rows = (np.flatnonzero(index.segmentations.kinds[part] != NONE) + part.start).tolist()
         masks = index.segmentations.encode(rows, tuple(size))
-        has_mask[rows] = (masks.areas() > 0).numpy()
+        found = (masks.areas() > 0).tolist()
+        has_mask[rows] = found
         extents = masks.extents().double().tolist()
-        problems += filter(None, map(partial(_mask_problem, index), rows, has_mask[rows], extents))
+        problems += filter(None, map(partial(_mask_problem, index), rows, found, extents))
     return has_mask, problems
 
 

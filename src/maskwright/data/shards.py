@@ -133,20 +133,23 @@ class Tars:
                     f"the shard {path} is not whole: it has {found} bytes, but its index says {size}; copy it again"
                 )
 
+    def path(self, place: Place) -> Path:
+        """The tar that a member is in."""
+        return self.folder / shard_name(int(place[0]))
+
     def read(self, place: Place) -> bytes:
         """The content of a member.
 
         Raises:
             UserError: the tar cannot be read.
         """
-        number, start, size = place.tolist()
-        path = self.folder / shard_name(number)
+        _, start, size = place.tolist()
         try:
-            with path.open("rb") as file:
+            with self.path(place).open("rb") as file:
                 file.seek(start)
                 return file.read(size)
         except OSError as error:
-            raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
+            raise UserError(f"cannot read the shard {self.path(place)}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class ShardPictures:
 
     def _picture(self, image: ListedImage) -> PictureBytes:
         place = self.tars.pictures[image.row]
-        return PictureBytes(self.tars.read(place), f"{image.file_name} in {self.tars.folder / shard_name(place[0])}")
+        return PictureBytes(self.tars.read(place), f"{image.file_name} in {self.tars.path(place)}")
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class ShardSegmentations:
             return dict(zip(range(*self.offsets[image : image + 2].tolist()), entries, strict=True))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.tars.folder / shard_name(place[0])} is damaged, or of another index: it should have the "
+                f"{self.tars.path(place)} is damaged, or of another index: it should have the "
                 f"annotations of an image at byte {place[1]}; copy it again"
             ) from error
 
