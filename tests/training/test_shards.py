@@ -36,7 +36,7 @@ def test_losses_are_those_of_the_files_also_when_resumed(arguments, shards, stop
     whole = losses(tmp_path / "files")
     assert len(whole) == 6
     assert losses(tmp_path / "broken") == whole
-    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("files", "broken")]
+    metrics = [(tmp_path / run / "validation.jsonl").read_text() for run in ("files", "broken")]
     assert metrics[0] == metrics[1]
 
 

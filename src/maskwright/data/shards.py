@@ -25,7 +25,7 @@ from maskwright.data.normalise import Kind, Repairs
 from maskwright.data.orientation import ExifRule, Frame
 from maskwright.data.picture_folder import ListedImage, PictureFolder, picture_frame
 from maskwright.data.problems import Problem
-from maskwright.data.segmentations import SegmentationPacker
+from maskwright.data.segmentations import NONE, SegmentationPacker
 from maskwright.errors import UserError
 from maskwright.structures import Category, EncodedMasks
 
@@ -190,15 +190,14 @@ class ShardSegmentations:
             UserError: the shard cannot be read, or holds something else.
         """
         packer = SegmentationPacker()
-        entries = self._entries(max(rows, default=-1))
+        wanted = {row for row in rows if row >= 0 and self.kinds[row] != NONE}
+        entries = self._entries(min(wanted)) if wanted else {}
         for row in rows:
-            packer.add(entries[row].get("segmentation") if row >= 0 else None, image_size)
+            packer.add(entries[row].get("segmentation") if row in wanted else None, image_size)
         return packer.pack().encode(range(len(rows)), image_size)
 
     def _entries(self, row: int) -> Mapping[int, dict[str, Any]]:
-        """The entries of the image that has annotation `row`, by their rows; none of a negative one."""
-        if row < 0:
-            return {}
+        """The entries of the image that has annotation `row`, by their rows."""
         image = int(np.searchsorted(self.offsets, row, side="right")) - 1
         place = self.tars.targets[image]
         try:
@@ -206,8 +205,8 @@ class ShardSegmentations:
             return dict(zip(range(*self.offsets[image : image + 2].tolist()), entries, strict=True))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.tars.path(place)} is damaged, or of another index: it should have the "
-                f"annotations of an image at byte {place[1]}; copy it again"
+                f"{self.tars.path(place)} is damaged, or of another index: it should have the annotations of an image "
+                f"at byte {place[1]}; copy it again"
             ) from error
 
 
