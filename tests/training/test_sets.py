@@ -194,7 +194,7 @@ FILES = {"images": "i", "annotations": "a.json"}
         ([FILES | {"share": "much"}], ("set 1 of 1: share: expected float or null, but got much",)),
         ([FILES | {"exif": "no"}], ("set 1 of 1: exif: expected one of auto, upright, stored, but got no",)),
         (["a.json"], ("set 1 of 1: each set must have keys and values; the keys are images, annotations, name",)),
-        ([{}], ("each set needs images and annotations, or else shards alone, but one has none of these",)),
+        ([{}], ("each set must have keys and values",)),
         (FILES, ("data.sets: expected list, but got {'annotations'",)),
         ([FILES | {"share": 0}], ("the share of a must be > 0, but is 0",)),
         ([FILES | {"share": float("inf")}], ("the share of a must be > 0",)),
