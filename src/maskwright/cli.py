@@ -210,6 +210,7 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
     "data label-studio": ("the masks of a completed COCO file as tasks for Label Studio", "label_studio_tasks"),
     "label-studio": ("answer Label Studio with the masks of the boxes that people draw there", "label_studio_backend"),
+    "data shards": ("the pictures and annotations of a COCO file as a few large tars to train from", "shards"),
     "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
 """Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).

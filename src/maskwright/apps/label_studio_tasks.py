@@ -15,6 +15,7 @@ from maskwright.apps.label_studio import BrushTags, model_version
 from maskwright.apps.review_page.completed import CompletedFile, CompletedMask, read_completed
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import picture_frame
 from maskwright.errors import UserError
 from maskwright.files import write_whole
 
@@ -88,7 +89,7 @@ def _tasks(file: CompletedFile, tags: BrushTags, url: str, summary: RunSummary) 
         path = file.pictures.path(name)
         if not path.is_relative_to(file.pictures.folder):
             summary.note("failed", f"picture that does not lie in {file.pictures.folder}", name)
-        elif not file.pictures.frame(name, file.image_sizes[image]).upright:
+        elif not picture_frame(path, file.image_sizes[image], file.pictures.exif).upright:
             summary.note("failed", "picture annotated as stored, which Label Studio shows upright", name)
         elif strokes := _strokes(file, of_image[image], tags, summary):
             place = path.relative_to(file.pictures.folder).as_posix()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import ListedImage, ListedPictures, PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 from maskwright.structures import Category, Task
@@ -297,14 +297,6 @@ class DataSource:
     exif: ExifRule = "auto"
 
 
-class ListedImage(NamedTuple):
-    """An image as an annotation file lists it; `size` is (height, width)."""
-
-    id: int | str
-    file_name: str
-    size: tuple[int, int]
-
-
 @dataclass(frozen=True)
 class Inspection:
     """What an annotation file holds and what is wrong with it, as one format tells it to `maskwright data check`.
@@ -315,6 +307,7 @@ class Inspection:
     problems: every broken entry, in the order found.
     repairs: what was corrected.
     images: all that can be used.
+    pictures: theirs, where the format holds them or their folder is known.
     learnable_images: how many of them have an instance, crowds apart, that can be learnt from.
     lesson: in words, what such an image has.
     """
@@ -325,6 +318,7 @@ class Inspection:
     problems: Sequence[Problem]
     repairs: Repairs
     images: Sequence[ListedImage]
+    pictures: ListedPictures | None
     learnable_images: int
     lesson: str
 

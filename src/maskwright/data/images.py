@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,17 @@ UNCERTAIN_FRAME = (
     "`maskwright data check --images` names them, --exif (data.exif in a recipe) overrules"
 )
 """The warning about annotations whose frame is not certain; it names no image, so that it is given once."""
+
+
+class PictureBytes(BytesIO):
+    """The bytes of a picture's file, which messages call by `name`."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
 
 
 @cache
@@ -48,7 +60,7 @@ def read_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> UInt8[
 
 
 def read_annotated_image(
-    path: Path, size: tuple[int, int], source: str, exif: ExifRule = "auto"
+    path: Path | PictureBytes, size: tuple[int, int], source: str, exif: ExifRule = "auto"
 ) -> UInt8[Tensor, "3 h w"]:
     """The image at `path` as RGB, in the (height, width) that the annotation file `source` gives for it.
 
@@ -58,7 +70,8 @@ def read_annotated_image(
     Raises:
         UserError: the file is missing, cannot be read as an image, or has another size.
     """
-    require_file(path, source)
+    if isinstance(path, Path):
+        require_file(path, source)
     try:
         register_heif()
         with Image.open(path) as stored:
