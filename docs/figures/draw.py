@@ -18,7 +18,7 @@ BLOB = "c0-44 14-62 34-62s34 18 34 62z"  # an object that touches its box on all
 def svg(title: str, width: int, height: int, parts: Iterator[str]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">\n<title>{title}</title>'
+        f'font-family="Helvetica, Arial, sans-serif" font-size="15" fill="{INK}">\n<title>{title}</title>'
     )
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])
 
@@ -28,25 +28,26 @@ def text(x: float, y: float, words: str, anchor: str = "middle", style: str = ""
 
 
 def partial_supervision() -> str:
-    return svg("Boxes of every class, masks of some", 720, 250, _partial_supervision())
+    return svg("Boxes of every class, masks of some", 560, 270, _partial_supervision())
 
 
 def _partial_supervision() -> Iterator[str]:
     bold = 'font-weight="bold"'
-    yield text(150, 24, "what people drew", style=bold)
-    yield text(590, 24, "what the model draws", style=bold)
-    for row, (name, drawn) in enumerate([("cat: boxes and masks", True), ("kite: boxes only", False)]):
+    yield text(110, 24, "what people drew", style=bold)
+    yield text(460, 24, "what the model draws", style=bold)
+    for row, (name, drawn) in enumerate([("cat", True), ("kite", False)]):
         y = 44 + 100 * row
-        yield _object(40, y, drawn)
-        yield text(124, y + 40, name, "start")
-        yield text(124, y + 60, "a seen class" if drawn else "an unseen class", "start", f'fill="{TEAL}"')
-        yield _object(520, y, True)
-        yield text(604, y + 50, "cat" if drawn else "kite", "start")
-        yield f'<path d="M290 {y + 40}L330 {124 + 10 * row}M430 {124 + 10 * row}L504 {y + 40}" stroke="{PALE}" stroke-width="3"/>'
-    yield f'<rect x="330" y="104" width="100" height="52" rx="6" fill="{TEAL}"/>'
-    yield text(380, 127, "one mask head", style='fill="#fff"')
-    yield text(380, 145, "for all classes", style='fill="#fff"')
-    yield text(360, 236, "A box takes 7 seconds to draw, a mask 80.")
+        yield _object(10, y, drawn)
+        yield text(92, y + 26, f"{name}: box and mask" if drawn else f"{name}: box only", "start")
+        yield text(92, y + 48, "a seen class" if drawn else "an unseen class", "start", f'fill="{TEAL}"')
+        yield _object(424, y, True)
+        yield text(506, y + 46, name, "start")
+        ends = f"M92 {y + 62}L240 {130 + 10 * row}M374 {130 + 10 * row}L416 {y + 40}"
+        yield f'<path d="{ends}" stroke="{PALE}" stroke-width="3"/>'
+    yield f'<rect x="240" y="106" width="134" height="56" rx="6" fill="{TEAL}"/>'
+    yield text(307, 130, "one mask head", style='fill="#fff"')
+    yield text(307, 150, "for all classes", style='fill="#fff"')
+    yield text(280, 256, "A box takes 7 seconds to draw, a mask 80.")
 
 
 def _object(x: float, y: float, with_mask: bool) -> str:
@@ -86,13 +87,13 @@ def _box_frames() -> Iterator[str]:
 
 
 def seen_and_unseen() -> str:
-    return svg("Published: mask AP on seen and unseen classes", 620, 270, _seen_and_unseen())
+    return svg("Published: mask AP on seen and unseen classes", 640, 270, _seen_and_unseen())
 
 
 def _seen_and_unseen() -> Iterator[str]:
     """The paper's Table 2, as the package's study has it."""
     study = yaml.safe_load(files("maskwright").joinpath("studies/paper_table_2.yaml").read_text())
-    yield text(310, 22, "mask AP in the paper's Table 2 (Mask R-CNN, ResNet-101)", style='font-weight="bold"')
+    yield text(320, 22, "mask AP in Table 2 of the paper (Mask R-CNN, ResNet-101)", style='font-weight="bold"')
     rows = [
         ("default_proposals", "default head, proposals"),
         ("default_ground_truth", "default head, true boxes"),
@@ -101,12 +102,12 @@ def _seen_and_unseen() -> Iterator[str]:
     ]
     for index, (row, name) in enumerate(rows):
         y = 44 + 48 * index
-        yield text(180, y + 22, name, "end")
+        yield text(190, y + 22, name, "end")
         for offset, (measure, colour) in enumerate([("mask_ap_seen", PALE), ("mask_ap_unseen", TEAL)]):
             value = 100 * study["published"][row][measure]
-            yield f'<rect x="190" y="{y + 17 * offset}" width="{value * 8:.0f}" height="15" fill="{colour}"/>'
-            yield text(196 + value * 8, y + 12 + 17 * offset, f"{value:.1f}", "start")
-    for x, colour, name in [(190, PALE, "20 seen classes"), (340, TEAL, "60 unseen classes")]:
+            yield f'<rect x="200" y="{y + 17 * offset}" width="{value * 8:.0f}" height="15" fill="{colour}"/>'
+            yield text(206 + value * 8, y + 12 + 17 * offset, f"{value:.1f}", "start")
+    for x, colour, name in [(200, PALE, "20 seen classes"), (360, TEAL, "60 unseen classes")]:
         yield f'<rect x="{x}" y="244" width="14" height="14" fill="{colour}"/>'
         yield text(x + 20, 256, name, "start")
 

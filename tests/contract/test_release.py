@@ -51,7 +51,17 @@ def check_alone(wheel: Path, folder: Path) -> None:
     scripts = home / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / "python"
     output_of(
-        sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+        cwd=folder,
     )
     packages = output_of(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     libraries = [path for path in sys.path if path.endswith("site-packages")]
