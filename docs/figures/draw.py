@@ -42,7 +42,7 @@ def _partial_supervision() -> Iterator[str]:
         yield text(92, y + 48, "a seen class" if drawn else "an unseen class", "start", f'fill="{TEAL}"')
         yield _object(424, y, True)
         yield text(506, y + 46, name, "start")
-        ends = f"M92 {y + 62}L240 {130 + 10 * row}M374 {130 + 10 * row}L416 {y + 40}"
+        ends = f"M{204 + 6 * row} {y + 36}L240 {130 + 10 * row}M374 {130 + 10 * row}L416 {y + 40}"
         yield f'<path d="{ends}" stroke="{PALE}" stroke-width="3"/>'
     yield f'<rect x="240" y="106" width="134" height="56" rx="6" fill="{TEAL}"/>'
     yield text(307, 130, "one mask head", style='fill="#fff"')
