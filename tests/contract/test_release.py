@@ -10,7 +10,6 @@ import venv
 from pathlib import Path
 from zipfile import ZipFile
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +84,3 @@ def test_the_citation_has_what_its_schema_asks_for():
         assert {"type", "title", "authors"} <= reference.keys()
         assert all(set(author) == {"family-names", "given-names"} for author in reference["authors"])
         assert all(set(identifier) == {"type", "value"} for identifier in reference["identifiers"])
-
-
-@pytest.mark.parametrize("heading", ["## [Unreleased]", "### Added", "### Changed"])
-def test_the_change_log_has_its_headings(heading: str):
-    assert heading in (ROOT / "CHANGELOG.md").read_text().splitlines()
