@@ -18,7 +18,8 @@ from maskwright.nn.mask_heads import MASK_HEADS
 from maskwright.training.recipes import recipe_names, recipe_parser, resolve_recipe
 from maskwright.training.run import _split_resume
 
-RUN = ["index", "for_annotators", "for_data_set_owners", "for_deployers", "for_researchers", "extending"]
+WALKS = ["index", "for_annotators", "for_data_set_owners", "for_deployers", "for_researchers", "extending"]
+RUN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in WALKS)]
 """The pages whose blocks run as they stand, in their order, unless their title says what they need."""
 
 OF_OTHER_TOOLS = {"--shm-size", "--no-deps", "--strict"}
@@ -139,16 +140,16 @@ class TestPagesRun:
         with patch.dict(MASK_HEADS):  # a page adds one
             yield
 
-    @pytest.mark.parametrize("name", RUN)
-    def test_blocks_without_needs_run(self, name: str, capsys):
-        names: dict[str, object] = {"__name__": name}
+    @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+    def test_blocks_without_needs_run(self, page: Path, capsys):
+        names: dict[str, object] = {"__name__": page.stem}
         ran = 0
-        for block in blocks(DOCS / f"{name}.md"):
-            if block.title.startswith("Needs: "):
+        for block in blocks(page):
+            if block.title.startswith("Needs: ") or (page.stem == "README" and block.language == "bash"):  # .ci/run
                 continue
             assert block.language in ("console", "python", "yaml"), f"neither run nor marked: {block.text}"
             if block.language == "python":
-                exec(compile(block.text, name, "exec"), names)
+                exec(compile(block.text, page.name, "exec"), names)
             for _, *arguments in block.commands:
                 assert cli.main(arguments) == 0
             captured = capsys.readouterr()
