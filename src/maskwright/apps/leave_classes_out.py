@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from maskwright.apps.left_out_answer import answer_text, write_answer
 from maskwright.apps.left_out_files import LabelledImages, read_sides, stable_hash
-from maskwright.apps.study import plan_of
+from maskwright.apps.study import study_plan
 from maskwright.apps.study_file import Study, StudyRun, Values, runs_of
 from maskwright.apps.study_training import alone_in, ended_runs
 from maskwright.data.categories import labels_of_names, match_name
@@ -119,7 +119,7 @@ def run(values: Values, **given: Any) -> int:
     study = _study(options, recipe, values, rows)
     runs = runs_of(study, out)
     if options.dry_run:
-        print(plan_of(study, runs))
+        print(study_plan(study, runs))
         return 0
     known = _classes_of_weights(recipe, training)
     images = data.validation_images or data.images

@@ -71,7 +71,7 @@ def run(values: Values, **given: Any) -> int:
     out = Path(options.out or Path("runs") / "studies" / study.name)
     runs = runs_of(study, out)
     if options.dry_run:
-        print(plan_of(study, runs))
+        print(study_plan(study, runs))
         return 0
     _require_data(study, runs)
     with alone_in(out) as lock, closing(ended_runs(runs, options.processes, lock)) as ended:
@@ -95,7 +95,7 @@ def list_studies() -> None:
         print(f"{study.name}: {study.about}\n  recipe {study.recipe}; rows {', '.join(study.rows)}")
 
 
-def plan_of(study: Study, runs: Sequence[StudyRun]) -> str:
+def study_plan(study: Study, runs: Sequence[StudyRun]) -> str:
     """What all rows change in the recipe, then what each does, and how far its runs have come.
 
     Raises:

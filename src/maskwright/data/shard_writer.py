@@ -107,6 +107,7 @@ def _select(index: AnnotationIndex, images: list[int], problems: list[Problem], 
         problems=index.problems + problems,
         boxes=index.boxes[rows],
         segmentations=ShardSegmentations(index.segmentations.kinds[rows], offsets, tars),
+        positions=index.positions[rows],
         own_ids=None if index.own_ids is None else [index.own_ids[row] for row in rows],
     )
 

@@ -33,7 +33,15 @@ INDEX_NAME = "index.npz"
 
 _FORMAT = "maskwright shards 1"
 _EXPECTED = "expected a folder that `maskwright data shards` wrote"
-_COLUMNS = ("image_sizes", "offsets", "category_rows", "ids", "iscrowd", "boxes")  # that an index has as they are
+_COLUMNS = (
+    "image_sizes",
+    "offsets",
+    "category_rows",
+    "ids",
+    "iscrowd",
+    "boxes",
+    "positions",
+)  # as they are in an index
 
 Place = Int64[np.ndarray, " 3"]
 """Where a member of a tar is: the number of the shard, the first byte of its content there, and the number of bytes."""
