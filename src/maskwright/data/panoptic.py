@@ -82,6 +82,8 @@ class CocoPanoptic(CocoDataset):
     @classmethod
     def mismatch(cls, annotations: str | Path) -> str | None:
         """See `FileDataset`."""
+        if Path(annotations).is_dir():
+            return "is a folder"
         return None if is_panoptic(annotations) else "has no `segments_info`"
 
     @classmethod
