@@ -13,6 +13,7 @@ import pytest
 from documented import DOCS, PAGES, ROOT, blocks, mentioned, shown_commands
 
 from maskwright import cli
+from maskwright.apps import leave_classes_out
 from maskwright.apps.study_file import read_study, runs_of
 from maskwright.nn.mask_heads import MASK_HEADS
 from maskwright.training.recipes import recipe_names, recipe_parser, resolve_recipe
@@ -22,9 +23,10 @@ WALKS = ["index", "for_annotators", "for_data_set_owners", "for_deployers", "for
 RUN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in WALKS)]
 """The pages whose blocks run as they stand, in their order, unless their title says what they need."""
 
-OF_OTHER_TOOLS = {"--shm-size", "--no-deps", "--strict"}
+OF_OTHER_TOOLS = {"--conf-threshold", "--conv-mask-to-poly", "--no-deps", "--shm-size", "--strict"}
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_/|]*(\.\w+)?|[\w/]+\.yaml")  # NAME, RECIPE.yaml, mine.yaml
 FAMILIES = ("deep_mac", "deep_marc", "max_deeplab")
+FILES = ("--data.images=x", "--data.annotations=x")
 
 
 class Accepted(BaseException):
@@ -70,7 +72,8 @@ def check_recipe(arguments: Sequence[str]) -> None:
     if name not in recipe_names():
         assert PLACEHOLDER.fullmatch(name), f"there is no recipe {name}"
         name = "deep_mac/tiny"
-    resolve_recipe(name, ["--data.images=x", "--data.annotations=x", *overrides])
+    in_shards = any(word.startswith("--data.shards") for word in overrides)
+    resolve_recipe(name, [*([] if in_shards else FILES), *overrides])
 
 
 def check_study(arguments: Sequence[str]) -> None:
@@ -79,6 +82,9 @@ def check_study(arguments: Sequence[str]) -> None:
         return
     parse(["study", *arguments])
     values, _ = cli._split_keys(arguments)
+    if arguments[0] == leave_classes_out.NAME:
+        resolve_recipe(leave_classes_out.OPTIONS().recipe, [f"--{key}={value}" for key, value in values.items()])
+        return
     runs_of(read_study(arguments[0]).with_values(values), Path("runs"))
 
 
@@ -104,7 +110,7 @@ def check_mentioned(words: list[str]) -> None:
     if words[0] == "train":
         assert any(options <= train_options(family) | {"--help"} for family in FAMILIES), words
     elif not words[0].startswith("-") and words != ["study"]:
-        verb = words[:2] if words[0] == "data" else words[:1]
+        verb = words[:2] if words[0] in ("data", "study") else words[:1]
         if not PLACEHOLDER.fullmatch(words[0]):
             assert {option for option in options if "." not in option} <= parse([*verb, "x"], complete=False), words
 
@@ -112,7 +118,7 @@ def check_mentioned(words: list[str]) -> None:
 @pytest.fixture(scope="module")
 def every_option() -> set[str]:
     """Of all commands, of the recipes of all families, and of the benchmarks."""
-    options = set(OF_OTHER_TOOLS)
+    options = OF_OTHER_TOOLS | parse(["study", leave_classes_out.NAME], complete=False)
     for verb in cli.VERBS:
         if verb != "train":
             options |= parse([*verb.split(), "x"], complete=False)
