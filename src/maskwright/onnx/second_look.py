@@ -39,7 +39,7 @@ def mean_of_looks(
     """The outputs of a file of masks of both looks at the same boxes as one; `mask_scores` are those of the mean."""
     mean = {name: (values + second[name]) / 2 for name, values in first.items()}
     if "mask_quality_logits" in mean:
-        scores = 1 / (1 + np.exp(-mean["mask_quality_logits"]))
+        scores = 1 / (1 + np.exp(-mean["mask_quality_logits"].astype(np.float64)))
     else:
         probabilities = mean["mask_probabilities"]
         inside = probabilities > 0.5
