@@ -216,7 +216,7 @@ class Predictor:
         return InstancePrediction(boxes=boxes, image_size=size, frame=frame, categories=self.categories, **rows)
 
 
-def _scale(size: Size, metadata: Metadata) -> np.ndarray:
+def _scale(size: tuple[int, ...], metadata: Metadata) -> np.ndarray:
     """Factors of the corners of boxes from pixels of a picture to those of the network's input."""
     height, width = resized_size(size, metadata)
     return np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
