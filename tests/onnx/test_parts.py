@@ -19,7 +19,7 @@ from maskwright.onnx.paste import paste_mask
 from maskwright.onnx.predictions import encode_mask
 from maskwright.onnx.predictor import boxes_on_picture
 from maskwright.onnx.preparation import network_input, resized_size
-from maskwright.onnx.second_look import crop_around, mean_of_looks, small_rows
+from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
 from maskwright.ops import crop as ops
 from maskwright.ops.paste import paste_masks
 from maskwright.structures import ImageGeometry
@@ -100,12 +100,12 @@ def test_long_runs_take_several_characters():
     context=st.floats(1, 9),
     size=st.tuples(st.integers(1, 60), st.integers(1, 80)),
 )
-def test_the_crop_around_a_box_is_that_of_torch(corners, context, size):
+def test_the_square_around_a_box_is_that_of_torch(corners, context, size):
     places = np.array(corners, dtype=np.float32).reshape(2, 2)
     box = np.concatenate([places.min(axis=0), places.max(axis=0)]) * np.array([size[1], size[0]] * 2, np.float32)
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     expected, inside = ops.crop_around(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(box), context)
-    found, found_inside = crop_around(picture, box, context)
+    found, found_inside = square_around(picture, box, context)
     assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
     assert np.array_equal(found_inside, inside.numpy())
 

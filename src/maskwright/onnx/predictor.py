@@ -16,7 +16,7 @@ from maskwright.onnx.merging import merge_masks
 from maskwright.onnx.metadata import KEY, Metadata, encoder_path
 from maskwright.onnx.predictions import InstancePrediction, PanopticPrediction
 from maskwright.onnx.preparation import Size, network_input, resized_size
-from maskwright.onnx.second_look import crop_around, mean_of_looks, small_rows
+from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
 from maskwright.pictures import read_picture
 
 _BOXES_AT_ONCE = 16  # as many as the activations of a mask head fit a processor's cache
@@ -179,7 +179,7 @@ class Predictor:
         """`_look` at boxes, in the picture's pixels, on enlarged crops around them."""
         values = cast("dict[str, Any]", self.metadata.second_look)
         metadata = replace(self.metadata, image_size=values["size"])
-        crops, inside = zip(*(crop_around(picture, box, values["context"]) for box in boxes), strict=True)
+        crops, inside = zip(*(square_around(picture, box, values["context"]) for box in boxes), strict=True)
         in_input = [box * _scale(crop.shape[:2], metadata) for crop, box in zip(crops, inside, strict=True)]
         maps = self._maps({"image": np.concatenate([network_input(crop, metadata) for crop in crops])})
         return self._look(maps, np.stack(in_input), np.arange(len(boxes)), labels)

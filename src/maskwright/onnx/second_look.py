@@ -18,7 +18,7 @@ def small_rows(boxes: np.ndarray, metadata: Metadata, at_once: int) -> list[np.n
     return [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
 
 
-def crop_around(picture: np.ndarray, box: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray]:
+def square_around(picture: np.ndarray, box: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray]:
     """The square part of a picture [H, W, 3] around a box, and the box in its pixels; as `ops.crop.crop_around`."""
     x1, y1, x2, y2 = box.tolist()
     side = max(1, round(context * max(x2 - x1, y2 - y1)))
