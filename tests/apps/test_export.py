@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, save
 from PIL import Image
 
 import maskwright
+from maskwright.apps import export as exporting
 from maskwright.cli import main
 from maskwright.errors import UserError
 from maskwright.models.hub import save_pretrained
@@ -107,6 +108,16 @@ def test_what_cannot_be_exported(folder, arguments, message, capsys, monkeypatch
     assert main(["export", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("options", [{"raw_image": True}, {"single": True, "raw_image": True}, {"detector": True}, {}])
+def test_a_second_look_that_is_left_out_is_told(options, tmp_path, capsys, monkeypatch):
+    save_pretrained(small_deep_mac.build(second_look_below=9.0, second_look_size=32), tmp_path / "weights")
+    monkeypatch.setattr(exporting, "export_model", lambda *_: {})
+    exporting.export(exporting.ExportArguments(str(tmp_path / "weights"), str(tmp_path / "model.onnx"), **options))
+    cause = "--detector" if "detector" in options else "--raw-image"
+    told = f"{tmp_path / 'model.onnx'} has no second look at small boxes, as the model has: {cause} leaves it out\n"
+    assert capsys.readouterr().err == (told if options else "")
 
 
 def test_other_verbs_say_what_takes_it(folder, tmp_path, capsys):

@@ -52,7 +52,9 @@ def python(tmp_path: Path) -> Path:
 
 
 def test_it_predicts_the_same(python: Path, tmp_path: Path):
-    model = small_deep_mac.build(mask_head="resnet4", use_image_crop=True, box_frame="pixel", box_margin=0.1)
+    crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
+    twice = {"second_look_below": 10.0, "second_look_size": 32}  # of four boxes
+    model = small_deep_mac.build(mask_head="resnet4", **crops, **twice)
     save_pretrained(model, tmp_path / "deep-mac-tiny")
     export(ExportArguments(str(tmp_path / "deep-mac-tiny"), str(tmp_path / "deep-mac-tiny.onnx")))
     picture = ROOT / "examples" / "cat.jpg"

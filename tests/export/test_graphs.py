@@ -19,7 +19,7 @@ from torch import nn
 
 import maskwright.onnx as exported_models
 from maskwright.errors import UserError
-from maskwright.export.files import ExportOptions, export_model, reduce_weights, save_models
+from maskwright.export.files import ExportOptions, describe, export_model, reduce_weights, save_models
 from maskwright.export.graphs import GraphOptions
 from maskwright.models.calibration import MaskCalibration
 from maskwright.models.max_deeplab.config import ENCODER_SIZES
@@ -28,6 +28,7 @@ from maskwright.predictor import Predictor
 
 SIZES = [(40, 64), (90, 50), (64, 64)]  # of pictures, (height, width)
 COUNTS = (0, 1, 2, 100)
+SECOND_LOOK = {"second_look_below": 24.0, "second_look_size": 32}
 CURVE = MaskCalibration([0.0, 0.4, 0.6, 1.0], [0.1, 0.2, 0.7, 0.9])
 
 
@@ -91,10 +92,12 @@ def both(model: Any, folder: Path, **options: Any) -> tuple[Predictor, exported_
 
 
 def test_deep_mac_as_a_pair(tmp_path):
-    model = settled(small_deep_mac.build(use_image_crop=True, mask_quality=True, box_frame="pixel", box_margin=0.1), 64)
+    crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
+    model = settled(small_deep_mac.build(mask_quality=True, **crops, **SECOND_LOOK), 64)
     model.mask_calibration = CURVE
     torch_predictor, exported = both(model, tmp_path)
     check_boxes_to_masks(torch_predictor, exported)
+    check_second_look(exported)
     check_batch(torch_predictor.model, exported)
     (tmp_path / "model.encoder.onnx").unlink()
     with pytest.raises(UserError, match=r"model.encoder.onnx: no such file"):
@@ -112,6 +115,37 @@ def check_batch(model: Any, exported: exported_models.Predictor) -> None:
     with torch.inference_mode():
         expected = model.on_boxes(model.mask_logits(model.maps(batch), boxes, index)).sigmoid()
     np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_deep_mac_as_one_file(tmp_path):
+    """Whose masks have no quality of their own, and whose network does not read the image again."""
+    model = settled(small_deep_mac.build(mask_head="resnet4", **SECOND_LOOK), 64)
+    model.mask_calibration = CURVE
+    torch_predictor, exported = both(model, tmp_path, single=True)
+    check_boxes_to_masks(torch_predictor, exported)
+    check_second_look(exported)
+
+
+def check_second_look(exported: exported_models.Predictor) -> None:
+    """Small boxes alone are seen again: of the first look alone, their masks and scores are others."""
+    boxes = np.array([[30, 20, 40, 26], [2, 2, 60, 38], [58, 30, 64, 40]], dtype=np.float32)
+    features = exported.encode(pictures()[0])
+    twice = exported.masks_from_boxes(features, boxes)
+    with_it, exported.metadata = exported.metadata, replace(exported.metadata, second_look=None)
+    once = exported.masks_from_boxes(features, boxes)
+    exported.metadata = with_it
+    changes = np.abs(twice.mask_probabilities - once.mask_probabilities).max(axis=(1, 2))
+    assert (changes > 1e-2).tolist() == [True, False, True]
+    assert (np.abs(twice.mask_scores - once.mask_scores) > 1e-5).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("form", [{"raw_image": True}, {"single": True, "raw_image": True}, {"detector": True}])
+def test_a_form_that_takes_no_crops_has_no_second_look(form):
+    model = settled_detector(**SECOND_LOOK)
+    told = [describe(model, "", "", ExportOptions(GraphOptions(**options))) for options in (form, {}, {"single": True})]
+    looks = {"below": 24.0, "context": 1.5, "size": 32}
+    assert [each.second_look for each in told] == [None, looks, looks]
 
 
 def test_deep_mac_as_one_file_of_raw_pictures(tmp_path):
@@ -174,10 +208,10 @@ def test_the_detector(tmp_path):
         exported.predict(pictures()[0], [[1, 2, 30, 40]])
 
 
-def settled_detector() -> Any:
+def settled_detector(**values: Any) -> Any:
     """A detector whose peaks have an extent of some 20 pixels."""
     categories = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]
-    model = settled(small_deep_mac.build(detector="centernet", categories=categories), 64)
+    model = settled(small_deep_mac.build(detector="centernet", categories=categories, **values), 64)
     for heads in model.network.detector:
         nn.init.constant_(heads.size[-1].bias, 5.0)
         nn.init.normal_(heads.center[-1].weight, std=0.5, generator=torch.Generator().manual_seed(0))
@@ -188,7 +222,8 @@ def settled_detector() -> Any:
     "raw_image", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["prepared", "raw pictures"]
 )
 def test_deep_marc_with_a_mask_per_class(raw_image, tmp_path):
-    model = settled(small_deep_marc.build(class_agnostic_masks=False), 128)
+    looks = {} if raw_image else {"second_look_below": 40.0, "second_look_size": 64}
+    model = settled(small_deep_marc.build(class_agnostic_masks=False, **looks), 128)
     torch_predictor, exported = both(model, tmp_path, raw_image=raw_image)
     check_boxes_to_masks(torch_predictor, exported, labels=True)
     check_boxes_to_masks(torch_predictor, exported)

@@ -19,6 +19,8 @@ from maskwright.onnx.paste import paste_mask
 from maskwright.onnx.predictions import encode_mask
 from maskwright.onnx.predictor import boxes_on_picture
 from maskwright.onnx.preparation import network_input, resized_size
+from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
+from maskwright.ops import crop as ops
 from maskwright.ops.paste import paste_masks
 from maskwright.structures import ImageGeometry
 
@@ -91,6 +93,44 @@ def test_long_runs_take_several_characters():
     plane = np.zeros((1000, 900), dtype=bool)
     plane[500:, 450:] = True
     assert np.array_equal(coco_mask.decode(encode_mask(plane)), plane)
+
+
+@given(
+    corners=st.tuples(*[st.floats(0, 1, width=32)] * 4),
+    context=st.floats(1, 9),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 80)),
+)
+def test_the_square_around_a_box_is_that_of_torch(corners, context, size):
+    places = np.array(corners, dtype=np.float32).reshape(2, 2)
+    box = np.concatenate([places.min(axis=0), places.max(axis=0)]) * np.array([size[1], size[0]] * 2, np.float32)
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected, inside = ops.crop_around(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(box), context)
+    found, found_inside = square_around(picture, box, context)
+    assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
+    assert np.array_equal(found_inside, inside.numpy())
+
+
+def test_boxes_with_a_longer_side_below_the_limit_are_small():
+    told = metadata(second_look={"below": 10.0, "context": 1.5, "size": 32})
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 10, 2], [1, 1, 2, 10.9], [0, 0, 1, 50], [3, 3, 4, 4]], dtype=np.float32)
+    assert [rows.tolist() for rows in small_rows(boxes, told, 2)] == [[0, 2], [4]]
+    assert small_rows(boxes[:0], told, 2) == []
+    assert small_rows(boxes, metadata(), 2) == []
+
+
+def test_two_looks_as_one():
+    curve = {"scores": [0.2, 0.7], "ious": [0.1, 0.6]}
+    raw, calibrated = metadata(), metadata(mask_calibration=curve)
+    first = {"mask_probabilities": np.array([[[0.9, 0.2]]], np.float32), "mask_scores": np.array([0.3], np.float32)}
+    second = {"mask_probabilities": np.array([[[0.7, 0.6]]], np.float32), "mask_scores": np.array([0.4], np.float32)}
+    found = mean_of_looks(first, second, raw)
+    np.testing.assert_allclose(found["mask_probabilities"], [[[0.8, 0.4]]], rtol=1e-6)
+    np.testing.assert_allclose(found["mask_scores"], [0.8], rtol=1e-6)  # the mean of what is over a half
+    np.testing.assert_allclose(mean_of_looks(first, second, calibrated)["mask_scores"], [0.6], rtol=1e-6)
+    logits = ({"mask_quality_logits": np.array([value], np.float32)} for value in (-2.0, 2.0))
+    first, second = ({**look, **quality} for look, quality in zip((first, second), logits, strict=True))
+    np.testing.assert_allclose(mean_of_looks(first, second, raw)["mask_scores"], [0.5], rtol=1e-6)
+    np.testing.assert_allclose(mean_of_looks(first, second, calibrated)["mask_scores"], [0.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("merging", ["pixelwise", "maskwise"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskwright.apps.outputs import check_outputs
 from maskwright.errors import UserError
-from maskwright.export.files import ExportOptions, export_model, save_models
+from maskwright.export.files import ExportOptions, export_model, save_models, second_look
 from maskwright.export.graphs import GraphOptions
 from maskwright.models.hub import EXPORTED, from_pretrained
 from maskwright.onnx.metadata import encoder_path
@@ -65,9 +66,13 @@ def export(arguments: ExportArguments) -> list[Path]:
     graphs = GraphOptions(arguments.single, arguments.detector, arguments.raw_image, arguments.max_detections)
     try:
         options = ExportOptions(graphs, arguments.precision)
-        models = export_model(from_pretrained(arguments.model), options)
+        model = from_pretrained(arguments.model)
+        models = export_model(model, options)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{arguments.model}: {error}") from error
+    if getattr(model.config, "second_look_below", 0) and second_look(model, graphs) is None:
+        option = "--detector" if arguments.detector else "--raw-image"
+        print(f"{out} has no second look at small boxes, as the model has: {option} leaves it out", file=sys.stderr)
     return save_models(models, out)

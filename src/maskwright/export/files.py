@@ -17,6 +17,7 @@ import torch
 from maskwright.errors import UserError
 from maskwright.export.graphs import Graph, GraphOptions, create_graphs, example_inputs, free_axes
 from maskwright.files import write_whole
+from maskwright.models.config import BoxPromptedConfig
 from maskwright.models.family import BoxPromptedFamily, Family
 from maskwright.models.hub import model_hash
 from maskwright.nn.inference import fold_batch_norms
@@ -81,7 +82,9 @@ def export_model(model: Family[Any], options: ExportOptions) -> dict[str, Any]:
 def describe(model: Family[Any], graph: str, identity: str, options: ExportOptions) -> Metadata:
     """The metadata of a graph; `identity` is its `id`."""
     batch = model.image_batch
-    box_frame = model.box_frame if isinstance(model, BoxPromptedFamily) else None
+    box_frame = calibration = None
+    if isinstance(model, BoxPromptedFamily):
+        box_frame, calibration = model.box_frame, model.mask_calibration
     return Metadata(
         id=identity,
         graph=graph,
@@ -98,8 +101,22 @@ def describe(model: Family[Any], graph: str, identity: str, options: ExportOptio
         categories=[dict(category) for category in model.categories],
         mask_classes=model.mask_classes,
         box_frame=box_frame,
+        mask_calibration=calibration.stored_values() if calibration else None,
+        second_look=second_look(model, options.graphs),
         merging={} if box_frame else {name: getattr(model.config, name) for name in MERGING},
     )
+
+
+def second_look(model: Family[Any], options: GraphOptions) -> dict[str, Any] | None:
+    """`Metadata.second_look` of a model in its exported form."""
+    config = model.config
+    if not isinstance(config, BoxPromptedConfig) or not config.second_look_below or not options.takes_crops:
+        return None
+    return {
+        "below": config.second_look_below,
+        "context": config.second_look_context,
+        "size": config.second_look_size,
+    }
 
 
 def export_graph(graph: Graph, metadata: Metadata) -> Any:
@@ -123,7 +140,7 @@ def export_graph(graph: Graph, metadata: Metadata) -> Any:
             opset_version=OPSET,
             input_names=graph.inputs,
             output_names=graph.outputs,
-            dynamic_shapes={"tensors": tuple(dict(enumerate(free_axes(name, metadata.raw_image))) for name in example)},
+            dynamic_shapes={"tensors": tuple(free_axes(name, metadata) for name in example)},
             custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
             verbose=False,
         )

@@ -18,6 +18,7 @@ from maskwright.models.deep_mac.centernet import decode
 from maskwright.models.deep_marc import DeepMARC
 from maskwright.models.family import BoxPromptedFamily, Family
 from maskwright.models.max_deeplab import MaXDeepLab
+from maskwright.onnx.metadata import Metadata
 
 Values = dict[str, Tensor]
 """Tensors by their names in the file; shapes and frames: `docs/export.md`."""
@@ -40,6 +41,11 @@ class GraphOptions:
     detector: bool = False
     raw_image: bool = False
     max_detections: int = 100
+
+    @property
+    def takes_crops(self) -> bool:
+        """Whether the graphs take boxes on inputs of other sizes than `image_size`, as second looks need it."""
+        return not (self.detector or self.raw_image)
 
 
 class Graph(nn.Module):
@@ -87,6 +93,8 @@ def create_graphs(model: Family[Any], options: GraphOptions) -> list[Graph]:
     if not isinstance(model, BoxPromptedFamily):
         raise ValueError(f"there is no export of the family {model.family}")
     masks = ["mask_probabilities", "mask_scores"]
+    if model.config.mask_quality:
+        masks.append("mask_quality_logits")
     if options.detector:
         if not isinstance(model, DeepMAC) or model.needs_boxes:
             raise ValueError("only Deep-MAC models with a detector are exported with it")
@@ -138,13 +146,14 @@ def _maps(model: BoxPromptedFamily[Any], values: Values) -> tuple[Tensor, ...]:
     """The maps as the network takes them; of those that it does not read, the size alone."""
     if not isinstance(model, DeepMAC):
         return tuple(values[name] for name in map_names(model))
-    pixels, size = values["pixel_embedding"], model.image_size
-    unread = {"instance_embedding": pixels, "image": pixels.new_zeros(1, 3, size, size)}
+    pixels, stride = values["pixel_embedding"], model.network.backbone.strides[-1]
+    height, width = pixels.shape[-2:]
+    unread = {"instance_embedding": pixels, "image": pixels.new_zeros(1, 3, stride * height, stride * width)}
     return tuple((unread | values)[name] for name in model.map_names)
 
 
 def masks_of_boxes(model: BoxPromptedFamily[Any], values: Values) -> Values:
-    """Maps and `boxes` -> `mask_probabilities` and `mask_scores`."""
+    """Maps and `boxes` -> `mask_probabilities`, `mask_scores` and, with `mask_quality`, `mask_quality_logits`."""
     boxes = values["boxes"]
     if "scale" in values:
         boxes = boxes * values["scale"].repeat(2)
@@ -163,7 +172,8 @@ def _masks(model: BoxPromptedFamily[Any], values: Values, boxes: Tensor, image_i
     else:
         logits = model.network.mask_logits(*prompt)
     probabilities = model.on_boxes(logits).sigmoid()
-    return {"mask_probabilities": probabilities, "mask_scores": model.mask_scores(probabilities, qualities)}
+    masks = {"mask_probabilities": probabilities, "mask_scores": model.mask_scores(probabilities, qualities)}
+    return masks if qualities is None else {**masks, "mask_quality_logits": qualities}
 
 
 def detect(model: DeepMAC, values: Values, max_detections: int) -> Values:
@@ -194,13 +204,17 @@ def panoptic_logits(model: MaXDeepLab, values: Values) -> Values:
     return {"mask_logits": masks, "class_logits": classes}
 
 
-def free_axes(name: str, raw_image: bool) -> tuple[str, ...]:
-    """The names of an input's first axes, those that may have any size."""
+def free_axes(name: str, metadata: Metadata) -> dict[int, str]:
+    """The axes of an input that may have any size, with their names."""
     if name in ("boxes", "image_index", "labels"):
-        return ("boxes",)
+        return {0: "boxes"}
     if name == "picture":
-        return ("height", "width")
-    return () if raw_image else ("batch",)
+        return {0: "height", 1: "width"}
+    if metadata.raw_image:
+        return {}
+    if metadata.second_look is None:
+        return {0: "batch"}
+    return {0: "batch", 2: f"{name}_height", 3: f"{name}_width"}
 
 
 def example_inputs(graph: Graph) -> Values:

@@ -29,6 +29,9 @@ class Metadata:
     categories: the label space, in label order.
     mask_classes: names of the classes whose masks the model has learnt.
     box_frame: how the grid of a mask lies on its box: `corner` or `pixel`; null of panoptic models.
+    mask_calibration: of calibrated models, the curve that is in `mask_scores`: `scores` (raw) and `ious` of its knots.
+    second_look: which boxes are to be looked at again, and how: `below`, `context` and `size` as `second_look_...` of
+        the model's config; null where the model does not look again, or the file cannot.
     merging: of panoptic models, the values with which the masks are merged.
     """
 
@@ -47,6 +50,8 @@ class Metadata:
     categories: list[dict[str, Any]]
     mask_classes: list[str]
     box_frame: str | None = None
+    mask_calibration: dict[str, list[float]] | None = None
+    second_look: dict[str, Any] | None = None
     merging: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from maskwright.onnx.merging import merge_masks
 from maskwright.onnx.metadata import KEY, Metadata, encoder_path
 from maskwright.onnx.predictions import InstancePrediction, PanopticPrediction
 from maskwright.onnx.preparation import Size, network_input, resized_size
+from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
 from maskwright.pictures import read_picture
 
 _BOXES_AT_ONCE = 16  # as many as the activations of a mask head fit a processor's cache
@@ -27,11 +28,16 @@ class ImageFeatures:
     """What `Predictor.encode` keeps of one picture.
 
     maps: what the file of the masks takes beside the boxes, by name.
-    image_size: (height, width) of the picture.
+    picture: uint8 RGB [H, W, 3], for second looks.
     """
 
     maps: Mapping[str, np.ndarray]
-    image_size: Size
+    picture: np.ndarray
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the picture."""
+        return self.picture.shape[0], self.picture.shape[1]
 
 
 class Predictor:
@@ -123,7 +129,7 @@ class Predictor:
         kept = np.flatnonzero((scores >= score_threshold) & (scores > 0))[:max_detections]
         boxes = found["boxes"][0][kept]
         if not self.metadata.raw_image:
-            boxes = boxes / self._scale(size)
+            boxes = boxes / _scale(size, self.metadata)
         rows = {name: found[name][0][kept] for name in ("labels", "scores", *_MASKS)}
         return self._prediction(clip_to_picture(boxes, size), size, rows)
 
@@ -138,29 +144,45 @@ class Predictor:
         if not self.needs_boxes:
             raise UserError(f"{self.path} takes no boxes: it finds the instances or segments itself")
         picture = read_picture(image)
-        maps = self._network_input(picture)
-        if self._encoder is not None:
-            maps |= self._run(self._encoder, maps)
-        kept = {name: value for name, value in maps.items() if name in self._inputs}
-        return ImageFeatures(kept, (picture.shape[0], picture.shape[1]))
+        return ImageFeatures(self._maps(self._network_input(picture)), picture)
 
     def masks_from_boxes(self, features: ImageFeatures, boxes: Any, labels: Any = None) -> InstancePrediction:
         """Masks of boxes on an image that `encode` has seen; arguments, result and errors as in `predict`."""
         size = features.image_size
         checked = boxes_on_picture(boxes, size)
         classes = self._labels(labels, len(checked))
-        prompt = {
-            "boxes": checked if self.metadata.raw_image else checked * self._scale(size),
-            "image_index": np.zeros(len(checked), dtype=np.int64),
-            "labels": classes,
-        }
-        at_once = _BOXES_AT_ONCE if self._encoder is not None else max(1, len(checked))
+        in_input = checked if self.metadata.raw_image else checked * _scale(size, self.metadata)
+        seen = self._look(features.maps, in_input, np.zeros(len(checked), dtype=np.int64), classes)
+        for rows in small_rows(in_input, self.metadata, _BOXES_AT_ONCE):
+            again = self._look_again(features.picture, checked[rows], classes[rows])
+            first = {name: values[rows] for name, values in seen.items()}
+            for name, values in mean_of_looks(first, again, self.metadata).items():
+                seen[name][rows] = values
+        masks = {name: seen[name] for name in _MASKS}
+        return self._prediction(
+            checked, size, {"labels": classes, "scores": np.ones(len(checked), np.float32), **masks}
+        )
+
+    def _look(
+        self, maps: Mapping[str, np.ndarray], boxes: np.ndarray, image_index: np.ndarray, labels: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What the file of the masks says of boxes, in the pixels that it takes; `maps` as in `ImageFeatures`."""
+        prompt = {"boxes": boxes, "image_index": image_index, "labels": labels}
+        at_once = _BOXES_AT_ONCE if self._encoder is not None else max(1, len(boxes))
         parts = []
-        for first in range(0, max(1, len(checked)), at_once):
+        for first in range(0, max(1, len(boxes)), at_once):
             chunk = {name: values[first : first + at_once] for name, values in prompt.items()}
-            parts.append(self._run(self._session, {**features.maps, **chunk}))
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in _MASKS}
-        return self._prediction(checked, size, {"labels": classes, "scores": np.ones(len(checked), np.float32), **rows})
+            parts.append(self._run(self._session, {**maps, **chunk}))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _look_again(self, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """`_look` at boxes, in the picture's pixels, on enlarged crops around them."""
+        values = cast("dict[str, Any]", self.metadata.second_look)
+        metadata = replace(self.metadata, image_size=values["size"])
+        crops, inside = zip(*(square_around(picture, box, values["context"]) for box in boxes), strict=True)
+        in_input = [box * _scale(crop.shape[:2], metadata) for crop, box in zip(crops, inside, strict=True)]
+        maps = self._maps({"image": np.concatenate([network_input(crop, metadata) for crop in crops])})
+        return self._look(maps, np.stack(in_input), np.arange(len(boxes)), labels)
 
     def _network_input(self, picture: np.ndarray) -> dict[str, np.ndarray]:
         if self.metadata.raw_image:
@@ -168,10 +190,10 @@ class Predictor:
         size = np.array([resized_size(picture.shape[:2], self.metadata)], dtype=np.float32)
         return {"image": network_input(picture, self.metadata), "resized_size": size}
 
-    def _scale(self, size: Size) -> np.ndarray:
-        """Factors of the corners of boxes from pixels of the picture to those of the network's input."""
-        height, width = resized_size(size, self.metadata)
-        return np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
+    def _maps(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`ImageFeatures.maps` of what the encoder or the only file takes."""
+        maps = values if self._encoder is None else {**values, **self._run(self._encoder, values)}
+        return {name: value for name, value in maps.items() if name in self._inputs}
 
     def _run(self, session: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of a file by name; `values` may hold more than it takes."""
@@ -192,6 +214,12 @@ class Predictor:
     def _prediction(self, boxes: np.ndarray, size: Size, rows: Mapping[str, np.ndarray]) -> InstancePrediction:
         frame = str(self.metadata.box_frame)
         return InstancePrediction(boxes=boxes, image_size=size, frame=frame, categories=self.categories, **rows)
+
+
+def _scale(size: tuple[int, ...], metadata: Metadata) -> np.ndarray:
+    """Factors of the corners of boxes from pixels of a picture to those of the network's input."""
+    height, width = resized_size(size, metadata)
+    return np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
 
 
 def boxes_on_picture(boxes: Any, size: Size) -> np.ndarray:
