@@ -65,7 +65,7 @@ def test_the_folder(weights: Path, tmp_path: Path, capsys):
         assert "://" not in path.read_text().replace("http://www.w3.org", "")
     assert not (static / "requests.js").exists()
     assert main(arguments) == 2  # it is not empty any more
-    assert "expected a folder that is new or empty" in capsys.readouterr().err
+    assert "expected the name of a folder" in capsys.readouterr().err
 
 
 def test_refusals(weights: Path, tmp_path: Path, capsys):
@@ -85,6 +85,7 @@ def test_refusals(weights: Path, tmp_path: Path, capsys):
         (["--onnxruntime", good], "--onnxruntime belongs to --static"),
         (["--static", str(tmp_path / "no" / "page"), "--onnxruntime", good], "new or empty"),
         (["--static", str(tmp_path / "text.tgz"), "--onnxruntime", good], "new or empty"),
+        (["--static", ".", "--onnxruntime", good], "new or empty"),
         (["--static", page, "--onnxruntime", str(runtime(tmp_path / "old", version="1.17.3"))], "1.17.3"),
         (["--static", page, "--onnxruntime", good, "--model", str(panoptic)], "expected a model that takes boxes"),
         (["--static", page, "--onnxruntime", good, "--model", f"{weights},{weights}"], "neither a weights folder"),

@@ -43,8 +43,9 @@ def write_static_page(folder: Path, model_name: str, runtime: str | None, limits
         UserError: the folder, the package or the model cannot be used, or the libraries of the extra `export` are not
             installed.
     """
-    if not folder.parent.is_dir() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UserError(f"--static {folder}: expected a folder that is new or empty, in one that exists")
+    is_taken = folder.exists() and not (folder.is_dir() and folder.name and not any(folder.iterdir()))
+    if is_taken or not folder.parent.is_dir():
+        raise UserError(f"--static {folder}: expected the name of a folder that is new or empty, in one that exists")
     if runtime is None:
         raise UserError(f"--static needs --onnxruntime too: {_HOW}")
     libraries = read_runtime(Path(runtime))
