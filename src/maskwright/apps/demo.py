@@ -9,6 +9,7 @@ from typing import Any
 
 from maskwright.apps.demo_page.limits import Limits
 from maskwright.apps.demo_page.models import load_models, models_of_tabs
+from maskwright.apps.demo_page.static_page import write_static_page
 from maskwright.apps.page.extra import require_page_libraries
 from maskwright.errors import UserError
 from maskwright.predictor import DEFAULT_MODEL
@@ -74,8 +75,6 @@ def run(**given: Any) -> int:
 
 
 def _write(folder: Path, options: DemoOptions, limits: Limits) -> None:
-    from maskwright.apps.demo_page.static_page import write_static_page
-
     write_static_page(folder, options.model, options.onnxruntime, limits)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB for any web server, such as python -m http.server --directory {folder}")
