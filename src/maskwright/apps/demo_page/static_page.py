@@ -23,7 +23,7 @@ RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 _PAGE = Path(__file__).parent
 _SHARED = _PAGE.parent / "page" / "static"
-_OLDEST_RUNTIME = (1, 20)
+_OLDEST_RUNTIME = (1, 23)
 _HOW = (
     "expected the npm package onnxruntime-web, as a folder or a .tgz: `npm pack onnxruntime-web@1.30.0`, or "
     "`curl -O https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz`"
@@ -107,5 +107,5 @@ def _runtime(read: Callable[[str], bytes]) -> dict[str, bytes]:
     version = str(about["version"])
     major, minor = (int(number) for number in version.split(".")[:2])
     if not _OLDEST_RUNTIME <= (major, minor) < (2, 0):
-        raise UserError(f"onnxruntime-web {version}: the page fits 1.20 to 1.x and was tested with 1.30.0; {_HOW}")
+        raise UserError(f"onnxruntime-web {version}: the page fits 1.23 and later ones of 1.x; {_HOW}")
     return {name: read(f"dist/{name}") for name in RUNTIME}
