@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from maskwright import __version__
+from maskwright.apps.demo_page.limits import Limits
 from maskwright.apps.demo_page.models import NamedModel
 from maskwright.apps.demo_page.pictures import SentPictures, lossless
 from maskwright.apps.demo_page.work_queue import WorkQueue
@@ -36,21 +36,6 @@ _Read = TypeVar("_Read")
 
 Found = dict[str, Any]
 """What a page shows of an object: `box` (xyxy), `quality`, `category` (or None) and `mask` (None where it is empty)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for, and how many at once.
-
-    upload_bytes, pixels: of a picture.
-    boxes: of one request.
-    waiting: requests under way.
-    """
-
-    upload_bytes: int
-    pixels: int
-    boxes: int
-    waiting: int
 
 
 def create_demo(models: Mapping[str, NamedModel], limits: Limits, host: str = LOOPBACK) -> Starlette:
@@ -83,8 +68,7 @@ class _Routes:
     async def state(self, _: Request) -> Response:
         """The tabs with their models, and the limits that a page can tell before it asks."""
         models = {tab: {"name": model.name, "weights": model.weights} for tab, model in self._models.items()}
-        limits = {"bytes": self._limits.upload_bytes, "boxes": self._limits.boxes}
-        return json_response({"version": __version__, "models": models, "limits": limits})
+        return json_response({"version": __version__, "models": models, "limits": self._limits.told})
 
     async def send(self, request: Request) -> Response:
         """Take a picture, the body of the request; its key and (height, width)."""

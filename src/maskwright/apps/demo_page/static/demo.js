@@ -42,6 +42,7 @@ async function once(action) {
 }
 
 async function start() {
+  tell("");
   about = await segmenter.start();
   for (const name of TABS) find(name).hidden = !about.models[name];
   find("tabs").hidden = Object.keys(about.models).length === 1;

@@ -149,6 +149,8 @@ async function cutOut(mask, original) {
   layer.width = mask.width;
   layer.height = mask.height;
   const context = layer.getContext("2d");
+  context.fillStyle = "#ffffff"; // what is transparent is on white everywhere
+  context.fillRect(0, 0, mask.width, mask.height);
   context.drawImage(original, -mask.x, -mask.y);
   const image = context.getImageData(0, 0, mask.width, mask.height);
   maskPixels(mask).forEach((isInside, place) => {
