@@ -114,10 +114,10 @@ def write_undone(path: Path, out: Path) -> int:
         UserError: it cannot be read or written, or nothing in it was completed.
     """
     content = read_content(path)
-    text = json_text(content, str(path))
-    # Of a file of COCO's size, all of it in memory would be gigabytes.
+    # Of a file of COCO's size, all that it holds would be gigabytes.
     if not isinstance(parse_json_object(content, path, ("annotations",), only=("annotations",))["annotations"], list):
         raise UserError(f"{path}: expected 'annotations' to be a list")
+    text = json_text(content, str(path))
     edits = [
         Edit(start, end, str(undone(ObjectText.read(text, start))))
         for start, end in element_spans(text, "annotations").tolist()
