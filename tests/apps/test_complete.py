@@ -178,6 +178,7 @@ class TestBytes:
             ('[{"annotations": []}]', "expected a JSON object with the keys 'annotations', but got a list"),
             ('{"images": [], "info": {"annotations": []}}', "lacks 'annotations' (keys found: 'images', 'info')"),
             ('{"annotations": [{"maskwright": {"quality": 1, "inserted": 3}}]}', "nothing to undo"),
+            ('{"annotations": [{"maskwright": {"quality": 1, "inserted": null}}]}', "nothing to undo"),
             ('{"annotations": [{"maskwright": {"quality": 1, "replaced_text": {"area": 3}}}]}', "nothing to undo"),
         ],
     )

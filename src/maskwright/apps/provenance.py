@@ -45,9 +45,9 @@ def is_completed(entry: Any) -> bool:
     provenance = entry.get(PROVENANCE) if isinstance(entry, dict) else None
     if not isinstance(provenance, dict) or "quality" not in provenance:
         return False
-    inserted, replaced, spelled = (provenance.get(key, {}) for key in ("inserted", "replaced", "replaced_text"))
-    known = isinstance(inserted or [], list) and isinstance(replaced, dict) and isinstance(spelled, dict)
-    return known and all(isinstance(text, str) for text in spelled.values())
+    kinds = {"inserted": list, "replaced": dict, "replaced_text": dict}
+    known = all(isinstance(provenance.get(key, kind()), kind) for key, kind in kinds.items())
+    return known and all(isinstance(text, str) for text in provenance.get("replaced_text", {}).values())
 
 
 def completed(annotation: ObjectText, mask: NewMask, source: MaskSource) -> ObjectText:
