@@ -121,11 +121,17 @@ def loop(truth: Truth, out: Path, model: str, overrides: list[str]) -> str:
 
 
 def maskwright(*arguments: str | Path) -> float:
-    """Run a command; returns the minutes of the processor that it took."""
+    """Run a command; returns the minutes of the processor that it took.
+
+    Raises:
+        SystemExit: it was refused or stopped. A box in which the model sees nothing (exit code 3) has no mask.
+    """
     given = [str(argument) for argument in arguments]
     print(f"$ maskwright {shlex.join(given)}", flush=True)
     before = os.times()
-    subprocess.run([sys.executable, "-m", "maskwright", *given], check=True)
+    code = subprocess.run([sys.executable, "-m", "maskwright", *given]).returncode
+    if code not in (0, 3):
+        raise SystemExit(code)
     after = os.times()
     used = after.children_user - before.children_user + after.children_system - before.children_system
     return used / 60

@@ -96,10 +96,9 @@ def incomplete() -> dict[str, Any]:
     content = instances()
     for entry in content["annotations"][::2]:
         del entry["segmentation"], entry["area"]
-    provenance = {"model": "m", "weights": "w", "version": "0", "quality": 0.5, "inserted": ["area"]}
     for entry in content["annotations"][1::2]:
-        told = {"replaced": {"segmentation": [[]]}, "replaced_text": {"segmentation": "[[ ]]"}}
-        entry["maskwright"] = {**copy.deepcopy(provenance), **told}
+        replaced = {"replaced": {"segmentation": [[]]}, "replaced_text": {"segmentation": "[[ ]]"}}
+        entry["maskwright"] = {"model": "m", "weights": "w", "quality": 0.5, "inserted": ["area"], **replaced}
     return content
 
 

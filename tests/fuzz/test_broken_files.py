@@ -10,7 +10,8 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def results_by_picture(command: list[str], folder: Path) -> dict[Any, list[Any]]
 def undone(file: Path) -> bytes:
     """A file as `--undo` gives it back; as it is where there is nothing to undo."""
     out = file.with_name("back.json")
-    code = main(["complete", str(file), "--undo", "--out", str(out)])
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        code = main(["complete", str(file), "--undo", "--out", str(out)])
     return out.read_bytes() if code == 0 else file.read_bytes()
 
 
