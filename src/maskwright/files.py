@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,12 +160,8 @@ def parse_json_object(
         UserError: it is empty, not JSON, not an object, or lacks a key.
     """
     hint = f"; {hint}" if hint else ""
-
-    def kept(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: value if name in only else None for name, value in members}
-
     try:
-        content = json.loads(text, object_pairs_hook=None if only is None else kept)
+        content = json.loads(text, object_pairs_hook=None if only is None else partial(_emptied, only))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         reason = str(error) if text else "it is empty"
         raise UserError(f"{path} is not a JSON file: {reason}{hint}") from error
@@ -177,6 +174,10 @@ def parse_json_object(
         found = _listed(list(content)[:10]) if content else "none"
         raise UserError(f"{path}: expected {expected}, but it lacks {_listed(missing)} (keys found: {found}){hint}")
     return content
+
+
+def _emptied(kept: Container[str], members: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value if name in kept else None for name, value in members}
 
 
 def _listed(keys: Sequence[str]) -> str:
