@@ -91,7 +91,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
     options = complete.CompleteOptions(
         boxes, images=arguments.images, out=out, model=arguments.model, precision=arguments.precision
     )
-    plan = complete.plan_of(options, None, RunSummary())
+    plan = complete.completion_plan(options, None, RunSummary())
     predictor, _ = complete.load_completer(options)
     pictures = [read_annotated_image(job.path, job.image_size, plan.source) for job in plan.jobs]
     prompts = [torch.from_numpy(job.boxes) for job in plan.jobs]

@@ -5,7 +5,7 @@ The first two are left out with `--synthetic-images 0`.
 1. Index: a synthetic annotation file of COCO's size (118,000 images, 860,000 annotations) is read, beside the time
    that parsing its JSON alone takes, each in a process of its own.
 2. Memory: what each loader worker adds on that file (pages of its own, `smaps_rollup`; Linux only).
-3. Speed: augmented images per second on a given COCO file, against the number of workers.
+3. Speed: augmented images per second on a given COCO file, and on its shards, against the number of workers.
 4. Large image (`--large-image`): seconds and peak memory of one sample of 12,000 x 12,000 pixels with 400 masks, as
    evaluation and as training read it, each in a process of its own (the picture alone has 432 MB).
 """
@@ -32,9 +32,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from maskwright.apps.shards import shard_data
 from maskwright.data.annotations import read_annotations
 from maskwright.data.coco import CocoInstances
+from maskwright.data.dataset import SegmentationDataset
 from maskwright.data.loaders import training_loader
+from maskwright.data.shards import ShardedInstances
 from maskwright.data.transforms import training_transforms
 
 HEIGHT, WIDTH = 480, 640
@@ -184,16 +187,24 @@ def measure_speed(arguments: argparse.Namespace) -> None:
     instances = [len(dataset[index][1]["boxes"]) for index in range(min(50, len(dataset)))]
     print(f"\n{arguments.annotations}: {len(dataset)} images, {statistics.mean(instances):.1f} instances per crop")
     print(f"augmented to {arguments.image_size} x {arguments.image_size}, batches of {arguments.batch_size}")
-    print("workers  images/s  ms per image")
-    for num_workers in (0, 1, 2):
-        iterator = iter(training_loader(dataset, batch_size=arguments.batch_size, seed=0, num_workers=num_workers))
-        for _ in itertools.islice(iterator, 2 * num_workers + 1):  # start-up and what was prefetched
-            pass
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < arguments.seconds:
-            count += len(next(iterator)[0])
-        seconds = time.perf_counter() - start
-        print(f"{num_workers:>7}  {count / seconds:>8.1f}  {seconds / count * 1e3:>12.1f}")
+    print("read from  workers  images/s  ms per image")
+    with tempfile.TemporaryDirectory() as folder:
+        shard_data(arguments.annotations, arguments.images, folder)
+        shards = ShardedInstances(folder, transforms=transforms)
+        for num_workers in (0, 1, 2):
+            for name, source in (("files", dataset), ("shards", shards)):
+                speed = images_per_second(source, arguments, num_workers)
+                print(f"{name:<9}  {num_workers:>7}  {speed:>8.1f}  {1e3 / speed:>12.1f}")
+
+
+def images_per_second(dataset: SegmentationDataset, arguments: argparse.Namespace, num_workers: int) -> float:
+    iterator = iter(training_loader(dataset, batch_size=arguments.batch_size, seed=0, num_workers=num_workers))
+    for _ in itertools.islice(iterator, 2 * num_workers + 1):  # start-up and what was prefetched
+        pass
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < arguments.seconds:
+        count += len(next(iterator)[0])
+    return count / (time.perf_counter() - start)
 
 
 def measure_large_image(folder: Path) -> None:

@@ -47,7 +47,7 @@ class EllipseModel(nn.Module):
     def encode(self, images: list[Tensor]) -> ImageFeatures:
         self.encoded += len(images)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        return ImageFeatures({}, tuple(ImageGeometry(size, size, size) for size in sizes))
+        return ImageFeatures({}, tuple(ImageGeometry(size, size, size) for size in sizes), tuple(images))
 
     def masks_from_boxes(
         self, features: ImageFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None

@@ -1,6 +1,6 @@
 """Make the bundled weights folder of a training run.
 
-    python examples/bundled_model/bundle.py RUN/last [--image-size 512]
+    python examples/bundled_model/bundle.py RUN/last
 
 Writes `src/maskwright/weights/deep-mac-tiny`: the run's averaged weights as float16, the model card
 (`card.md` beside this script) and the weights' own licence notice (`LICENSE-weights`).
@@ -23,10 +23,8 @@ def main() -> None:
     """Read the arguments, write the folder and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="weights folder of a run")
-    parser.add_argument("--image-size", type=int, default=512, help="side of the input at prediction")
     arguments = parser.parse_args()
     model = from_pretrained(arguments.weights)
-    model.image_size = model.config["image_size"] = arguments.image_size
     folder = BUNDLED / "deep-mac-tiny"
     save_pretrained(model, folder, dtype=torch.float16, card=(HERE / "card.md").read_text())
     shutil.copy(HERE / "LICENSE-weights", folder / "LICENSE-weights")

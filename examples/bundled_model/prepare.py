@@ -10,6 +10,8 @@ DATA holds one folder per set of `SETS`, each with `images/` and `instances.json
 - `<set>_development.json`, never trained on, for what is decided on the way: ablations, the choice of a checkpoint,
   calibration. camvid has none: beside the held-out drive there are three, too few to give one away;
 - `<set>_held_out.json`, measured once, at the end;
+- `calibration.json`, the development parts of the COCO sets in one, to calibrate with: their file names are relative to
+  DATA, their ids are new;
 - `recipe.yaml`, which trains on all sets together, each with its share of the draws, and validates on the development
   parts.
 
@@ -189,6 +191,24 @@ def part_of(content: Content, file_names: set[str]) -> Content:
     return {**content, "images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
 
 
+def united(parts: Mapping[str, Content]) -> Content:
+    """Parts of several sets in one file; images are found below the folder of all sets."""
+    names = sorted({category["name"] for content in parts.values() for category in content["categories"]})
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for set_name, content in parts.items():
+        class_ids = {category["id"]: ids[category["name"]] for category in content["categories"]}
+        image_ids = {image["id"]: len(images) + number for number, image in enumerate(content["images"], start=1)}
+        for image in content["images"]:
+            path = f"{set_name}/images/{image['file_name']}"
+            images.append({**image, "id": image_ids[image["id"]], "file_name": path})
+        for annotation in content["annotations"]:
+            fresh = {"id": len(annotations) + 1, "image_id": image_ids[annotation["image_id"]]}
+            annotations.append({**annotation, **fresh, "category_id": class_ids[annotation["category_id"]]})
+    return {"images": images, "annotations": annotations, "categories": [{"id": ids[n], "name": n} for n in names]}
+
+
 def recipe_of(data: Path, out: Path, names: Sequence[str]) -> dict[str, Any]:
     """The recipe that trains on these sets."""
     sets = []
@@ -239,6 +259,9 @@ def prepare(data: Path, out: Path, leave_out: Sequence[str] = ()) -> None:
             write_json(file, kept, indent=None)
             line += f"{len(kept['images']):6} ({len(kept['annotations']):5})"
         print(line + (f"{SAMPLING_SHARES[name] / total:8.1%}" if name in trained else f"{'-':>8}"))
+    coco = {name: sets[name] for name in trained if name in COCO_SETS}
+    development = {name: part_of(content, parts["development"][name]) for name, content in coco.items()}
+    write_json(out / "calibration.json", united(development), indent=None)
     recipe = yaml.safe_dump(recipe_of(data, out, trained), sort_keys=False)
     write_text(out / "recipe.yaml", f"# maskwright train {out / 'recipe.yaml'}\n{recipe}")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 _LONGEST_WORD = 500  # characters of a path or value that a message repeats
-DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, or a Hub repository"
+DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folder, a Hub repository, or a FILE.onnx"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,15 +166,20 @@ def _train(arguments: list[str]) -> int:
 
 
 def _study(arguments: list[str]) -> int:
-    from maskwright.apps import study
+    from maskwright.apps import leave_classes_out, study
 
     if not arguments:
         study.list_studies()
+        print(f"{leave_classes_out.NAME}: {leave_classes_out.ABOUT}")
         return 0
     values, others = _split_keys(arguments)
     parser = _parser("study")
-    _add_options(parser, study.OPTIONS)
-    return study.run(values, **_parse(parser, others, defaults=False))
+    if others[:1] == [leave_classes_out.NAME]:
+        app, others = leave_classes_out, others[1:]
+    else:
+        app = study
+    _add_options(parser, app.OPTIONS)
+    return app.run(values, **_parse(parser, others, defaults=False))
 
 
 def _split_keys(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -196,11 +201,16 @@ VERBS: dict[str, tuple[str, str | Callable[[list[str]], int]]] = {
     "evaluate": ("mask IoU, COCO AP or panoptic quality on a COCO file", "evaluate"),
     "complete": ("masks for the boxes of a COCO file that have none; no other byte of it changes", "complete"),
     "review": ("accept, reject or redraw the masks that a model made, in a browser; worst first", "review"),
+    "demo": ("draw boxes on pictures in a browser, and see and download their masks", "demo"),
     "study": ("train the rows of a table with several seeds, measure them, and write the table", _study),
     "calibrate": ("make the mask scores of a weights folder the IoU that is to be expected", "calibrate"),
+    "export": ("a model as ONNX files, for other programs, browsers, and Python without torch", "export"),
     "convert": ("a TensorFlow original's checkpoint to a weights folder", "convert"),
     "data check": ("count what a COCO file or a recipe's sets hold, and name every broken annotation", "check_data"),
     "data panoptic": ("a COCO panoptic file out of COCO instances and stuff maps", "panoptic_from_instances"),
+    "data label-studio": ("the masks of a completed COCO file as tasks for Label Studio", "label_studio_tasks"),
+    "label-studio": ("answer Label Studio with the masks of the boxes that people draw there", "label_studio_backend"),
+    "data shards": ("the pictures and annotations of a COCO file as a few large tars to train from", "shards"),
     "models": ("list the bundled models and the recipes, or print one recipe", "models"),
 }
 """Each command: its summary, and the module of `maskwright.apps` that runs it (or a function of its arguments).

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,15 +145,23 @@ def read_content(path: str | Path, *, kind: str = "annotation file", hint: str =
         raise UserError(f"cannot read the {kind} {path}: {error.strerror or error}{told}") from error
 
 
-def parse_json_object(text: bytes, path: str | Path, keys: Sequence[str] = (), *, hint: str = "") -> dict[str, Any]:
+def parse_json_object(
+    text: bytes, path: str | Path, keys: Sequence[str] = (), *, hint: str = "", only: Container[str] | None = None
+) -> dict[str, Any]:
     """The same of what was read of the file at `path`.
+
+    Args:
+        text: what was read.
+        path, keys, hint: as of `read_json_object`.
+        only: the names of members, in whatever object, that are kept, by default all; the others are checked, but
+            None in place of their values, so that a large file needs little memory.
 
     Raises:
         UserError: it is empty, not JSON, not an object, or lacks a key.
     """
     hint = f"; {hint}" if hint else ""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=None if only is None else partial(_emptied, only))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         reason = str(error) if text else "it is empty"
         raise UserError(f"{path} is not a JSON file: {reason}{hint}") from error
@@ -165,6 +174,10 @@ def parse_json_object(text: bytes, path: str | Path, keys: Sequence[str] = (), *
         found = _listed(list(content)[:10]) if content else "none"
         raise UserError(f"{path}: expected {expected}, but it lacks {_listed(missing)} (keys found: {found}){hint}")
     return content
+
+
+def _emptied(kept: Container[str], members: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value if name in kept else None for name, value in members}
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from maskwright.data.images import read_image
 from maskwright.errors import UserError
+from maskwright.models.exported import load_exported
 from maskwright.models.family import Family
-from maskwright.models.hub import from_pretrained
+from maskwright.models.hub import EXPORTED, from_pretrained
 from maskwright.nn.inference import fold_batch_norms, store_weights
 from maskwright.ops.boxes import clip_boxes
 from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, PanopticPrediction, Task
@@ -45,13 +46,17 @@ def load(
     precision: str = "float32",
     compile: bool = False,
 ) -> Predictor:
-    """A predictor of a bundled model, a weights folder, or a Hub repository (`owner/name`).
+    """A predictor of a bundled model, a weights folder, a Hub repository (`owner/name`), or an exported file (`.onnx`).
 
-    `device`, `precision` and `compile`: see `Predictor`.
+    `device`, `precision` and `compile`: see `Predictor`. An exported file computes in float32.
 
     Raises:
         UserError: there is no such model, its files are damaged, the device is not there, or the precision is unknown.
     """
+    if Path(name_or_path).suffix == EXPORTED:
+        if precision == "bfloat16" or compile:
+            raise UserError(f"{name_or_path} is an exported model: it computes in float32, and cannot be compiled")
+        return Predictor(load_exported(name_or_path, device), "cpu", in_place=True)
     return Predictor(from_pretrained(name_or_path), device, precision, compile, in_place=True)
 
 
@@ -210,8 +215,7 @@ class Predictor:
         """
         pixels = read_image(image)
         with self.inference():
-            features = self._box_prompted().encode([pixels.to(self.device)])
-        return replace(features, images=(pixels.cpu(),))
+            return self._box_prompted().encode([pixels.to(self.device)])
 
     def masks_from_boxes(
         self, features: ImageFeatures, boxes: BoxSource, labels: LabelSource | None = None

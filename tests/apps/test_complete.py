@@ -27,6 +27,7 @@ from maskwright.apps.run_summary import RunSummary
 from maskwright.cli import main
 from maskwright.data.json_text import ObjectText
 from maskwright.errors import UserError
+from maskwright.files import parse_json_object
 
 BOX = [4, 5, 20, 10]
 CORNERS = [4, 5, 24, 5, 24, 15, 4, 15]
@@ -162,6 +163,38 @@ class TestBytes:
         assert "[[4,5.0, 24,5,24,15, 4,15]]" in Path("reviewed.json").read_text(encoding="utf-8-sig")
         Path("reviewed.json").rename("done.json")
         assert undo() == ODD.encode()
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (
+                '{"annotations": [{"id": 1, "maskwright": {"quality": 1}} {"id": 2}]}',
+                "not a JSON file: Expecting ','",
+            ),
+            ('{"annotations": [{"id": 1, "maskwright": {"quality": 1}}]} {}', "is not a JSON file: Extra data"),
+            ('{"annotations": [{"id": 1, "maskwright": {"quality": 1}}], "info": {"x": nul}}', "is not a JSON file"),
+            (b'{"annotations": [{"id": 1, "maskwright": {"quality": 1}}], "info": "\xff"}', "is not a JSON file"),
+            ('{"annotations": {"maskwright": {"quality": 1}}}', "expected 'annotations' to be a list"),
+            ('[{"annotations": []}]', "expected a JSON object with the keys 'annotations', but got a list"),
+            ('{"images": [], "info": {"annotations": []}}', "lacks 'annotations' (keys found: 'images', 'info')"),
+            ('{"annotations": [{"maskwright": {"quality": 1, "inserted": 3}}]}', "nothing to undo"),
+            ('{"annotations": [{"maskwright": {"quality": 1, "inserted": null}}]}', "nothing to undo"),
+            ('{"annotations": [{"maskwright": {"quality": 1, "replaced_text": {"area": 3}}}]}', "nothing to undo"),
+        ],
+    )
+    def test_what_cannot_be_undone_is_refused(self, content: str | bytes, words: str, capsys):
+        Path("done.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+        assert main(["complete", "--undo", "done.json", "--out", "undone.json"]) == 2
+        assert words in capsys.readouterr().err
+        assert not Path("undone.json").exists()
+
+    def test_undo_keeps_no_mask_in_memory_while_it_reads_the_file(self):
+        mask = {"size": [40, 30], "counts": "0" * 1000}
+        entry = {"id": 1, "segmentation": mask, "maskwright": {"quality": 0.5, "inserted": ["segmentation"]}}
+        parsed = parse_json_object(
+            json.dumps({"annotations": [entry], "info": {}}).encode(), "f", ("annotations",), only=("annotations",)
+        )
+        assert parsed == {"annotations": [dict.fromkeys(entry)], "info": None}
 
 
 class TestChoice:

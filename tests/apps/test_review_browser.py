@@ -1,7 +1,4 @@
-"""The page of `maskwright review` in a real browser: draw, accept, undo, reload, apply.
-
-The environment variable MASKWRIGHT_CHROMIUM names the browser where `chromium` is not on the path.
-"""
+"""The page of `maskwright review` in a real browser (`browser_page.py`): draw, accept, undo, reload, apply."""
 
 from __future__ import annotations
 
@@ -15,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from browser_page import Page
 from completed_file import HOSTILE, ReviewFolder, completed
 from maskwright.cli import main
 
 pytestmark = pytest.mark.browser
 
 HOSTILE_PICTURE = "<img src=x onerror=document.title='broken'>.png"
-CHROMIUM = os.environ.get("MASKWRIGHT_CHROMIUM") or shutil.which("chromium")
-WAIT = 20_000  # milliseconds
 
 
 @pytest.fixture
@@ -38,57 +34,6 @@ def address(folder: ReviewFolder) -> Iterator[str]:
         line = server.stdout.readline() if server.stdout else ""
         yield re.findall(r"http://\S+/", line)[0]
         server.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        pytest.fail("there is no chromium; MASKWRIGHT_CHROMIUM names one")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-class Page:
-    """The page in a window, with what it asked for and what went wrong."""
-
-    def __init__(self, browser, address: str, width: int = 1280, height: int = 800) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height})
-        self.page = self.context.new_page()
-        self.address = address
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.goto(address)
-
-    def wait(self, selector: str, text: str) -> None:
-        """Until an element has a text."""
-        self.page.locator(selector).filter(has_text=text).first.wait_for(state="attached", timeout=WAIT)
-
-    def idle(self) -> None:
-        """Until no action is going on."""
-        self.page.locator("body[aria-busy=false]").wait_for(timeout=WAIT)
-
-    def press(self, key: str) -> None:
-        self.idle()
-        self.page.keyboard.press(key)
-
-    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Draw on the canvas, in shares of its sides."""
-        bounds = self.page.locator("#canvas").bounding_box()
-        corners = [(bounds["x"] + x * bounds["width"], bounds["y"] + y * bounds["height"]) for x, y in (start, end)]
-        self.page.mouse.move(*corners[0])
-        self.page.mouse.down()
-        self.page.mouse.move(*corners[1], steps=4)
-        self.page.mouse.up()
-
-    def pixels(self) -> str:
-        return self.page.evaluate("document.getElementById('canvas').toDataURL()")
 
 
 def test_draw_accept_undo_reload_apply(browser, address: str, folder: ReviewFolder):

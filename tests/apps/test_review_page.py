@@ -22,11 +22,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from completed_file import HEIGHT, HOSTILE, WIDTH, ReviewFolder, completed
+from maskwright.apps.page.local_server import listen
+from maskwright.apps.page.shown_masks import mask_json
 from maskwright.apps.review_page.completed import read_completed
 from maskwright.apps.review_page.decisions import Review, journal_path, open_journal, read_decisions
 from maskwright.apps.review_page.redraw import Redrawer
-from maskwright.apps.review_page.server import create_app, listen
-from maskwright.apps.review_page.shown_masks import mask_json
+from maskwright.apps.review_page.server import create_review
 from maskwright.apps.run_summary import RunSummary
 from maskwright.cli import main
 from maskwright.errors import UserError
@@ -47,7 +48,7 @@ def client(folder: ReviewFolder, ellipse_model) -> Iterator[TestClient]:
     file = read_completed(folder.path, folder.images, RunSummary())
     with open_journal(journal_path(file.path), file.path) as journal:
         redrawer = Redrawer(file, Predictor(ellipse_model, "cpu", in_place=True), "ellipse", "123")
-        yield TestClient(create_app(Review(file, journal), redrawer), base_url="http://127.0.0.1")
+        yield TestClient(create_review(Review(file, journal), redrawer), base_url="http://127.0.0.1")
 
 
 def painted(mask: dict[str, Any]) -> np.ndarray:

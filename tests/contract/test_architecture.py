@@ -10,12 +10,26 @@ from pathlib import Path
 
 import pytest
 
+import maskwright.onnx
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "maskwright"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each of these is imported inside of the functions that need it, so that the rest works without it and starts fast.
-OPTIONAL = {"cv2", "gradio", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "ray", "supervision", "webdataset"}
+OPTIONAL = {
+    "cv2",
+    "cvat_sdk",
+    "gradio",
+    "huggingface_hub",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "ray",
+    "supervision",
+    "webdataset",
+}
 
 
 def imports_on_loading(tree: ast.Module) -> Iterator[str]:
@@ -31,7 +45,7 @@ def test_imports_point_one_way():
     command = [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kept, 0 broken" in done.stdout
+    assert "4 kept, 0 broken" in done.stdout
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -54,7 +68,9 @@ def test_no_two_public_classes_or_functions_share_a_name():
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     entry_points = {"main", "run"}  # of the modules behind the command line
-    assert {name: paths for name, paths in homes.items() if len(paths) > 1 and name not in entry_points} == {}
+    without_torch = set(maskwright.onnx.__all__)  # the same things, and so the same names
+    homes = {name: paths for name, paths in homes.items() if name not in entry_points | without_torch}
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def test_nothing_is_called_utils():

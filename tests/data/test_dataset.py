@@ -12,6 +12,8 @@ from panoptic_folder import PanopticFolder, segment, stripes
 from maskwright.data.dataset import DataSource, FileDataset, SegmentationDataset
 from maskwright.data.formats import FORMATS, format_of, open_data_set
 from maskwright.data.loaders import evaluation_loader, training_loader
+from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.shard_writer import write_shards
 from maskwright.errors import UserError
 from maskwright.structures import Target, check_panoptic_targets, check_targets
 
@@ -37,7 +39,18 @@ def panoptic(folder: Path) -> DataSource:
     return DataSource(files.images, files.annotations)
 
 
-SOURCES = {"COCO instances files": instances, "COCO panoptic files": panoptic}
+def shards(folder: Path) -> DataSource:
+    files = instances(folder)
+    (folder / "shards").mkdir()
+    write_shards(files.annotations, PictureFolder(files.images), folder / "shards", shard_bytes=10_000)
+    return DataSource(folder / "shards", folder / "shards")
+
+
+SOURCES = {
+    "COCO instances files": instances,
+    "COCO panoptic files": panoptic,
+    "shards of COCO instances": shards,
+}
 """Three images of weights 1, 2, 3: one instance in the first, two in the second, a crowd in the third; one entry is
 broken."""
 

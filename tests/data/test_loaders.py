@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskwright.data.coco import CocoInstances
+from maskwright.data.copy_paste import copy_paste
 from maskwright.data.loaders import EndlessSampler, evaluation_loader, training_loader
 from maskwright.data.transforms import training_transforms
 from maskwright.errors import UserError
@@ -112,6 +114,7 @@ def same(batch, other) -> bool:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_resumed_loader_gives_the_very_batches_of_the_unbroken_one(coco, num_workers, weighted):
     dataset = open_folder(coco, weighted=weighted, transforms=training_transforms(16))
+    dataset.mix = partial(copy_paste, share=0.5)
     options = {"batch_size": 3, "seed": 9, "rank": 1, "world_size": 2}
     unbroken = first(training_loader(dataset, **options), 6)
     torch.manual_seed(123)
@@ -123,6 +126,19 @@ def test_resumed_loader_gives_the_very_batches_of_the_unbroken_one(coco, num_wor
     images, targets = resumed[0]
     assert [image.shape for image in images] == [(3, 16, 16)] * 3
     assert len(targets) == 3
+
+
+def test_only_training_batches_are_mixed(coco):
+    dataset = open_folder(coco, transforms=training_transforms(16))
+    plain = first(training_loader(dataset, batch_size=4, seed=9), 3)
+    dataset.mix = lambda images, targets: ([image + 1 for image in images], targets[::-1])
+    for (images, targets), (mixed, reversed_targets) in zip(
+        plain, first(training_loader(dataset, batch_size=4, seed=9), 3), strict=True
+    ):
+        assert same((mixed, reversed_targets), ([image + 1 for image in images], targets[::-1]))
+    dataset.transforms = None
+    samples = [sample for images, _ in evaluation_loader(dataset, batch_size=4) for sample in images]
+    assert all(torch.equal(sample, dataset[index][0]) for index, sample in enumerate(samples))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

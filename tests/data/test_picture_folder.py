@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskwright.data.picture_folder import PictureFolder, PictureList, picture_frame
+from maskwright.data.picture_folder import ListedImage, PictureFolder, PictureList, picture_frame
 from maskwright.errors import UserError
 
 
@@ -64,9 +64,9 @@ def test_no_size_where_there_is_no_picture(tmp_path):
 
 def test_the_frame_of_a_picture(tmp_path):
     picture(tmp_path / "a.jpg", orientation=6)
-    assert PictureFolder(tmp_path).frame("a.jpg", (12, 20)).upright is False
-    assert PictureFolder(tmp_path).frame("a.jpg", (20, 12)).upright is True
-    assert PictureFolder(tmp_path, "stored").frame("a.jpg", (20, 12)).upright is False
+    assert PictureFolder(tmp_path).frame(ListedImage(1, "a.jpg", (12, 20), 0)).upright is False
+    assert PictureFolder(tmp_path).frame(ListedImage(1, "a.jpg", (20, 12), 0)).upright is True
+    assert PictureFolder(tmp_path, "stored").frame(ListedImage(1, "a.jpg", (20, 12), 0)).upright is False
     with pytest.raises(UserError, match="cannot read the image"):
         picture_frame(tmp_path / "b.jpg")
 

@@ -186,6 +186,34 @@ def test_scale_is_the_side_of_the_crop_relative_to_the_long_side():
     assert whole.side == 640
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([200, 180, 240, 200], (170, 140, 100)),  # 2.5 long sides around (220, 190)
+        ([0, 230, 40, 240], (0, 185, 100)),  # moved to the right, into the image
+        ([300, 460, 320, 480], (278, 416, 64)),  # 384 / 6: no more enlarged than that; moved up
+        ([0, 0, 640, 400], (0, 0, 1600)),  # larger than the image, which lies at the top left
+    ],
+)
+def test_crop_around_an_object(box, expected):
+    found = Square.around(torch.tensor(box).float(), 480, 640, (2.5, 2.5), 384)
+    assert (found.left, found.top, found.side) == expected
+
+
+def test_object_crops_take_objects_with_masks_alone():
+    """Of three objects, one is box-only and one a crowd; the crop is twice as long as the third."""
+    image = torch.zeros((3, 200, 200), dtype=torch.uint8)
+    target = target_of(
+        [[20, 20, 40, 40], [100, 100, 160, 140], [10, 100, 30, 120]], 200, 200, has_mask=[True, True, False]
+    )
+    transforms = training_transforms(100, object_crops=1.0, object_scale=(2.0, 2.0), flip=0.0, colour=0.0)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        _, cropped = transforms(image, target)
+        assert cropped["ids"].tolist()[0] == 100
+        assert cropped["boxes"][0].tolist() == [25, 25, 75, 75]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (200, 9)])
 def test_tiny_images(size):
     image = torch.zeros((3, *size), dtype=torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,22 @@ def test_files_keep_the_sets_own_ids(prepare, parts, data: Path, tmp_path: Path)
     assert all(image in original["images"] for image in part["images"])
     assert {a["image_id"] for a in part["annotations"]} == {image["id"] for image in part["images"]}
     assert all(a in original["annotations"] for a in part["annotations"])
+
+
+def test_the_file_to_calibrate_with_unites_the_development_parts_of_coco(prepare, parts, data: Path, tmp_path: Path):
+    united = read(tmp_path / "out" / "calibration.json")
+    expected = {f"{name}/images/{file_name}" for name in prepare.COCO_SETS for file_name in parts["development"][name]}
+    assert {image["file_name"] for image in united["images"]} == expected
+    assert all((data / name).is_file() for name in expected)
+    classes = {category["id"]: category["name"] for category in united["categories"]}
+    assert sorted(classes.values()) == ["person", "sky"]
+    for key in ("images", "annotations"):
+        assert [entry["id"] for entry in united[key]] == list(range(1, len(united[key]) + 1))
+    found = Counter(a["image_id"] for a in united["annotations"])
+    sizes = {image["id"]: 2 if "panoptic" in image["file_name"] else 1 for image in united["images"]}
+    assert found == sizes
+    skies = [a for a in united["annotations"] if classes[a["category_id"]] == "sky"]
+    assert len(skies) == len(parts["development"]["coco_panoptic200"])
 
 
 def test_things_and_stuff_of_panoptic_maps_become_instances(prepare, parts, tmp_path: Path):

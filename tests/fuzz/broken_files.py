@@ -91,6 +91,17 @@ def boxes() -> dict[str, Any]:
     return {f"im{index}.jpg": [[x - r, y - r, x + r, y + r] for x, y, r in discs(index)] for index in range(PICTURES)}
 
 
+def incomplete() -> dict[str, Any]:
+    """The same without masks that people drew: the first of each picture has none, the second one a model's."""
+    content = instances()
+    for entry in content["annotations"][::2]:
+        del entry["segmentation"], entry["area"]
+    for entry in content["annotations"][1::2]:
+        replaced = {"replaced": {"segmentation": [[]]}, "replaced_text": {"segmentation": "[[ ]]"}}
+        entry["maskwright"] = {"model": "m", "weights": "w", "quality": 0.5, "inserted": ["area"], **replaced}
+    return content
+
+
 def panoptic(folder: Path) -> dict[str, Any]:
     """The whole COCO panoptic file; its PNGs go to `folder`."""
     folder.mkdir()
@@ -118,6 +129,7 @@ def write_world(folder: Path) -> None:
     for index in range(PICTURES):
         picture(index).save(folder / "images" / f"im{index}.jpg", quality=95)
     (folder / "instances.json").write_text(json.dumps(instances()))
+    (folder / "incomplete.json").write_text(json.dumps(incomplete()))
     (folder / "boxes.json").write_text(json.dumps(boxes()))
     (folder / "panoptic.json").write_text(json.dumps(panoptic(folder / "panoptic")))
 
@@ -125,12 +137,19 @@ def write_world(folder: Path) -> None:
 def commands(folder: Path) -> dict[str, list[list[str]]]:
     """What is tried, by the file that is broken."""
     images, out = str(folder / "images"), str(folder / "out")
-    coco, given, maps = (str(folder / name) for name in ("instances.json", "boxes.json", "panoptic.json"))
+    names = ("instances.json", "incomplete.json", "boxes.json", "panoptic.json")
+    coco, missing, given, maps = (str(folder / name) for name in names)
+    completed = ["--images", images, "--out", str(folder / "completed.json")]
     return {
         "instances.json": [
             ["predict", images, "--boxes", coco, "--out", out],
             ["data", "check", coco, "--images", images],
             ["evaluate", "deep-mac-tiny", "--images", images, "--annotations", coco],
+        ],
+        "incomplete.json": [
+            ["complete", missing, *completed],
+            ["complete", missing, *completed, "--replace", "unreviewed,rectangles"],
+            ["complete", missing, "--undo", "--out", str(folder / "undone.json")],
         ],
         "boxes.json": [["predict", images, "--boxes", given, "--out", out]],
         "panoptic.json": [["data", "check", maps, "--images", images], ["evaluate", maps, "--annotations", maps]],
@@ -150,7 +169,7 @@ def break_world(number: int, folder: Path) -> Broken:
 
 def change_value(rng: random.Random, folder: Path) -> tuple[str, str, frozenset[str] | None]:
     """Replace, drop, double or wrap one value anywhere in one of the JSON files."""
-    file = rng.choice(["instances.json", "instances.json", "boxes.json", "panoptic.json"])
+    file = rng.choice(["instances.json", "instances.json", "incomplete.json", "boxes.json", "panoptic.json"])
     content = json.loads((folder / file).read_text())
     path = random_path(rng, content)
     parent = content
@@ -184,7 +203,7 @@ def _hurt(file: str, path: list[Any]) -> frozenset[str] | None:
     """The picture of the one annotation, segment or box that a path leads to; None for everything else."""
     if file == "boxes.json" and len(path) > 1:
         return frozenset([path[0]])
-    if file == "instances.json" and path[0] == "annotations" and len(path) > 1:
+    if file in ("instances.json", "incomplete.json") and path[0] == "annotations" and len(path) > 1:
         return frozenset([f"im{path[1] // 2}.jpg"]) if path[2:] != ["image_id"] else None
     return None
 
@@ -200,7 +219,7 @@ def random_path(rng: random.Random, content: Any) -> list[Any]:
 
 def change_bytes(rng: random.Random, folder: Path) -> tuple[str, str, frozenset[str] | None]:
     """Cut, flip, re-encode or replace a JSON file as a whole."""
-    file = rng.choice(["instances.json", "boxes.json", "panoptic.json"])
+    file = rng.choice(["instances.json", "incomplete.json", "boxes.json", "panoptic.json"])
     whole = (folder / file).read_bytes()
     place = rng.randrange(len(whole))
     changed = {
@@ -236,7 +255,7 @@ def break_picture(rng: random.Random, folder: Path) -> tuple[str, str, frozenset
     changed = {"cut": whole[:place], "flip": bytes(flipped), "nothing": b"", "a page": b"<!DOCTYPE html><p>404"}
     how = rng.choice(list(changed))
     path.write_bytes(changed[how])
-    file = rng.choice(["instances.json", "boxes.json", "panoptic.json"])
+    file = rng.choice(["instances.json", "incomplete.json", "boxes.json", "panoptic.json"])
     return file, f"{how} of {name} as {kind}", frozenset([name])
 
 
@@ -260,7 +279,7 @@ def convert_picture(rng: random.Random, folder: Path) -> tuple[str, str, frozens
         Image.fromarray(values).save(path, "TIFF")
     elif how != "gone":
         whole.convert(how).save(path, "TIFF")
-    file = rng.choice(["instances.json", "boxes.json", "panoptic.json"])
+    file = rng.choice(["instances.json", "incomplete.json", "boxes.json", "panoptic.json"])
     return file, f"{name} as {how}", frozenset([name])
 
 

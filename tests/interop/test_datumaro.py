@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from painter import Painter
 from panoptic_folder import PanopticFolder, segment, stripes
 from pycocotools.coco import COCO
-from tool_scene import CLASSES, Scene, answer, masks_of_dataset
+from tool_scene import CLASSES, Scene, answer, interop_python, masks_of_dataset
 
 from maskwright.apps.panoptic_from_instances import panoptic_from_instances
 from maskwright.cli import main
@@ -27,9 +26,7 @@ Found = dict[str, np.ndarray]
 
 
 def datumaro(*arguments: str | Path) -> None:
-    python = os.environ.get("MASKWRIGHT_INTEROP_PYTHON")
-    assert python, "MASKWRIGHT_INTEROP_PYTHON names no Python of an environment with datumaro (CONTRIBUTING.md)"
-    subprocess.run([python, str(JOB), *map(str, arguments)], check=True)
+    subprocess.run([interop_python(), str(JOB), *map(str, arguments)], check=True)
 
 
 def export(scene: Scene, form: str, folder: Path, **options: str) -> Path:

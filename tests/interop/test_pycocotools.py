@@ -42,6 +42,15 @@ def test_results(scene: Scene, instances: Path, tmp_path: Path, command: str):
     assert 0 < evaluation.stats[1] <= 1  # AP at IoU 0.5
 
 
+def test_it_reads_a_completed_file(scene: Scene, completed: Path):
+    coco = COCO(completed)
+    for image in coco.dataset["images"]:
+        entries = coco.imgToAnns[image["id"]]
+        expected = scene.predicted(image["file_name"])
+        np.testing.assert_array_equal([coco.annToMask(entry) for entry in entries], expected)
+        assert all(entry["maskwright"]["quality"] == 0.75 for entry in entries)
+
+
 def test_torchvision_reads_a_completed_file(scene: Scene, completed: Path):
     dataset = datasets.wrap_dataset_for_transforms_v2(
         datasets.CocoDetection(scene.images, completed), target_keys=("boxes", "labels", "masks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,31 @@ def answer(scene: Scene, boxes: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def complete(scene: Scene, file: Path, out: Path) -> None:
-    """Write a COCO file whose masks are those that `predict` finds in the boxes of the scene's."""
+    """Write a COCO file whose masks are those that `predict` finds in the boxes of the scene's, and which says so."""
     content = json.loads(file.read_text())
     answers = answer(scene, file, out.parent / "answers")
     content["annotations"] = [
-        {**given, "segmentation": found["segmentation"]}
+        {
+            **given,
+            "segmentation": found["segmentation"],
+            "maskwright": {
+                "model": "deep-mac-tiny",
+                "weights": "0123456789abcdef",
+                "version": "0.1.0",
+                "quality": found["score"],
+                "inserted": [],
+                "replaced": {"segmentation": []},
+            },
+        }
         for given, found in zip(content["annotations"], answers, strict=True)
     ]
     out.write_text(json.dumps(content))
+
+
+def interop_python() -> str:
+    """The Python of the environment with the libraries of annotation tools."""
+    python = os.environ.get("MASKWRIGHT_INTEROP_PYTHON")
+    assert python, (
+        "MASKWRIGHT_INTEROP_PYTHON names no Python of an environment with the extra interop (CONTRIBUTING.md)"
+    )
+    return python

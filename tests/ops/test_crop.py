@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from maskwright.ops.crop import coordinate_grid, crop_and_resize, crop_masks, gather_at_centers
+from maskwright.ops.crop import coordinate_grid, crop_and_resize, crop_around, crop_masks, gather_at_centers
 
 FRAMES = ["corner", "pixel"]
 FRAME_SIZE = (32, 48)
@@ -208,3 +208,24 @@ def test_one_mask_can_be_cropped_in_several_boxes(frame):
     rows = torch.tensor([2, 0, 2])
     assert torch.equal(crop_masks(masks, boxes, 6, frame, rows), crop_masks(masks[rows], boxes, 6, frame))
     assert crop_masks(masks, boxes[:0], 6, frame, rows[:0]).shape == (0, 6, 6)
+
+
+@given(
+    box=st.tuples(*[st.floats(-300, 300, width=32)] * 4),
+    context=st.floats(1, 9),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 80)),
+)
+def test_a_crop_around_a_box_is_a_part_of_the_image_with_the_box_in_the_same_place(box, context, size):
+    """Of an image whose pixels say where they are."""
+    image = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"))
+    crop, inside = crop_around(image, torch.tensor(box), context)
+    top, left = crop[:, 0, 0].tolist()
+    height, width = crop.shape[1:]
+    assert torch.equal(crop, image[:, top : top + height, left : left + width])
+    torch.testing.assert_close(inside + torch.tensor([left, top, left, top]), torch.tensor(box), rtol=0, atol=1e-4)
+    side = max(1, round(context * max(abs(box[2] - box[0]), abs(box[3] - box[1]))))
+    assert (height, width) == (min(side, size[0]), min(side, size[1]))
+    columns, rows = (box[0], box[2], left, width, size[1]), (box[1], box[3], top, height, size[0])
+    for low, high, start, length, whole in (columns, rows):
+        off_centre = start + length / 2 - (low + high) / 2  # the image's border aside, half a pixel at most
+        assert abs(off_centre) <= 0.5 or (start == 0 and off_centre > 0) or (start + length == whole and off_centre < 0)

@@ -187,7 +187,9 @@ FILES = {"images": "i", "annotations": "a.json"}
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ([{"images": "i"}], ("data.sets, set 1 of 1: it needs annotations",)),
+        ([{"images": "i"}], ("each set needs images and annotations, or else shards alone, but one has images",)),
+        ([FILES | {"shards": "s"}], ("or else shards alone, but one has images and annotations and shards",)),
+        ([{"shards": "s", "exif": "stored"}], ("exif has no use beside shards (s): give --exif to `maskwright data",)),
         ([FILES, FILES | {"shar": 1}], ("data.sets, set 2 of 2: shar is no key of a set (did you mean share?)",)),
         ([FILES | {"share": "much"}], ("set 1 of 1: share: expected float or null, but got much",)),
         ([FILES | {"exif": "no"}], ("set 1 of 1: exif: expected one of auto, upright, stored, but got no",)),

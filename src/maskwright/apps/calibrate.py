@@ -119,7 +119,9 @@ def calibrate(options: CalibrateOptions) -> Calibration:
     """
     predictor = load(str(options.weights), options.device)
     if not isinstance(predictor.model, BoxPromptedFamily):
-        raise UserError(f"{options.weights}: this model takes no boxes, so it has no mask scores to calibrate")
+        raise UserError(
+            f"{options.weights}: expected weights of a model that takes boxes, to calibrate their mask scores"
+        )
     if options.out is None and not _is_own_folder(Path(options.weights)):
         raise UserError(f"{options.weights} is no folder of yours: name a new one for the calibrated copy with --out")
     images, scores, ious = _measure(options, predictor, predictor.model)

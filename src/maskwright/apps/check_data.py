@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskwright.data.dataset import Inspection, ListedImage
+from maskwright.data.dataset import Inspection
 from maskwright.data.formats import format_of
-from maskwright.data.images import UNCERTAIN_FRAME, read_annotated_image
+from maskwright.data.images import UNCERTAIN_FRAME
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_folder import PictureFolder
@@ -101,8 +101,7 @@ def check_data(
     problems = list(found.problems)
     if not any(problem.effect == "refused" for problem in problems):
         problems += _training_problems(found)
-    if pictures is not None:
-        problems += image_problems(found.images, pictures, found.source)
+    problems += image_problems(found)
     return DataReport(found.source, found.summary, found.classes, found.repairs, problems)
 
 
@@ -140,15 +139,18 @@ def _training_problems(found: Inspection) -> list[Problem]:
     return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
 
 
-def image_problems(images: Sequence[ListedImage], pictures: PictureFolder, source: str) -> list[Problem]:
-    """The images that cannot be used, or not for certain, in the order of the file."""
+def image_problems(found: Inspection) -> list[Problem]:
+    """The images that cannot be used, or not for certain, in the order of the file; none where no picture is known."""
+    pictures = found.pictures
+    if pictures is None:
+        return []
     problems = []
-    for image in images:
+    for image in found.images:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=re.escape(UNCERTAIN_FRAME))
-                read_annotated_image(pictures.path(image.file_name), image.size, source, pictures.exif)
-            frame = pictures.frame(image.file_name, image.size)
+                pictures.read(image, found.source)
+            frame = pictures.frame(image)
         except UserError as error:
             problems.append(Problem("image", image.id, "unusable image", str(error), "refused"))
             continue

@@ -55,7 +55,7 @@ def _check_files(files: Mapping[str, DataSource]) -> tuple[list[Problem], Repair
     for name, source in files.items():
         pictures = PictureFolder(source.images, source.exif)
         found = format_of(source.annotations, "instance").inspect(source.annotations, None, pictures)
-        own = [*found.problems, *image_problems(found.images, pictures, found.source)]
+        own = [*found.problems, *image_problems(found)]
         problems += [replace(problem, id=f"{problem.id} of {name}") for problem in own]
         for kind, count in found.repairs.counts.items():
             repairs.add(Kind(kind), f"{found.repairs.examples[kind]} of {name}", count)

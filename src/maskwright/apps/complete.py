@@ -154,7 +154,7 @@ def run(**given: Any) -> int:
         _check_outputs(options)
     summary = RunSummary()
     data_set = read_yolo(Path(options.annotations), options.images, summary) if options.is_yolo else None
-    plan = plan_of(options, data_set, summary)
+    plan = completion_plan(options, data_set, summary)
     if options.dry_run:
         summary.print()
         print(plan_table(plan))
@@ -173,7 +173,7 @@ def _check_outputs(options: CompleteOptions) -> None:
         raise UserError(f"{folder} exists already; move it away, or give another --out")
 
 
-def plan_of(options: CompleteOptions, data_set: YoloDataset | None, summary: RunSummary) -> CompletionPlan:
+def completion_plan(options: CompleteOptions, data_set: YoloDataset | None, summary: RunSummary) -> CompletionPlan:
     """What is to be completed; `data_set` is the YOLO data set, if it is one.
 
     Raises:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from maskwright.data.annotations import AnnotationIndex, read_annotations
 from maskwright.data.categories import parse_categories, read_categories
-from maskwright.data.dataset import ListedImage
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, panoptic_to_coco, write_panoptic
 from maskwright.data.panoptic_transforms import drop_empty_segments
+from maskwright.data.picture_folder import ListedImage
 from maskwright.data.problems import count_skipped
 from maskwright.errors import UserError
 from maskwright.structures import Category, EncodedMasks, PanopticTarget

@@ -40,7 +40,7 @@ class PredictOptions:
             the upright image (a COCO file: of the image as it gives its size).
         annotations: a COCO file that says what the ids of a COCO results list in `boxes` are.
         exif: what boxes of images with an EXIF orientation were drawn on (`choose_frame`).
-        model: a bundled model, a weights folder, or a Hub repository.
+        model: a bundled model, a weights folder, a Hub repository, or an exported file.
         out: folder for the results and the pictures; made where it is missing.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
         precision: see `Predictor`.

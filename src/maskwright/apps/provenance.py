@@ -41,9 +41,13 @@ class NewMask:
 
 
 def is_completed(entry: Any) -> bool:
-    """Whether a model completed an annotation, also one whose mask a review rejected."""
+    """Whether a model completed an annotation, also one whose mask a review rejected; then `undone` can be asked."""
     provenance = entry.get(PROVENANCE) if isinstance(entry, dict) else None
-    return isinstance(provenance, dict) and "quality" in provenance
+    if not isinstance(provenance, dict) or "quality" not in provenance:
+        return False
+    kinds = {"inserted": list, "replaced": dict, "replaced_text": dict}
+    known = all(isinstance(provenance.get(key, kind()), kind) for key, kind in kinds.items())
+    return known and all(isinstance(text, str) for text in provenance.get("replaced_text", {}).values())
 
 
 def completed(annotation: ObjectText, mask: NewMask, source: MaskSource) -> ObjectText:

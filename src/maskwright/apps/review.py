@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from maskwright.apps.page.extra import require_page_libraries
 from maskwright.apps.review_page.apply import apply_decisions
 from maskwright.apps.review_page.completed import CompletedFile, read_completed
 from maskwright.apps.review_page.decisions import Review, journal_path, open_journal, read_decisions
@@ -117,15 +118,18 @@ def _write_sheet(completed: CompletedFile, options: ReviewOptions, summary: RunS
 
 
 def _show_page(completed: CompletedFile, options: ReviewOptions) -> None:
-    server = _server()
-    listening = server.listen(options.port)
+    require_page_libraries()
+    from maskwright.apps.page.local_server import listen, serve
+    from maskwright.apps.review_page.server import create_review
+
+    listening = listen(options.port)
     with listening, open_journal(options.journal_file, completed.path) as journal:
         review = Review(completed, journal)
         redrawer = Redrawer.load(completed, options.model, options.device)
         host, port = listening.getsockname()
         print(f"{len(completed.masks)} masks to review at http://{host}:{port}/ (Ctrl-C ends)", flush=True)
         try:
-            server.serve(server.create_app(review, redrawer), listening)
+            serve(create_review(review, redrawer), listening)
         finally:
             print(f"{journal.path}: {_told(review.counts())}; --apply writes them into a file", file=sys.stderr)
 
@@ -133,18 +137,3 @@ def _show_page(completed: CompletedFile, options: ReviewOptions) -> None:
 def _told(counts: Counter[Any]) -> str:
     verdicts: Sequence[str] = ("accepted", "rejected", "redrawn")
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts)
-
-
-def _server() -> Any:
-    """The module of the page, which needs libraries that are not always there.
-
-    Raises:
-        UserError: one is missing.
-    """
-    try:
-        from maskwright.apps.review_page import server
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in ("starlette", "uvicorn"):
-            raise
-        raise UserError(f"the page needs {error.name}: pip install 'maskwright[demo]'") from error
-    return server

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from maskwright.apps.evaluate import evaluate
 from maskwright.apps.study_file import Study, StudyRun, Values, read_study, runs_of, study_names
 from maskwright.apps.study_table import Numbers, cells_of, text_table, write_tables
-from maskwright.apps.study_training import alone_in, step_of, train_all
+from maskwright.apps.study_training import alone_in, ended_runs, step_of
 from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json
 from maskwright.training.run_folder import LAST_WEIGHTS, VALIDATION
@@ -71,15 +70,11 @@ def run(values: Values, **given: Any) -> int:
         study = replace(study, seeds=list(range(options.seeds)))
     out = Path(options.out or Path("runs") / "studies" / study.name)
     runs = runs_of(study, out)
-    steps = [step_of(each) for each in runs]
     if options.dry_run:
-        print(_plan(study, runs, steps))
+        print(study_plan(study, runs))
         return 0
     _require_data(study, runs)
-    done = [each for each, step in zip(runs, steps, strict=True) if step == each.recipe.trainer.steps]
-    missing = [each for each in runs if each not in done]
-    with alone_in(out) as lock, closing(train_all(missing, options.processes, lock)) as trained:
-        ended = chain(((each, 0) for each in done), trained)
+    with alone_in(out) as lock, closing(ended_runs(runs, options.processes, lock)) as ended:
         results: dict[tuple[str, int], Numbers] = {}
         failures: list[str] = []
         for each, code in ended:
@@ -100,8 +95,13 @@ def list_studies() -> None:
         print(f"{study.name}: {study.about}\n  recipe {study.recipe}; rows {', '.join(study.rows)}")
 
 
-def _plan(study: Study, runs: Sequence[StudyRun], steps: Sequence[int | None]) -> str:
-    """What all rows change in the recipe, then what each does, and how far its runs have come."""
+def study_plan(study: Study, runs: Sequence[StudyRun]) -> str:
+    """What all rows change in the recipe, then what each does, and how far its runs have come.
+
+    Raises:
+        UserError: as `step_of`.
+    """
+    steps = [step_of(each) for each in runs]
     lines = [f"{study.name}: {study.recipe}", *_told(study.common)]
     for row, values in study.rows.items():
         lines += [row, *_told(values)]

@@ -39,6 +39,17 @@ def step_of(run: StudyRun) -> int | None:
     return saved.step
 
 
+def ended_runs(runs: Sequence[StudyRun], processes: int, lock: int) -> Generator[tuple[StudyRun, int]]:
+    """Each run with the exit code of its training: first those that are done, with 0, then `train_all` of the others.
+
+    Raises:
+        UserError: as `step_of`, before anything is trained.
+    """
+    done = [each for each in runs if step_of(each) == each.recipe.trainer.steps]
+    yield from ((each, 0) for each in done)
+    yield from train_all([each for each in runs if each not in done], processes, lock)
+
+
 def train_all(runs: Sequence[StudyRun], processes: int, lock: int) -> Generator[tuple[StudyRun, int]]:
     """Start or resume each run, and give it with the exit code of its training as it ends.
 

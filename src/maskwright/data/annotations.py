@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskwright.data.categories import parse_categories
-from maskwright.data.dataset import ListedImage
 from maskwright.data.json_file import is_text
 from maskwright.data.normalise import Kind, Normalised, Repairs, normalise_instances, shown_value
 from maskwright.data.orientation import TOLERANCE
-from maskwright.data.picture_folder import PictureFolder, Pictures
+from maskwright.data.picture_folder import ListedImage, PictureFolder, Pictures
 from maskwright.data.problems import Problem, commonest, refuse_problems
-from maskwright.data.segmentations import SegmentationPacker, Segmentations
+from maskwright.data.segmentations import SegmentationPacker, SegmentationTable
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.structures import Category
@@ -80,7 +79,7 @@ class CocoIndex:
         identity = self.image_ids[row]
         height, width = self.image_sizes[row].tolist()
         return ListedImage(
-            identity if isinstance(identity, str) else int(identity), self.file_names[row], (height, width)
+            identity if isinstance(identity, str) else int(identity), self.file_names[row], (height, width), row
         )
 
     def rows_of(self, row: int) -> slice:
@@ -100,7 +99,7 @@ class AnnotationIndex(CocoIndex):
     """
 
     boxes: np.ndarray
-    segmentations: Segmentations
+    segmentations: SegmentationTable
     own_ids: list[Any] | None
     positions: np.ndarray
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from maskwright.data.annotations import AnnotationIndex, CocoIndex, read_annotations
 from maskwright.data.categories import labels_of_categories, resolve_mask_classes
-from maskwright.data.dataset import DataSource, FileDataset, Inspection, InstanceTable, ListedImage, Transforms
-from maskwright.data.images import read_annotated_image, require_file
+from maskwright.data.dataset import DataSource, FileDataset, Inspection, InstanceTable, Transforms
+from maskwright.data.images import require_file
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_annotations import is_panoptic
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import ListedImage, ListedPictures, PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
@@ -34,7 +34,7 @@ class CocoDataset(FileDataset):
 
     def __init__(
         self,
-        pictures: PictureFolder,
+        pictures: ListedPictures,
         index: CocoIndex,
         categories: Sequence[Category] | None,
         transforms: Transforms | None,
@@ -42,7 +42,7 @@ class CocoDataset(FileDataset):
         """Check a file that was read; arguments as of the formats.
 
         Raises:
-            UserError: the file is unusable, a class that it uses is not in `categories`, or its first image is missing.
+            UserError: the file is unusable, or a class that it uses is not in `categories`.
         """
         index.refuse_unusable()
         self._pictures = pictures
@@ -55,7 +55,6 @@ class CocoDataset(FileDataset):
         self.skipped, self.repaired = index.skipped, index.repairs.counts
         self.sampling_weights = None if index.sampling_weights is None else torch.from_numpy(index.sampling_weights)
         self.transforms = transforms
-        require_file(pictures.path(index.file_names[0]), index.source)
 
     def __len__(self) -> int:
         return len(self._columns.image_ids)
@@ -66,8 +65,7 @@ class CocoDataset(FileDataset):
         return list(self._columns.file_names)
 
     def _read_image(self, image: ListedImage) -> UInt8[Tensor, "3 h w"]:
-        path = self._pictures.path(image.file_name)
-        return read_annotated_image(path, image.size, self._columns.source, self._pictures.exif)
+        return self._pictures.read(image, self._columns.source)
 
     def _labels(self, rows: slice) -> np.ndarray:
         return self._row_labels[self._columns.category_rows[rows]]
@@ -77,8 +75,8 @@ class CocoDataset(FileDataset):
         return InstanceTable(self._columns.image_rows[kept], self._labels(slice(None))[kept], has_mask[kept])
 
 
-class CocoInstances(CocoDataset):
-    """A COCO instances file and its folder of images.
+class InstanceDataset(CocoDataset):
+    """The instances of an index, wherever it was read from, and their images.
 
     An instance has a mask where its `segmentation` (polygons, run lengths, compressed run lengths) is not empty
     and its class is in `mask_classes`; otherwise it keeps its box with `has_mask` false, and its mask is not
@@ -87,8 +85,56 @@ class CocoInstances(CocoDataset):
     image or category that the file does not list, are dropped.
     """
 
-    format_name = "COCO instances files"
     task = "instance"
+
+    def __init__(
+        self,
+        pictures: ListedPictures,
+        index: AnnotationIndex,
+        *,
+        categories: Sequence[Category] | None,
+        mask_classes: str | Sequence[str],
+        transforms: Transforms | None,
+    ) -> None:
+        """Check an index; arguments as of the formats.
+
+        Raises:
+            UserError: it is unusable, a class with annotations is not in `categories`, or a mask class is unknown.
+        """
+        super().__init__(pictures, index, categories, transforms)
+        self._index = index
+        self.mask_classes = resolve_mask_classes(mask_classes, self.categories)
+        names = set(self.mask_classes)
+        self._label_has_mask = np.array([category["name"] in names for category in self.categories], dtype=bool)
+
+    @cached_property
+    def instances(self) -> InstanceTable:
+        """See `SegmentationDataset`; nothing is decoded."""
+        has_segmentation = self._index.segmentations.kinds != NONE
+        return self._instances(self._label_has_mask[self._labels(slice(None))] & has_segmentation)
+
+    def read_sample(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Target]:
+        """See `SegmentationDataset`."""
+        image, rows = self._index.image(index), self._index.rows_of(index)
+        pixels = self._read_image(image)
+        labels = self._labels(rows)
+        annotations = np.where(self._label_has_mask[labels], np.arange(rows.start, rows.stop), -1)
+        masks = self._index.segmentations.encode(annotations.tolist(), image.size)
+        return pixels, Target(
+            boxes=torch.from_numpy(self._index.boxes[rows].copy()),
+            labels=torch.from_numpy(labels),
+            masks=masks,
+            has_mask=masks.areas() > 0,
+            iscrowd=torch.from_numpy(self._index.iscrowd[rows].copy()),
+            ids=torch.from_numpy(self._index.ids[rows].copy()),
+            image_id=image.id,
+        )
+
+
+class CocoInstances(InstanceDataset):
+    """A COCO instances file and its folder of images."""
+
+    format_name = "COCO instances files"
 
     def __init__(
         self,
@@ -116,11 +162,9 @@ class CocoInstances(CocoDataset):
                 unknown, or the folder or its first image is missing.
         """
         pictures = PictureFolder(images, exif)
-        self._index = read_annotations(annotations, pictures)
-        super().__init__(pictures, self._index, categories, transforms)
-        self.mask_classes = resolve_mask_classes(mask_classes, self.categories)
-        names = set(self.mask_classes)
-        self._label_has_mask = np.array([category["name"] in names for category in self.categories], dtype=bool)
+        index = read_annotations(annotations, pictures)
+        super().__init__(pictures, index, categories=categories, mask_classes=mask_classes, transforms=transforms)
+        require_file(pictures.path(index.file_names[0]), index.source)
 
     @classmethod
     def mismatch(cls, annotations: str | Path) -> str | None:
@@ -147,33 +191,11 @@ class CocoInstances(CocoDataset):
             raise UserError(
                 f"{annotations} is no panoptic file (it has no 'segments_info'): --segmentations has no use"
             )
-        return _inspect(read_annotations(annotations, pictures))
-
-    @cached_property
-    def instances(self) -> InstanceTable:
-        """See `SegmentationDataset`; nothing is decoded."""
-        has_segmentation = self._index.segmentations.kinds != NONE
-        return self._instances(self._label_has_mask[self._labels(slice(None))] & has_segmentation)
-
-    def read_sample(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Target]:
-        """See `SegmentationDataset`."""
-        image, rows = self._index.image(index), self._index.rows_of(index)
-        pixels = self._read_image(image)
-        labels = self._labels(rows)
-        annotations = np.where(self._label_has_mask[labels], np.arange(rows.start, rows.stop), -1)
-        masks = self._index.segmentations.encode(annotations.tolist(), image.size)
-        return pixels, Target(
-            boxes=torch.from_numpy(self._index.boxes[rows].copy()),
-            labels=torch.from_numpy(labels),
-            masks=masks,
-            has_mask=masks.areas() > 0,
-            iscrowd=torch.from_numpy(self._index.iscrowd[rows].copy()),
-            ids=torch.from_numpy(self._index.ids[rows].copy()),
-            image_id=image.id,
-        )
+        return inspect_instances(read_annotations(annotations, pictures), pictures)
 
 
-def _inspect(index: AnnotationIndex) -> Inspection:
+def inspect_instances(index: AnnotationIndex, pictures: ListedPictures | None) -> Inspection:
+    """All that an index holds, every mask decoded."""
     has_mask, problems = _decode_all(index)
     total, masks, crowds = len(index.ids), int(has_mask.sum()), int(index.iscrowd.sum())
     dropped = sum(problem.effect == "dropped" for problem in index.problems)
@@ -188,6 +210,7 @@ def _inspect(index: AnnotationIndex) -> Inspection:
         problems=index.problems + problems,
         repairs=index.repairs,
         images=[index.image(row) for row in range(len(index.image_ids))],
+        pictures=pictures,
         learnable_images=len(np.unique(index.image_rows[has_mask & ~index.iscrowd])),
         lesson="an instance, crowds apart, with a usable mask",
     )
@@ -197,19 +220,27 @@ def _decode_all(index: AnnotationIndex) -> tuple[Bool[np.ndarray, " m"], list[Pr
     """Which annotations have a usable mask, and the problems that show only in decoding."""
     has_mask = np.zeros(len(index.ids), dtype=bool)
     problems: list[Problem] = []
-    for row, (height, width) in enumerate(index.image_sizes[index.image_rows].tolist()):
-        if index.segmentations.kinds[row] == NONE:
-            continue
-        mask = index.segmentations.encode([row], (height, width))
-        has_mask[row], extent = bool(mask.areas() > 0), mask.extents()[0].double().tolist()
-        if not has_mask[row]:
-            reason = "segmentation is malformed or covers no pixel of the image"
-            problems.append(Problem("annotation", index.own_id(row), "unusable segmentation", reason, "box only"))
-        elif box_overlap(index.boxes[row], extent) < 0.5:
-            box = [round(float(number), 1) for number in index.boxes[row]]
-            reason = f"bbox has the corners {box}, but its mask reaches from {extent[:2]} to {extent[2:]}"
-            problems.append(Problem("annotation", index.own_id(row), "bbox that does not fit its mask", reason, "kept"))
+    for image, size in enumerate(index.image_sizes.tolist()):
+        part = index.rows_of(image)
+        rows = (np.flatnonzero(index.segmentations.kinds[part] != NONE) + part.start).tolist()
+        masks = index.segmentations.encode(rows, tuple(size))
+        found = (masks.areas() > 0).tolist()
+        has_mask[rows] = found
+        extents = masks.extents().double().tolist()
+        problems += filter(None, map(partial(_mask_problem, index), rows, found, extents))
     return has_mask, problems
+
+
+def _mask_problem(index: AnnotationIndex, row: int, has_mask: bool, extent: list[float]) -> Problem | None:
+    """What is wrong with the mask of annotation `row`, which reaches over the box `extent`."""
+    if not has_mask:
+        reason = "segmentation is malformed or covers no pixel of the image"
+        return Problem("annotation", index.own_id(row), "unusable segmentation", reason, "box only")
+    if box_overlap(index.boxes[row], extent) < 0.5:
+        box = [round(float(number), 1) for number in index.boxes[row]]
+        reason = f"bbox has the corners {box}, but its mask reaches from {extent[:2]} to {extent[2:]}"
+        return Problem("annotation", index.own_id(row), "bbox that does not fit its mask", reason, "kept")
+    return None
 
 
 def box_overlap(box: np.ndarray, other: Sequence[float]) -> float:

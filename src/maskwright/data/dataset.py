@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from torch import Tensor
 
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import ListedImage, ListedPictures, PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.errors import UserError
 from maskwright.structures import Category, Task
 
 Transforms = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """(uint8 RGB image [3, H, W], its target) -> (image, target), both in another frame; masks come out as bool planes."""
+
+Mix = Callable[[list[Tensor], list[Any]], tuple[list[Tensor], list[Any]]]
+"""The images and targets of a batch, each transformed -> the same, changed by what the others hold."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class SegmentationDataset(ABC):
         task: what its targets describe.
         categories: the label space (position = label).
         transforms: called with (image, target); may be replaced at any time. None leaves samples as they are.
+        mix: called with the images and targets of a training batch, random as `transforms`; None leaves them alone.
         sampling_weights: float64 [n], how often each image is drawn relative to the others; None draws all alike.
         skipped: how many entries were dropped or lost their mask while the files were read, by kind of reason.
         repaired: how many entries were corrected while the files were read, by kind of repair.
@@ -78,6 +82,7 @@ class SegmentationDataset(ABC):
     task: Task
     categories: list[Category]
     transforms: Transforms | None = None
+    mix: Mix | None = None
     sampling_weights: Tensor | None = None
     skipped: Mapping[str, int] = {}
     repaired: Mapping[str, int] = {}
@@ -106,6 +111,17 @@ class SegmentationDataset(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transforms(image, target)
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[tuple[Tensor, Any]]:
+        """The samples of a batch, as a `DataLoader` asks for them; mixed where the keys have seeds."""
+        samples = [self[key] for key in keys]
+        seeds = [key[1] for key in keys if isinstance(key, tuple)]
+        if self.mix is None or not seeds:
+            return samples
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sum(seeds) % 2**63)
+            images, targets = self.mix([image for image, _ in samples], [target for _, target in samples])
+        return list(zip(images, targets, strict=True))
 
     @cached_property
     def source(self) -> str:
@@ -205,7 +221,8 @@ class _Subset(SegmentationDataset):
             raise UserError(f"{whole.source}: a part of the data set without any image was asked for")
         self._whole = whole
         self._indices = np.asarray(indices, dtype=np.int64)
-        self.task, self.categories, self.transforms = whole.task, whole.categories, whole.transforms
+        self.task, self.categories = whole.task, whole.categories
+        self.transforms, self.mix = whole.transforms, whole.mix
         self.skipped, self.repaired = whole.skipped, whole.repaired
         self.sampling_weights = whole.weights_of(self._indices)
 
@@ -280,14 +297,6 @@ class DataSource:
     exif: ExifRule = "auto"
 
 
-class ListedImage(NamedTuple):
-    """An image as an annotation file lists it; `size` is (height, width)."""
-
-    id: int | str
-    file_name: str
-    size: tuple[int, int]
-
-
 @dataclass(frozen=True)
 class Inspection:
     """What an annotation file holds and what is wrong with it, as one format tells it to `maskwright data check`.
@@ -298,6 +307,7 @@ class Inspection:
     problems: every broken entry, in the order found.
     repairs: what was corrected.
     images: all that can be used.
+    pictures: theirs, where the format holds them or their folder is known.
     learnable_images: how many of them have an instance, crowds apart, that can be learnt from.
     lesson: in words, what such an image has.
     """
@@ -308,6 +318,7 @@ class Inspection:
     problems: Sequence[Problem]
     repairs: Repairs
     images: Sequence[ListedImage]
+    pictures: ListedPictures | None
     learnable_images: int
     lesson: str
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from maskwright.data.coco import CocoInstances
 from maskwright.data.dataset import DataSource, FileDataset
 from maskwright.data.panoptic import CocoPanoptic
+from maskwright.data.shards import ShardedInstances
 from maskwright.errors import UserError
 from maskwright.structures import Task
 
-FORMATS: tuple[type[FileDataset], ...] = (CocoPanoptic, CocoInstances)
+FORMATS: tuple[type[FileDataset], ...] = (ShardedInstances, CocoPanoptic, CocoInstances)
 """Every format. A file is of the first that does not say otherwise; COCO instances takes all that is left."""
 
 
@@ -30,7 +31,7 @@ def format_of(annotations: str | Path, task: Task | None = None) -> type[FileDat
             return row
         mismatches.append(mismatch)
     names = " or ".join(row.format_name for row in known)
-    raise UserError(f"this recipe learns from {names}, but {annotations} {mismatches[0]}")
+    raise UserError(f"this recipe learns from {names}, but {annotations} {mismatches[-1]}")
 
 
 def open_data_set(source: DataSource, task: Task | None = None) -> FileDataset:

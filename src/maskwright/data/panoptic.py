@@ -75,12 +75,15 @@ class CocoPanoptic(CocoDataset):
         pictures = PictureFolder(images, exif)
         self._index = read_panoptic_annotations(annotations, pictures)
         super().__init__(pictures, self._index, categories, transforms)
+        require_file(pictures.path(self._index.file_names[0]), self._index.source)
         self._maps = map_folder(annotations, segmentations)
         require_file(self._maps / self._index.map_names[0], self._index.source)
 
     @classmethod
     def mismatch(cls, annotations: str | Path) -> str | None:
         """See `FileDataset`."""
+        if Path(annotations).is_dir():
+            return "is a folder"
         return None if is_panoptic(annotations) else "has no `segments_info`"
 
     @classmethod
@@ -101,7 +104,7 @@ class CocoPanoptic(CocoDataset):
         another size.
         """
         index = read_panoptic_annotations(annotations, pictures)
-        return _inspect(index, map_folder(annotations, segmentations))
+        return _inspect(index, map_folder(annotations, segmentations), pictures)
 
     @cached_property
     def instances(self) -> InstanceTable:
@@ -128,7 +131,7 @@ class CocoPanoptic(CocoDataset):
         )
 
 
-def _inspect(index: PanopticIndex, folder: Path) -> Inspection:
+def _inspect(index: PanopticIndex, folder: Path, pictures: PictureFolder | None) -> Inspection:
     areas, void, problems = _compare_maps(index, folder)
     pixels = max(int(areas.sum()) + void, 1)
     is_thing = np.array([category.get("isthing", True) for category in index.categories])
@@ -146,6 +149,7 @@ def _inspect(index: PanopticIndex, folder: Path) -> Inspection:
         problems=index.problems + problems,
         repairs=index.repairs,
         images=[index.image(row) for row in range(len(index.image_ids))],
+        pictures=pictures,
         learnable_images=len(np.unique(index.image_rows[(areas > 0) & ~index.iscrowd])),
         lesson="a segment, crowds apart",
     )

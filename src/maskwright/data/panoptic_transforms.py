@@ -53,7 +53,7 @@ def panoptic_training_transforms(
         raise ValueError(f"scale_steps must be at least 1, but is {scale_steps}")
     scales = None if scale is None else torch.linspace(*scale, scale_steps)
 
-    def draw(height: int, width: int) -> RandomCrop:
+    def draw(height: int, width: int, _target: PanopticTarget) -> RandomCrop:
         if scales is None:
             return RandomCrop.whole((height, width), size, flip)
         return RandomCrop.draw((height, width), size, scales, flip)

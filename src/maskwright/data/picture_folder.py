@@ -6,13 +6,47 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import UInt8
 from PIL import ExifTags, Image
+from torch import Tensor
 
-from maskwright.data.images import register_heif
+from maskwright.data.images import PictureBytes, read_annotated_image
 from maskwright.data.matching import match_names
 from maskwright.data.orientation import ExifRule, Frame, Size, choose_frame
 from maskwright.errors import UserError
+from maskwright.pictures import register_heif
+
+
+class ListedImage(NamedTuple):
+    """An image as an annotation file lists it: `size` is (height, width), `row` its place among the usable ones."""
+
+    id: int | str
+    file_name: str
+    size: Size
+    row: int
+
+
+@runtime_checkable
+class ListedPictures(Protocol):
+    """Where the pictures of the images of an annotation file are read from."""
+
+    def read(self, image: ListedImage, source: str) -> UInt8[Tensor, "3 h w"]:
+        """The picture in the frame of its annotations (`read_annotated_image`); `source` is the annotation file.
+
+        Raises:
+            UserError: it cannot be read, or has another size.
+        """
+        ...
+
+    def frame(self, image: ListedImage) -> Frame:
+        """The frame of its annotations.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        ...
 
 
 class PictureFolder:
@@ -65,13 +99,13 @@ class PictureFolder:
             path = candidates[row]
         return _size(path, self.exif)
 
-    def frame(self, name: str, size: Size) -> Frame:
-        """The frame of the picture's annotations; `size` is what the annotation file says.
+    def read(self, image: ListedImage, source: str) -> UInt8[Tensor, "3 h w"]:
+        """See `ListedPictures`."""
+        return read_annotated_image(self.path(image.file_name), image.size, source, self.exif)
 
-        Raises:
-            UserError: the picture cannot be read.
-        """
-        return picture_frame(self.path(name), size, self.exif)
+    def frame(self, image: ListedImage) -> Frame:
+        """See `ListedPictures`."""
+        return picture_frame(self.path(image.file_name), image.size, self.exif)
 
     def _missing(self, names: Iterable[str]) -> list[str]:
         """The names that are no path in the folder. Each folder is listed once; no file is touched."""
@@ -121,7 +155,7 @@ def _files(folder: Path) -> set[str]:
         return set()
 
 
-def picture_frame(path: Path, size: Size | None = None, exif: ExifRule = "auto") -> Frame:
+def picture_frame(path: Path | PictureBytes, size: Size | None = None, exif: ExifRule = "auto") -> Frame:
     """The frame of the annotations of the picture at `path`, for which an annotation file gives `size`.
 
     Raises:

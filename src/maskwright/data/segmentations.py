@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import faster_coco_eval.core.mask as coco_mask
 import numpy as np
@@ -19,11 +19,30 @@ NONE, POLYGONS, RUN_LENGTHS = 0, 1, 2
 _NO_RUNS = np.zeros((0, 2), dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Segmentations:
-    """The segmentations of M annotations as flat arrays, which forked loader workers share without copies.
+@runtime_checkable
+class SegmentationTable(Protocol):
+    """The segmentations of M annotations, wherever they are held.
 
     kinds: uint8 [M], NONE, POLYGONS or RUN_LENGTHS.
+    """
+
+    @property
+    def kinds(self) -> np.ndarray: ...  # noqa: D102
+
+    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
+        """The masks of annotations `rows` of one image of `image_size` (height, width).
+
+        A negative row stands for no segmentation. A segmentation that is malformed or holds no pixel gives an empty
+        mask, as none does.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Segmentations:
+    """A `SegmentationTable` of flat arrays, which forked loader workers share without copies.
+
+    kinds: uint8 [M].
     ranges: int64 [M, 2], a range of polygons, or of bytes in `counts`.
     polygon_ranges: int64 [P, 2], a range of numbers in `coordinates`.
     coordinates: float64, x and y in turn. (float32 would round the tenths differently from the COCO tools.)
@@ -37,11 +56,7 @@ class Segmentations:
     counts: np.ndarray
 
     def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
-        """The masks of annotations `rows` of one image of `image_size` (height, width).
-
-        A negative row stands for no segmentation. A segmentation that is malformed or holds no pixel gives an empty
-        mask, as none does.
-        """
+        """See `SegmentationTable`."""
         return EncodedMasks([self._runs(row, image_size) for row in rows], image_size)
 
     def _runs(self, row: int, image_size: tuple[int, int]) -> Runs:

@@ -25,6 +25,9 @@ Step = Callable[[Any, Tensor, Any], tuple[Tensor, Any]]
 # The original keeps crop centres this far from the image's edges.
 _CENTRE_BORDER = 128
 
+# Beyond it, an object's annotated mask is coarser than the grid that learns it.
+_LARGEST_ENLARGEMENT = 6
+
 # NTSC: luminance and two chroma axes; grey has no chroma.
 _RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
@@ -34,6 +37,8 @@ def training_transforms(
     image_size: int,
     *,
     scale: tuple[float, float] | None = (0.6, 1.3),
+    object_crops: float = 0.0,
+    object_scale: tuple[float, float] = (1.5, 4.0),
     flip: float = 0.5,
     colour: float = 0.25,
     min_box_size: float = 1.0,
@@ -48,6 +53,9 @@ def training_transforms(
         scale: range of the crop's side relative to the image's long side: at 1.0 the whole image just fits, below
             it is zoomed in, above it is zoomed out with zeros around it. None: no random crop, but the whole image,
             at the top left of the square as in inference.
+        object_crops: share of the crops that are laid around one object with a mask instead, small or large, so that
+            small ones are seen enlarged.
+        object_scale: range of the side of such a crop relative to the long side of the object's box.
         flip: probability of a horizontal flip.
         colour: strength of the colour jitter from 0 (none); 0.25 is the original's.
         min_box_size: boxes with a side below this many output pixels are dropped.
@@ -68,7 +76,11 @@ def training_transforms(
     if colour < 0:
         raise ValueError(f"colour must be a strength of at least 0, but is {colour}")
 
-    def draw(height: int, width: int) -> Square:
+    def draw(height: int, width: int, target: Target) -> Square:
+        objects = target["boxes"][target["has_mask"] & ~target["iscrowd"]]
+        if object_crops and len(objects) and toss(object_crops):
+            box = objects[torch.randint(len(objects), ())]
+            return Square.around(box, height, width, object_scale, image_size)
         return Square.draw(height, width, scale, image_size) if scale else Square.whole(height, width, image_size)
 
     steps: list[Step] = [
@@ -83,16 +95,17 @@ def training_transforms(
 class Augmentation:
     """Transforms as a list of steps, taken in order; the crop that all of them refer to is drawn first.
 
-    draw: (height, width) of the image -> the crop.
+    draw: (height, width) of the image and its target -> the crop.
     steps: each takes (crop, image, target) and returns image and target.
     """
 
-    draw: Callable[[int, int], Any]
+    draw: Callable[[int, int, Any], Any]
     steps: Sequence[Step]
 
     def __call__(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
         """The image and its target after the last step."""
-        crop = self.draw(*image.shape[1:])
+        height, width = image.shape[1:]
+        crop = self.draw(height, width, target)
         for step in self.steps:
             image, target = step(crop, image, target)
         return image, target
@@ -174,6 +187,22 @@ class Square:
         return cls(*corner, side=side, height=height, width=width, size=size)
 
     @classmethod
+    def around(cls, box: Float[Tensor, " 4"], height: int, width: int, scale: tuple[float, float], size: int) -> Square:
+        """A square with the centre of `box` (xyxy pixels of the image) in its middle, or moved into the image.
+
+        The side is U(scale) times the box's long side, in whole pixels, and at least so large that the image is
+        enlarged `_LARGEST_ENLARGEMENT` times at most.
+        """
+        x1, y1, x2, y2 = box.tolist()
+        side = max(x2 - x1, y2 - y1) * torch.empty(()).uniform_(*scale).item()
+        side = max(1, round(max(side, size / _LARGEST_ENLARGEMENT)))
+        corner = [
+            min(max(round(middle - side / 2), 0), max(extent - side, 0))
+            for middle, extent in (((x1 + x2) / 2, width), ((y1 + y2) / 2, height))
+        ]
+        return cls(*corner, side=side, height=height, width=width, size=size)
+
+    @classmethod
     def whole(cls, height: int, width: int, size: int) -> Square:
         """The smallest square with the whole image of `height` x `width` pixels at its top left."""
         return cls(0, 0, side=max(height, width), height=height, width=width, size=size)
@@ -216,7 +245,7 @@ class Square:
         # The planes may be large: those that stay are selected and cropped in one step.
         masks = self.crop_masks(target["masks"], keep.nonzero()[:, 0])
         target = _select(Target(**{**target, "boxes": boxes, "masks": masks}), keep, ("masks",))
-        tight, is_empty = _tight_boxes(masks)
+        tight, is_empty = tight_boxes(masks)
         replaced = target["has_mask"] & is_cut[keep] & ~is_empty
         boxes = torch.where(replaced[:, None], tight, target["boxes"])
         keep = ~(target["has_mask"] & is_empty) & _is_large(boxes, min_box_size)
@@ -237,7 +266,7 @@ class Square:
         return result
 
 
-def _tight_boxes(masks: Bool[Tensor, "n s s"]) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, " n"]]:
+def tight_boxes(masks: Bool[Tensor, "n s s"]) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, " n"]]:
     """Boxes around the masks (zeros where a mask is empty), and which masks are empty."""
     planes: np.ndarray = masks.numpy()  # numpy reduces truth values several times faster than torch
     occupied_rows, occupied_columns = np.any(planes, axis=2), np.any(planes, axis=1)

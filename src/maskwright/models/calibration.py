@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,9 +41,10 @@ class MaskCalibration:
             )
 
     def __call__(self, scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The expected IoU of masks with these raw scores, float32, on the CPU."""
-        expected = np.interp(scores.double().numpy(force=True), self.scores, self.ious)
-        return torch.from_numpy(expected).float()
+        """The expected IoU of masks with these raw scores, float32; the operations can be exported."""
+        knots, ious = (scores.new_tensor(values, dtype=torch.float64) for values in (self.scores, self.ious))
+        risen = (scores.double()[:, None] - knots[:-1]).clamp(min=0).minimum(knots.diff())  # within each piece
+        return (ious[0] + (risen * (ious.diff() / knots.diff())).sum(dim=1)).float()
 
     def stored_values(self) -> dict[str, Any]:
         """The knots, as a weights folder keeps them."""

@@ -100,14 +100,22 @@ class BoxPromptedConfig(FamilyConfig):
     """What the configs of the families share that turn boxes into masks.
 
     Attributes:
+        backbone: name of the backbone.
         mask_quality: predict the IoU of each mask with the truth, which is then its score.
         mask_quality_weight: weight of the loss of that prediction.
         mask_quality_alone: learn that prediction alone.
+        second_look_below: boxes with a longer side below this get a second look.
+        second_look_context: side of its square crop, in longer sides of the box.
+        second_look_size: side to which the crop is resized, in pixels.
     """
 
+    backbone: str
     mask_quality: bool = False
     mask_quality_weight: float = setting(1.0, above=0, training_only=True)
     mask_quality_alone: bool = setting(False, training_only=True)
+    second_look_below: float = setting(0.0, at_least=0)
+    second_look_context: float = setting(1.5, at_least=1)
+    second_look_size: int = setting(128, at_least=1)
 
     def __post_init__(self) -> None:
         """See `FamilyConfig`; to learn the quality of masks alone without predicting it is refused, too."""

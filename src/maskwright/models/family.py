@@ -15,6 +15,7 @@ from maskwright.models.calibration import MaskCalibration
 from maskwright.models.config import BoxPromptedConfig, FamilyConfig
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original
 from maskwright.ops.boxes import clip_boxes
+from maskwright.ops.crop import crop_around
 from maskwright.ops.frames import BoxFrame
 from maskwright.structures import (
     Category,
@@ -182,7 +183,7 @@ class BoxPromptedFamily(Family[PromptedConfig]):
     """A model that turns boxes into masks; it satisfies `structures.BoxPrompted`.
 
     A subclass implements the abstract methods, and `maps` unless they are its network's. Its network's `mask_quality`
-    is a `MaskQualityHead`, or None; the subclass calls `freeze` once the network is there.
+    is a `MaskQualityHead`, or None; the subclass calls `check_input_sizes` and `freeze` once the network is there.
 
     Attributes:
         mask_chunk_size: boxes that enter the mask head at a time.
@@ -209,6 +210,17 @@ class BoxPromptedFamily(Family[PromptedConfig]):
     def learns_from_boxes(self) -> bool:
         """See `Family`; the quality of masks is learnt from masks alone."""
         return super().learns_from_boxes and not self.config.mask_quality_alone
+
+    def check_input_sizes(self) -> None:
+        """Refuse input sizes that the backbone cannot halve often enough.
+
+        Raises:
+            ValueError: `image_size`, or the size of the second looks, if there are any.
+        """
+        sizes = ["image_size", "second_look_size"] if self.config.second_look_below else ["image_size"]
+        divisor, part = self.network.backbone.size_divisor, f"backbone {self.config.backbone!r}"
+        for name in sizes:
+            check_divisor(name, getattr(self.config, name), divisor, part)
 
     def freeze(self) -> None:
         """With `mask_quality_alone`, let no other part of the network learn."""
@@ -287,7 +299,7 @@ class BoxPromptedFamily(Family[PromptedConfig]):
         `images`: RGB [3, H, W] of any size, uint8 or float in 0..1.
         """
         batch, geometry = self.image_batch(images)
-        return ImageFeatures(dict(zip(self.map_names, self.maps(batch), strict=True)), geometry)
+        return ImageFeatures(dict(zip(self.map_names, self.maps(batch), strict=True)), geometry, tuple(images))
 
     def masks_from_boxes(
         self, features: ImageFeatures, boxes: list[Tensor], labels: list[Tensor] | None = None
@@ -324,20 +336,56 @@ class BoxPromptedFamily(Family[PromptedConfig]):
             return []
         maps = tuple(features.maps[name] for name in self.map_names)
         in_input = [boxes_to_input(b.float(), geometry) for b, geometry in zip(boxes, features.geometry, strict=True)]
-        size, device = self.chunk_size(maps), maps[0].device
-        inputs = (torch.cat(in_input), image_indices(in_input), labels)
-        chunks = zip(*(value.to(device).split(size) for value in inputs if value is not None), strict=True)
+        seen = self._look(maps, in_input, labels)
+        all_boxes, index = torch.cat(list(boxes)).float().cpu(), image_indices(boxes).tolist()
+        for rows in self._small_rows(torch.cat(in_input).cpu()):
+            images = [features.images[index[row]] for row in rows.tolist()]
+            again = self._look_again(images, all_boxes[rows], None if labels is None else labels[rows])
+            for first, second in zip(seen, again, strict=True):
+                first[rows] = (first[rows] + second) / 2
         counts = [len(b) for b in boxes]
-        qualities: Sequence[Tensor | None] = [None] * len(boxes)
+        by_image = zip(all_boxes.split(counts), features.geometry, *(each.split(counts) for each in seen), strict=True)
+        return [self._prediction(b, geometry.original_size, *found) for b, geometry, *found in by_image]
+
+    def _look(
+        self, maps: tuple[Tensor, ...], boxes: Sequence[Float[Tensor, "_ 4"]], labels: Int64[Tensor, " n"] | None
+    ) -> list[Tensor]:
+        """Mask probabilities on the grids of the boxes and, with `mask_quality`, the logits of their IoU; on the CPU.
+
+        Args:
+            maps: of a batch.
+            boxes: of each of its images, in pixels of the network input.
+            labels: of all boxes.
+        """
+        size, device = self.chunk_size(maps), maps[0].device
+        inputs = (torch.cat(list(boxes)), image_indices(boxes), labels)
+        chunks = zip(*(value.to(device).split(size) for value in inputs if value is not None), strict=True)
         if self.config.mask_quality:
-            masks, found = zip(*(self.masks_and_qualities(maps, *chunk) for chunk in chunks), strict=True)
-            qualities = torch.cat(found).detach().cpu().split(counts)
+            found = [self.masks_and_qualities(maps, *chunk) for chunk in chunks]
         else:
-            masks = [self.mask_logits(maps, *chunk) for chunk in chunks]
-        logits = torch.cat([each.float() for each in masks])
-        probabilities = self.on_boxes(logits).sigmoid().detach().cpu()
-        by_image = zip(boxes, probabilities.split(counts), qualities, features.geometry, strict=True)
-        return [self._prediction(b.float().cpu(), p, q, geometry.original_size) for b, p, q, geometry in by_image]
+            found = [(self.mask_logits(maps, *chunk),) for chunk in chunks]
+        logits, *qualities = (torch.cat([each.float() for each in column]) for column in zip(*found, strict=True))
+        return [values.detach().cpu() for values in (self.on_boxes(logits).sigmoid(), *qualities)]
+
+    def _small_rows(self, boxes: Float[Tensor, "n 4"]) -> Iterable[Int64[Tensor, " _"]]:
+        """The rows of boxes, in pixels of the network input, that are so small that they get a second look.
+
+        They come in parts whose crops have together no more pixels than one image.
+        """
+        config = self.config
+        small = (boxes[:, 2:] - boxes[:, :2]).abs().amax(dim=1) < config.second_look_below
+        at_once = max(1, config.image_size**2 // config.second_look_size**2)
+        return small.nonzero().flatten().split(at_once) if small.any() else ()
+
+    def _look_again(
+        self, images: Sequence[Tensor], boxes: Float[Tensor, "n 4"], labels: Int64[Tensor, " n"] | None
+    ) -> list[Tensor]:
+        """`_look` at boxes on enlarged crops around them; `images` has the image of each, `boxes` are in its pixels."""
+        context = self.config.second_look_context
+        crops, inside = zip(*(crop_around(*each, context) for each in zip(images, boxes, strict=True)), strict=True)
+        batch, geometry = self.image_batch(crops, self.config.second_look_size)
+        in_input = [boxes_to_input(box[None], place) for box, place in zip(inside, geometry, strict=True)]
+        return self._look(self.maps(batch), in_input, labels)
 
     def mask_scores(
         self, probabilities: Float[Tensor, "n m m"], qualities: Float[Tensor, " n"] | None
@@ -357,7 +405,7 @@ class BoxPromptedFamily(Family[PromptedConfig]):
         return scores if self.mask_calibration is None else self.mask_calibration(scores)
 
     def _prediction(
-        self, boxes: Tensor, probabilities: Tensor, qualities: Tensor | None, image_size: tuple[int, int]
+        self, boxes: Tensor, image_size: tuple[int, int], probabilities: Tensor, qualities: Tensor | None = None
     ) -> InstancePrediction:
         return InstancePrediction(
             boxes=boxes,
@@ -388,7 +436,7 @@ class BoxPromptedFamily(Family[PromptedConfig]):
             first = kept.nonzero().flatten()[:max_detections]
             chosen.append((clipped[first], label[first], score[first]))
         boxes, labels, scores = zip(*chosen, strict=True)
-        features = ImageFeatures(dict(zip(self.map_names, maps, strict=True)), geometry)
+        features = ImageFeatures(dict(zip(self.map_names, maps, strict=True)), geometry, tuple(images))
         predictions = self.prompt(features, boxes, torch.cat(labels))
         return [
             replace(prediction, labels=label.cpu(), scores=score.cpu())

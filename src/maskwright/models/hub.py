@@ -31,6 +31,9 @@ FAMILIES = {
 CALIBRATION = "mask_calibration"
 """The key of `config.json` that holds a `MaskCalibration`, if the weights have one."""
 
+EXPORTED = ".onnx"
+"""The suffix of exported models, which have no weights folder."""
+
 _CONTENT = "a weights folder holds config.json and model.safetensors"
 _TENSORS_AT_ONCE = 64
 
@@ -206,6 +209,8 @@ def push_to_hub(folder: str | Path, repository: str) -> None:
 
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
+    if path.suffix == EXPORTED:
+        raise UserError(f"{path} is an exported model, for `maskwright predict` and `evaluate`; {_CONTENT}")
     in_it = [str(path / name) for name in ("best", "last") if (path / name / "config.json").is_file()]
     if in_it and not (path / "config.json").is_file():
         raise UserError(f"{path} is the folder of a training run; its weights folders are {' and '.join(in_it)}")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from maskwright.nn.efficientnet_lite import EfficientNetLite0, published_weights
+from maskwright.nn.efficientnet_lite import EfficientNetLite, published_weights
 from maskwright.nn.feature_maps import Backbone, BackboneOptions, Trunk
 from maskwright.nn.feature_pyramids import DetectionPyramidBackbone, SummedPyramidBackbone, TopDownBackbone
 from maskwright.nn.hourglass import Hourglass, hourglass_levels
@@ -79,10 +79,10 @@ def _resnet(
     return trunk
 
 
-def _efficientnet_lite0(options: BackboneOptions) -> EfficientNetLite0:
-    trunk = EfficientNetLite0(options.width, options.norm_momentum)
+def _efficientnet_lite(name: str, options: BackboneOptions) -> EfficientNetLite:
+    trunk = EfficientNetLite(name, options.width, options.norm_momentum)
     if options.pretrained:
-        trunk.load_published(published_weights())
+        trunk.load_published(published_weights(name))
     return trunk
 
 
@@ -109,7 +109,9 @@ TRUNKS: dict[str, TrunkRow] = {
     "resnet34": TrunkRow(partial(_resnet, "resnet34", BasicBlock, (3, 4, 6, 3)), _RESNET, 256),
     "resnet50": TrunkRow(partial(_resnet, "resnet50", Bottleneck, (3, 4, 6, 3)), _RESNET, 256),
     "resnet101": TrunkRow(partial(_resnet, "resnet101", Bottleneck, (3, 4, 23, 3)), _RESNET, 256),
-    "efficientnet_lite0": TrunkRow(_efficientnet_lite0, _TRUNK, 64),  # for laptops
+    # for laptops
+    "efficientnet_lite0": TrunkRow(partial(_efficientnet_lite, "efficientnet_lite0"), _TRUNK, 64),
+    "efficientnet_lite2": TrunkRow(partial(_efficientnet_lite, "efficientnet_lite2"), _TRUNK, 64),
 }
 """With `_fpn` behind its name, each is a backbone of Deep-MAC and of Deep-MARC."""
 

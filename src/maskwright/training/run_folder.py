@@ -36,7 +36,7 @@ _NAMES_SHOWN = 8
 
 # Values that may change on resume; any other would make it another experiment.
 _FREE_ON_RESUME = {
-    "data": {"images", "validation_images", "segmentations", "validation_segmentations", "num_workers"},
+    "data": {"images", "validation_images", "segmentations", "validation_segmentations", "shards", "num_workers"},
     "trainer": {
         "steps", "output", "validate_every_steps", "checkpoint_every_seconds", "log_every_steps", "accelerator",
         "devices", "num_nodes", "strategy",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -135,7 +135,7 @@ def _states(entries: Sequence[dict[str, Any]], index: AnnotationIndex) -> Iterat
         if _is_empty(entry.get("segmentation")):
             shape = _CROWD if crowd else _MISSING
         else:
-            shape = _RECTANGLE if not crowd and _is_rectangle(index.segmentations, row, index) else _MASK
+            shape = _RECTANGLE if not crowd and _is_rectangle(row, index) else _MASK
         yield _with_provenance(shape, entry) if PROVENANCE in entry else shape
 
 
@@ -174,8 +174,9 @@ def _is_empty(segmentation: Any) -> bool:
     return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
 
 
-def _is_rectangle(segmentations: Segmentations, row: int, index: AnnotationIndex) -> bool:
+def _is_rectangle(row: int, index: AnnotationIndex) -> bool:
     """Whether the mask of an annotation is its box: one polygon of four corners, the first one repeated or not."""
+    segmentations = cast("Segmentations", index.segmentations)  # those of a COCO file
     first, last = segmentations.ranges[row]
     if segmentations.kinds[row] != POLYGONS or last - first != 1:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,19 +114,19 @@ def write_undone(path: Path, out: Path) -> int:
         UserError: it cannot be read or written, or nothing in it was completed.
     """
     content = read_content(path)
+    # Of a file of COCO's size, all that it holds would be gigabytes.
+    if not isinstance(parse_json_object(content, path, ("annotations",), only=("annotations",))["annotations"], list):
+        raise UserError(f"{path}: expected 'annotations' to be a list")
     text = json_text(content, str(path))
-    parsed = parse_json_object(content, path, ("annotations",))["annotations"]
-    positions = {position for position, entry in enumerate(parsed) if is_completed(entry)}
-    if not positions:
+    edits = [
+        Edit(start, end, str(undone(ObjectText.read(text, start))))
+        for start, end in element_spans(text, "annotations").tolist()
+        if is_completed(json.loads(text[start:end].encode("latin-1")))
+    ]
+    if not edits:
         raise UserError(f"{path}: no annotation of it was completed by maskwright, so that there is nothing to undo")
-
-    def edits() -> Iterator[Edit]:
-        for position, (start, end) in enumerate(element_spans(text, "annotations").tolist()):
-            if position in positions:
-                yield Edit(start, end, str(undone(ObjectText.read(text, start))))
-
-    write_parts(out, edited(text, edits()))
-    return len(positions)
+    write_parts(out, edited(text, edits))
+    return len(edits)
 
 
 def plan_table(plan: CompletionPlan) -> str:

@@ -34,6 +34,7 @@ class CompletedMask:
     image: row of the picture in `CompletedFile.image_names`.
     category: name of the class, empty where it has none.
     quality: of the mask, in 0..1.
+    model, weights: the model's name and the hash of its weights, as far as the file says them.
     box: xyxy, pixels of the picture in the frame of the annotations.
     segmentation: as in the file.
     review: the verdict that an earlier review wrote into the file, or None.
@@ -44,6 +45,8 @@ class CompletedMask:
     image: int
     category: str
     quality: float
+    model: str
+    weights: str
     box: Box
     segmentation: Any
     review: str | None
@@ -185,6 +188,8 @@ class _Reader:
             image=image,
             category=self.categories.get(_hashable(entry.get("category_id")), ""),
             quality=float(quality),
+            model=str(provenance.get("model", "")),
+            weights=str(provenance.get("weights", "")),
             box=box,
             segmentation=entry["segmentation"],
             review=provenance.get("review"),

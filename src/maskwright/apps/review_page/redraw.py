@@ -1,22 +1,18 @@
-"""Masks of boxes that a person draws: each picture is encoded once, and prompted many times."""
+"""New masks of boxes that a person draws on the pictures of a completed file."""
 
 from __future__ import annotations
-
-from collections import OrderedDict
-from threading import Lock
 
 from jaxtyping import UInt8
 from torch import Tensor
 
+from maskwright.apps.page.encoded_pictures import EncodedPictures
 from maskwright.apps.review_page.completed import Box, CompletedFile
 from maskwright.apps.review_page.decisions import RedrawnMask
 from maskwright.data.images import read_annotated_image
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.predictor import Predictor
-from maskwright.structures import BoxPrompted, ImageFeatures
-
-_KEPT = 4  # pictures whose features stay in memory
+from maskwright.structures import BoxPrompted
 
 
 class Redrawer:
@@ -36,11 +32,9 @@ class Redrawer:
         if not isinstance(predictor.model, BoxPrompted):
             raise UserError(f"--model {name}: expected a model that takes boxes, but it finds the instances itself")
         self._completed = completed
-        self._predictor = predictor
+        self._pictures = EncodedPictures(predictor)
         self._name = name
         self._weights = weights
-        self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
-        self._lock = Lock()
 
     @classmethod
     def load(cls, completed: CompletedFile, name: str, device: str) -> Redrawer:
@@ -59,8 +53,7 @@ class Redrawer:
         Raises:
             UserError: the picture cannot be read, it is no box or lies outside, or the mask has no pixel.
         """
-        with self._lock:
-            prediction = self._predictor.masks_from_boxes(self._encoded(image), [list(box)])
+        prediction = self._pictures.masks_from_boxes(image, lambda: picture_of(self._completed, image), [list(box)])
         (entry,) = prediction.to_coco(0)
         area = int(self._completed.encoded(entry["segmentation"], image).areas()[0])
         if area == 0:
@@ -74,14 +67,6 @@ class Redrawer:
             model=self._name,
             weights=self._weights,
         )
-
-    def _encoded(self, image: int) -> ImageFeatures:
-        if image not in self._features:
-            self._features[image] = self._predictor.encode(picture_of(self._completed, image))
-            if len(self._features) > _KEPT:
-                self._features.popitem(last=False)
-        self._features.move_to_end(image)
-        return self._features[image]
 
 
 def picture_of(completed: CompletedFile, image: int) -> UInt8[Tensor, "3 h w"]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from maskwright.apps.page.shown_masks import jpeg_of
 from maskwright.apps.review_page.completed import CompletedFile, CompletedMask
 from maskwright.apps.review_page.redraw import picture_of
-from maskwright.apps.review_page.shown_masks import jpeg_of
 from maskwright.apps.run_summary import RunSummary
 from maskwright.errors import UserError
 from maskwright.files import write_text

@@ -26,6 +26,9 @@ from maskwright.ops.heatmap import (
 )
 from maskwright.ops.losses import gathered_l1, penalty_reduced_focal
 
+ImageSizes = Sequence[tuple[int, int]] | Float[Tensor, "b 2"]
+"""Per image (height, width) of what is image in the input."""
+
 CENTER_BIAS = -2.19
 """The first bias of the centre maps: a probability of 0.1 everywhere, so that the focal loss starts small."""
 
@@ -127,19 +130,19 @@ class CenterNetLoss:
 
 
 def valid_cells(
-    image_sizes: Sequence[tuple[int, int]], map_size: tuple[int, int], stride: int
+    image_sizes: ImageSizes, map_size: tuple[int, int], stride: int
 ) -> Bool[Tensor, "b {map_size[0]} {map_size[1]}"]:
     """The cells that show at least some of the image, which lies at the top left of its input.
 
     Source: get_valid_anchor_weights_in_flattened_image of the originals.
     """
-    heights, widths = torch.tensor(image_sizes).reshape(-1, 2, 1, 1).unbind(dim=1)
+    heights, widths = torch.as_tensor(image_sizes).reshape(-1, 2, 1, 1).unbind(dim=1)
     rows = torch.arange(map_size[0])[:, None] * stride < heights
     columns = torch.arange(map_size[1]) * stride < widths
     return rows & columns
 
 
-def decode(maps: CenterNetMaps, image_sizes: Sequence[tuple[int, int]], stride: int, max_detections: int) -> Detections:
+def decode(maps: CenterNetMaps, image_sizes: ImageSizes, stride: int, max_detections: int) -> Detections:
     """Boxes from maps: the peaks of the centre maps, the highest of all classes, each with its size and offset.
 
     Args:

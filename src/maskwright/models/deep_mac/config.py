@@ -43,7 +43,8 @@ class DeepMACConfig(BoxPromptedConfig):
             samples at the centres of equal cells.
         box_margin: widens the crop on every side by this share of the box, so that the mask head sees context.
         box_jitter: how the edges of boxes are moved at random in training (`ops.boxes.jitter_boxes`).
-        box_jitter_ratio: how far they are moved, as a share of the box; 0 for not at all.
+        box_jitter_ratio: how far they are moved at most, as a share of half the box's side: 0.2 moves an edge by up to
+            a tenth of the side, as loosely drawn boxes are. 0 for not at all.
         predict_full_resolution_masks: give the mask head the whole feature map instead of a crop, with coordinates
             relative to the box's centre, and train it on the image's whole mask. It costs
             (image_size / 4 / mask_size)^2 times as much; image_size / 4 must be a multiple of the head's size divisor.
@@ -65,6 +66,10 @@ class DeepMACConfig(BoxPromptedConfig):
         mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
         mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
             norms. For weights that were trained without it (`trainer.initial_weights`).
+        second_look_below: at inference, boxes whose longer side is below this many pixels of the network input get a
+            second look: the square around the box is encoded by itself, and the mask is the mean of both. 0: none.
+        second_look_context: side of that square, in longer sides of the box.
+        second_look_size: side to which it is resized, in pixels; a multiple of the backbone's `size_divisor`.
         max_masks_per_image: most instances of an image that enter the mask head in training.
         mask_chunk_size: boxes that enter the mask head at a time at inference; on a CPU at most 16 (bfloat16: 32).
         resize: how pixels are interpolated when an image is resized (`nn.image_batch.ImageBatch`).

@@ -13,8 +13,9 @@ from maskwright.models.deep_mac.centernet import CenterNetLoss, decode
 from maskwright.models.deep_mac.config import DeepMACConfig
 from maskwright.models.deep_mac.losses import MaskLoss, choose_instances
 from maskwright.models.deep_mac.network import DeepMACNetwork, Maps
-from maskwright.models.family import BoxPromptedFamily, Detections, check_divisor
+from maskwright.models.family import BoxPromptedFamily, Detections
 from maskwright.nn.image_batch import ImageBatch
+from maskwright.nn.inference import without_autocast
 from maskwright.ops.frames import BoxFrame, margin_crop_matrix
 from maskwright.structures import Target
 
@@ -52,8 +53,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         self.mask_loss = MaskLoss(config)
         self.centernet_loss = CenterNetLoss(config)
         self.network = DeepMACNetwork(config)
-        divisor = self.network.backbone.size_divisor
-        check_divisor("image_size", config.image_size, divisor, f"backbone {config.backbone!r}")
+        self.check_input_sizes()
         self.freeze()
 
     @property
@@ -154,7 +154,7 @@ class DeepMAC(BoxPromptedFamily[DeepMACConfig]):
         if not self.config.box_margin:
             return logits
         matrix = margin_crop_matrix(logits.shape[-1], self.config.box_margin, self.config.box_frame).to(logits)
-        with torch.autocast(logits.device.type, enabled=False):  # it would bring the masks down to 8 bits
+        with without_autocast(logits.device):  # it would bring the masks down to 8 bits
             return matrix @ logits @ matrix.T
 
     def backbone_parameters(self) -> Iterable[nn.Parameter]:

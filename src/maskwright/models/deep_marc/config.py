@@ -52,6 +52,10 @@ class DeepMARCConfig(BoxPromptedConfig):
         mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
         mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
             norms. For weights that were trained without it (`trainer.initial_weights`).
+        second_look_below: at inference, boxes whose longer side is below this many pixels of the network input get a
+            second look: the square around the box is encoded by itself, and the mask is the mean of both. 0: none.
+        second_look_context: side of that square, in longer sides of the box.
+        second_look_size: side to which it is resized, in pixels; a multiple of the backbone's `size_divisor`.
         max_masks_per_image: most boxes of an image that enter the mask head in training.
         mask_chunk_size: boxes that enter the mask head at a time at inference.
         resize: how pixels are interpolated when an image is resized (`nn.image_batch.ImageBatch`).

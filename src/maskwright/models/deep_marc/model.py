@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskwright.models.deep_marc.config import DeepMARCConfig
 from maskwright.models.deep_marc.network import DeepMARCNetwork, Maps
 from maskwright.models.deep_marc.roi_heads import Sample
-from maskwright.models.family import BoxPromptedFamily, Detections, check_divisor, check_prompt_labels, image_indices
+from maskwright.models.family import BoxPromptedFamily, Detections, check_prompt_labels, image_indices
 from maskwright.nn.hourglass import Hourglass
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.ops.crop import crop_masks
@@ -71,8 +71,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
             padding=config.image_mean if config.image_padding == "mean" else 0.0,
         )
         self.network = DeepMARCNetwork(config)
-        divisor = self.network.backbone.size_divisor
-        check_divisor("image_size", config.image_size, divisor, f"backbone {config.backbone!r}")
+        self.check_input_sizes()
         self.freeze()
 
     @property

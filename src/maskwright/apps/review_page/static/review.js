@@ -2,6 +2,7 @@
 // Names out of files become text, never HTML.
 
 import { BoxCanvas } from "./canvas.js";
+import { ask, loadPicture } from "./requests.js";
 
 const ORANGE = [255, 96, 0];
 const BLUE = [40, 130, 255];
@@ -10,28 +11,9 @@ const find = (id) => document.getElementById(id);
 
 let shown = null; // the mask on the canvas, as the server tells it
 let redrawn = null; // the mask of the box that was drawn last, or null
-let asking = false; // for the mask of a box that was just drawn
 let busy = false;
-let request = 0; // of the last drawn box: later answers to earlier ones do not count
 
-const canvas = new BoxCanvas(find("canvas"), { onBox: askForMask, onMessage: (text) => tell(text) });
-
-async function ask(path, body) {
-  const options = body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer: nothing was decided. Start it again, then go on here.");
-  }
-  const answer = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(answer?.error ?? `The server answers ${response.status}`);
-  return answer;
-}
+const canvas = new BoxCanvas(find("canvas"), { maskOf, onChange: showRedrawn, onMessage: tell });
 
 function tell(text, isError = false) {
   find("status").textContent = text;
@@ -65,8 +47,6 @@ async function show(mask) {
   const changed = shown?.image !== mask?.image;
   shown = mask;
   redrawn = mask?.redrawn ?? null;
-  request += 1;
-  asking = false;
   stopDrawing();
   find("mask").hidden = mask === null;
   if (mask === null) {
@@ -80,7 +60,7 @@ async function show(mask) {
   if (changed || canvas.picture === null) {
     canvas.picture = null;
     canvas.setInstances([]);
-    const picture = await load(`api/pictures/${mask.image}`);
+    const picture = await load(mask.image);
     if (shown !== mask) return;
     canvas.show(picture, mask.size[1], mask.size[0]);
   } else {
@@ -90,10 +70,10 @@ async function show(mask) {
   zoom();
 }
 
-async function load(address) {
-  const response = await fetch(address);
-  if (!response.ok) throw new Error(`${(await response.json()).error} (skip goes on)`);
-  return createImageBitmap(await response.blob());
+function load(image) {
+  return loadPicture(`api/pictures/${image}`).catch((error) => {
+    throw new Error(`${error.message} (skip goes on)`);
+  });
 }
 
 function describe() {
@@ -119,36 +99,21 @@ function zoom() {
   canvas.focus(whole || !shown ? null : shown.box);
 }
 
-async function askForMask(box) {
-  request += 1;
-  const [mine, mask] = [request, shown];
-  asking = box !== null;
-  if (box === null) {
-    redrawn = null;
-    describe();
-    drawMasks();
-    return;
-  }
+function maskOf(box) {
   tell("Asking for the mask of the new box");
-  try {
-    const answer = await ask("api/redraw", { position: mask.position, box });
-    if (mine !== request) return;
-    asking = false;
-    redrawn = answer;
-    describe();
-    drawMasks();
-    tell(`New mask, quality ${answer.quality.toFixed(3)}. Keep it, draw again, or undo.`);
-  } catch (error) {
-    if (mine !== request) return;
-    asking = false;
-    canvas.boxes.pop();
-    tell(error.message, true);
-  }
+  return ask("api/redraw", { position: shown.position, box });
+}
+
+function showRedrawn() {
+  redrawn = canvas.drawn.at(-1) ?? shown.redrawn;
+  describe();
+  drawMasks();
+  if (redrawn) tell(`New mask, quality ${redrawn.quality.toFixed(3)}. Keep it, draw again, or undo.`);
 }
 
 async function decide(verdict) {
   if (!shown) return;
-  if (asking) {
+  if (canvas.waiting.length) {
     tell("The mask of the new box is not there yet; nothing was decided.");
     return;
   }

@@ -22,6 +22,12 @@ def mask_json(masks: EncodedMasks) -> dict[str, Any]:
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "runs": _row_runs(region)}
 
 
+def region_json(region: Bool[Tensor, "h w"], origin: tuple[int, int]) -> dict[str, Any]:
+    """The same of a mask that is known inside of a region only, whose first pixel has the (x, y) `origin`."""
+    shown = mask_json(EncodedMasks.from_planes(region[None]))
+    return {**shown, "x": shown["x"] + origin[0], "y": shown["y"] + origin[1]}
+
+
 def _row_runs(region: Bool[np.ndarray, "h w"]) -> list[int]:
     """The lengths of the runs of False and True in turn, row by row; the first is of False, and may be 0."""
     pixels = region.ravel()

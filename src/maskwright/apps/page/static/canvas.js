@@ -1,5 +1,5 @@
-// A picture with masks and boxes on a canvas, and boxes drawn on it by mouse, finger, pen or keys. It knows no server
-// and no page, so that several pages can share it.
+// A picture with masks and boxes on a canvas, and boxes drawn on it by mouse, finger, pen or keys, which a function
+// turns into masks. It knows no server and no page, so that several pages can share it.
 //
 // A box is [x1, y1, x2, y2] in pixels of the picture. A mask is {x, y, width, height, runs}: its tight box, and the
 // lengths of the runs of pixels outside and inside of it in turn, row by row, the first outside.
@@ -8,18 +8,25 @@ const SMALLEST_BOX = 2; // pixels on the screen; less is a click
 const EDGE_MARGIN = 0.35; // around a box that the view is set on, in sides of it
 
 export class BoxCanvas {
-  // canvas: the element; its size follows its style. onBox(box): the box that counts now, after drawing or undoing;
-  // null where none is left. onMessage(text): what a screen reader should say.
-  constructor(canvas, { onBox = () => {}, onMessage = () => {} } = {}) {
+  // canvas: the element; its size follows its style. maskOf(box): a promise of what the page keeps of a drawn box, its
+  // mask above all; whoever makes it. onChange(): that list, `drawn`, has changed, or `waiting`, the boxes without an
+  // answer. onMessage(text, isError): what a screen reader should say.
+  constructor(canvas, { maskOf, onChange = () => {}, onMessage = () => {} }) {
     this.canvas = canvas;
-    this.onBox = onBox;
+    this.maskOf = maskOf;
+    this.onChange = onChange;
     this.onMessage = onMessage;
     this.context = canvas.getContext("2d");
     this.picture = null;
     this.size = [1, 1];
     this.view = [0, 0, 1, 1];
     this.instances = [];
-    this.boxes = [];
+    this.layers = new WeakMap(); // of masks: {colour, layer}
+    this.drawn = []; // what maskOf gave of each box
+    this.past = []; // the lists before, for undo
+    this.waiting = []; // boxes whose masks are not there yet
+    this.answered = Promise.resolve(); // the last of them
+    this.frame = null;
     this.drawing = false;
     this.masksVisible = true;
     this.pending = null; // the box that is being drawn
@@ -33,14 +40,14 @@ export class BoxCanvas {
     this.picture = picture;
     this.size = [width, height];
     this.view = [0, 0, width, height];
-    this.boxes = [];
+    this.exchange();
     this.pending = null;
     this.draw();
   }
 
-  // Of each: box, mask or null, colour [red, green, blue].
+  // Of each: box, mask or null, colour [red, green, blue], and whether it is marked.
   setInstances(instances) {
-    this.instances = instances.map((one) => ({ ...one, layer: one.mask ? maskLayer(one.mask, one.colour) : null }));
+    this.instances = instances;
     this.draw();
   }
 
@@ -71,19 +78,62 @@ export class BoxCanvas {
     this.draw();
   }
 
-  // Take the last drawn box back; whether there was one.
+  // Show another list of masks, with its own past; the one that was there before, to come back to.
+  exchange({ drawn, past } = { drawn: [], past: [] }) {
+    const before = { drawn: this.drawn, past: this.past };
+    Object.assign(this, { drawn, past, waiting: [] });
+    return before;
+  }
+
+  // Put another list in place of `drawn`, which undo brings back.
+  change(drawn) {
+    this.past.push(this.drawn);
+    this.drawn = drawn;
+    this.onChange();
+    this.draw();
+  }
+
+  // Take the last change of `drawn` back, or a box that still waits for its mask; whether there was one.
   undo() {
-    if (!this.boxes.length) return false;
-    this.boxes.pop();
-    this.onBox(this.boxes.at(-1) ?? null);
+    if (this.waiting.length) this.waiting.pop();
+    else if (this.past.length) this.drawn = this.past.pop();
+    else return false;
+    this.onChange();
+    this.draw();
     return true;
+  }
+
+  // One box after the other, so that `drawn` has their order.
+  ask(box) {
+    this.waiting.push(box);
+    this.onChange();
+    this.answered = this.answered.then(() => this.answer(box));
+  }
+
+  async answer(box) {
+    if (!this.waiting.includes(box)) return;
+    let given, failure;
+    try {
+      given = await this.maskOf(box);
+    } catch (error) {
+      failure = error;
+    }
+    if (!this.waiting.includes(box)) return; // undone, or another picture
+    this.waiting = this.waiting.filter((other) => other !== box);
+    if (failure) {
+      this.onChange();
+      this.draw();
+      this.onMessage(failure.message, true);
+    } else {
+      this.change([...this.drawn, given]);
+    }
   }
 
   listen() {
     this.canvas.addEventListener("pointerdown", (event) => {
       if (!this.drawing || event.button !== 0) return;
       event.preventDefault();
-      this.canvas.focus();
+      this.canvas.focus({ preventScroll: true });
       this.canvas.setPointerCapture(event.pointerId);
       this.pointer = this.place(event);
       this.pending = [...this.pointer, ...this.pointer];
@@ -106,11 +156,16 @@ export class BoxCanvas {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  // Arrow keys move the box, with shift its lower right corner; Enter takes it.
+  // Arrow keys move the box, with shift its lower right corner; Enter takes it, Escape drops it.
   key(event) {
     if (!this.drawing || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key === "Enter" && this.pending) {
       this.finish();
+    } else if (event.key === "Escape") {
+      this.pending = null;
+      this.pointer = null;
+      this.draw();
+      return; // the page may have more to do
     } else if (event.key.startsWith("Arrow")) {
       const [width, height] = this.size;
       this.pending ??= [width / 4, height / 4, (3 * width) / 4, (3 * height) / 4];
@@ -143,8 +198,7 @@ export class BoxCanvas {
     this.pending = null;
     const { scale } = this.fit();
     if (box && Math.min(box[2] - box[0], box[3] - box[1]) * scale >= SMALLEST_BOX) {
-      this.boxes.push(box);
-      this.onBox(box);
+      this.ask(box);
     }
     this.draw();
   }
@@ -168,7 +222,15 @@ export class BoxCanvas {
     return { scale, left, top };
   }
 
+  // Once before the screen is drawn again, however much has changed.
   draw() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.paint();
+    });
+  }
+
+  paint() {
     const ratio = window.devicePixelRatio || 1;
     const { clientWidth, clientHeight } = this.canvas;
     this.canvas.width = Math.max(1, Math.round(clientWidth * ratio));
@@ -178,26 +240,30 @@ export class BoxCanvas {
     this.context.setTransform(scale * ratio, 0, 0, scale * ratio, left * ratio, top * ratio);
     this.context.imageSmoothingEnabled = true;
     this.context.drawImage(this.picture, 0, 0, ...this.size);
-    for (const { box, mask, layer } of this.instances) {
-      if (layer && this.masksVisible) {
-        this.context.imageSmoothingEnabled = false;
-        this.context.drawImage(layer, mask.x, mask.y, mask.width, mask.height);
-      }
-      if (box) this.strokeBox(box, scale, "#ffffff");
+    this.context.imageSmoothingEnabled = false;
+    for (const { mask, colour } of this.masksVisible ? this.instances : []) {
+      if (mask?.width) this.context.drawImage(this.layer(mask, colour), mask.x, mask.y, mask.width, mask.height);
     }
-    if (this.pending) this.strokeBox(this.pending, scale, "#ffe14d");
+    const [marked, others] = [true, false].map((is) => this.instances.filter((one) => Boolean(one.marked) === is));
+    this.strokeBoxes(others.map(({ box }) => box), scale, "#ffffff");
+    this.strokeBoxes([...marked.map(({ box }) => box), ...this.waiting, this.pending].filter(Boolean), scale, "#ffe14d");
   }
 
-  // Dashes on black can be seen on any ground.
-  strokeBox([x1, y1, x2, y2], scale, colour) {
-    this.context.lineWidth = 2 / scale;
-    this.context.setLineDash([]);
-    this.context.strokeStyle = "#000000";
-    this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    this.context.setLineDash([6 / scale, 4 / scale]);
-    this.context.strokeStyle = colour;
-    this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    this.context.setLineDash([]);
+  layer(mask, colour) {
+    const known = this.layers.get(mask);
+    if (known?.colour.join() === colour.join()) return known.layer;
+    const layer = maskLayer(mask, colour);
+    this.layers.set(mask, { colour, layer });
+    return layer;
+  }
+
+  // A bright line on a dark one can be seen on any ground; without dashes, which take long for hundreds of boxes.
+  strokeBoxes(boxes, scale, colour) {
+    for (const [style, width] of [["#000000", 4], [colour, 2]]) {
+      this.context.strokeStyle = style;
+      this.context.lineWidth = width / scale;
+      for (const [x1, y1, x2, y2] of boxes) this.context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    }
   }
 }
 
@@ -215,7 +281,6 @@ export function maskPixels({ width, height, runs }) {
 // A mask as a picture of its own: half transparent, with a solid edge.
 function maskLayer(mask, [red, green, blue]) {
   const { width, height } = mask;
-  if (!width || !height) return null;
   const inside = maskPixels(mask);
   const layer = document.createElement("canvas");
   layer.width = width;
