@@ -92,7 +92,7 @@ def test_what_cannot_be_calibrated_is_refused(weights: Path, data: Path, capsys)
     write_data(data / "few", 3)
     for model, folder, options, message in (
         (bundled_names()[0], data, (), "--out"),
-        (data / "panoptic", data, (), "takes no boxes"),
+        (data / "panoptic", data, (), "expected weights of a model that takes boxes"),
         (weights, data / "few", (), "at least 50 masks on 2 or more images, but there are 39 on 3"),
         (weights, data, ("--out", str(data)), "exists already"),
         (data / "nowhere", data, (), "neither a weights folder"),

@@ -110,7 +110,7 @@ def test_a_file_of_the_other_task_is_refused(arguments, panoptic, tmp_path):
     instances.write_text(json.dumps({**content, "annotations": []}))
     with pytest.raises(UserError, match=r"learns from COCO panoptic files, but \S*instances.json has no"):
         main([*arguments, f"--data.annotations={instances}"])
-    with pytest.raises(UserError, match=r"learns from COCO instances files, but \S*panoptic.json is a COCO panoptic"):
+    with pytest.raises(UserError, match=r"or COCO instances files, but \S*panoptic.json is a COCO panoptic"):
         main(["deep_mac/tiny", *arguments[1:]])
     void = [{**entry, "segments_info": []} for entry in content["annotations"]]
     panoptic.annotations.write_text(json.dumps({**content, "annotations": void}))

@@ -10,7 +10,7 @@ const BOXES_AT_ONCE = 50; // others have their turn in between
 
 let opened = null; // {file, key} of the picture
 
-// {version, limits: {bytes, pixels, boxes}, models: {boxes, objects, panoptic}}, each model, where there is one, {name, weights}.
+// {version, limits: {bytes, pixels, boxes}, models: {boxes, objects, panoptic}}; of each model that is there {name, weights}.
 export const start = () => ask("api/state");
 
 // Make a file the picture that all else is about: {picture, width, height}, the first to be shown, the others its frame.
