@@ -90,6 +90,7 @@ def members(session: int) -> dict[int, str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_actors_give_the_file_of_one_process_and_say_nothing_more():
     make_data(6)
     assert main([*COMMAND, "--out", "whole.json"]) == 3

@@ -117,7 +117,7 @@ def test_one_process_is_the_callers_own():
 def test_an_error_is_raised_with_the_place_where_it_happened():
     with pytest.raises(ZeroDivisionError) as raised:
         list(run_jobs(partial(divmod, 1), [0, 0], 2))
-    assert "in answer" in raised.value.__notes__[0]
+    assert "in answer_job" in raised.value.__notes__[0]
 
 
 def test_a_killed_worker_is_named():

@@ -23,7 +23,10 @@ WALKS = ["index", "for_annotators", "for_data_set_owners", "for_deployers", "for
 RUN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in WALKS)]
 """The pages whose blocks run as they stand, in their order, unless their title says what they need."""
 
-OF_OTHER_TOOLS = {"--conf-threshold", "--conv-mask-to-poly", "--no-deps", "--shm-size", "--strict"}
+OF_OTHER_TOOLS = {
+    *("--conf-threshold", "--conv-mask-to-poly", "--head", "--port", "--disable-usage-stats", "--include-dashboard"),
+    *("--num-cpus", "--num-gpus", "--no-deps", "--shm-size", "--strict"),
+}
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_/|]*(\.\w+)?|[\w/]+\.yaml")  # NAME, RECIPE.yaml, mine.yaml
 FAMILIES = ("deep_mac", "deep_marc", "max_deeplab")
 FILES = ("--data.images=x", "--data.annotations=x")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from maskwright.apps.processes import answer, result_of
+from maskwright.apps.processes import answer_job, result_of
 from maskwright.errors import UserError
 
 LOCAL = "local"
@@ -105,7 +105,7 @@ class _Actor:
         self._checked = False
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": row["number"], "answer": answer(self._do, pickle.loads(row["job"]))}
+        return {"number": row["number"], "answer": answer_job(self._do, pickle.loads(row["job"]))}
 
     def _do(self, job: PictureOnDisk) -> Any:
         try:

@@ -77,7 +77,7 @@ Answer = tuple[Any, Exception | None, list[str]]
 """Of a worker: the result, or None; the exception, or None; and our warnings."""
 
 
-def answer(work: Callable[[Job], Result], job: Job) -> bytes:
+def answer_job(work: Callable[[Job], Result], job: Job) -> bytes:
     """`work(job)` as a worker sends it to its caller: an `Answer`, pickled."""
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("ignore")
@@ -197,4 +197,4 @@ def _answer(task: bytes) -> bytes:
         work, job = pickle.loads(task)
     except Exception as error:
         return pickle.dumps((None, _cannot_hand_over(error), []))
-    return answer(work, job)
+    return answer_job(work, job)
