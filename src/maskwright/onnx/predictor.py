@@ -258,6 +258,7 @@ def _open(path: Path, device: str | None) -> tuple[Any, Metadata]:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError("onnxruntime is not installed: pip install 'maskwright[onnx]'") from error
+    onnxruntime.disable_telemetry_events()
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a model that `maskwright export` made")
     options = onnxruntime.SessionOptions()
