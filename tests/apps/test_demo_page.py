@@ -256,8 +256,8 @@ def test_too_many_at_once_are_told_so(ellipse_model):
                 if answer.status_code != 503:
                     return answer
 
-        def look() -> httpx.Response:
-            return httpx.get(f"{address}api/pictures/x/original", timeout=60)
+        def look() -> httpx.Response:  # it names no picture, so that it needs a place but waits for no one's work
+            return httpx.post(f"{address}api/boxes", json={}, timeout=60)
 
         try:
             asked = [threads.submit(ask) for _ in range(2)]
