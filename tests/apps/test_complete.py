@@ -411,7 +411,9 @@ class TestRuns:
         assert not Path("x.json").exists()
 
     def test_a_model_that_takes_no_boxes_is_refused(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: torch.nn.Linear(1, 1))
+        finder = torch.nn.Linear(1, 1)
+        finder.task, finder.needs_boxes, finder.categories = "instance", False, ()
+        monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: finder)
         write([box(1)])
         with pytest.raises(UserError, match="--model m: expected a model that takes boxes"):
             complete(model="m")
