@@ -29,7 +29,8 @@ import torch
 
 from maskwright.apps import complete
 from maskwright.apps.run_summary import RunSummary
-from maskwright.data.images import read_annotated_image
+from maskwright.data.annotated_pictures import read_annotated_picture
+from maskwright.data.images import image_of
 from maskwright.evaluation.report import format_table
 from maskwright.files import write_json
 
@@ -92,8 +93,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
         boxes, images=arguments.images, out=out, model=arguments.model, precision=arguments.precision
     )
     plan = complete.completion_plan(options, None, RunSummary())
-    predictor, _ = complete.load_completer(options)
-    pictures = [read_annotated_image(job.path, job.image_size, plan.source) for job in plan.jobs]
+    predictor = complete.load_completer(options).predictor
+    pictures = [image_of(read_annotated_picture(job.path, job.image_size, plan.source)) for job in plan.jobs]
     prompts = [torch.from_numpy(job.boxes) for job in plan.jobs]
 
     def network() -> None:

@@ -43,8 +43,8 @@ def draw_cell(image: Tensor, box: Tensor, masks: tuple[EncodedMasks, Tensor], ca
     corners = np.array([x1 - left, y1 - top, x2 - left, y2 - top]) * scale
     draw.rectangle(tuple(corners.tolist()), outline=BOX)
     truth, predicted = masks
-    draw_outlines(draw, truth.crop(left, top, right, bottom)[0], scale, TRUE)
-    draw_outlines(draw, predicted[top:bottom, left:right], scale, PREDICTED)
+    draw_outlines(draw, truth.crop(left, top, right, bottom)[0].numpy(), scale, TRUE)
+    draw_outlines(draw, predicted[top:bottom, left:right].numpy(), scale, PREDICTED)
     cell = Image.new("RGB", (SIDE, SIDE + LINE * len(captions)), "white")
     cell.paste(crop, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     text = ImageDraw.Draw(cell)
@@ -53,7 +53,7 @@ def draw_cell(image: Tensor, box: Tensor, masks: tuple[EncodedMasks, Tensor], ca
     return cell
 
 
-def draw_outlines(draw: ImageDraw.ImageDraw, mask: Tensor, scale: float, colour: tuple[int, int, int]) -> None:
+def draw_outlines(draw: ImageDraw.ImageDraw, mask: np.ndarray, scale: float, colour: tuple[int, int, int]) -> None:
     """The contours of a mask, on a dark line that sets them off."""
     closed = [np.concatenate([contour, contour[:1]]) * scale for contour in trace_contours(mask)]
     for fill, line in (((0, 0, 0), 4), (colour, 2)):

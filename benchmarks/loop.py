@@ -34,7 +34,7 @@ from maskwright.apps.review_page.completed import read_completed
 from maskwright.apps.review_page.decisions import Decision, Review, journal_path, open_journal
 from maskwright.apps.run_summary import RunSummary
 from maskwright.files import read_json_object, write_json, write_text
-from maskwright.predictor import DEFAULT_MODEL
+from maskwright.prompts import DEFAULT_MODEL
 
 ACCEPTED_IOU = 0.7
 REVIEWED_SHARE = 1 / 20

@@ -13,8 +13,8 @@ from painter import Painter
 from torch import Tensor, nn
 
 from maskwright.apps.demo_page.limits import Limits
-from maskwright.apps.demo_page.models import NamedModel
 from maskwright.apps.demo_page.server import create_demo
+from maskwright.apps.named_models import NamedModel
 from maskwright.apps.page.local_server import listen
 from maskwright.predictor import Predictor
 from maskwright.structures import Category, InstancePrediction

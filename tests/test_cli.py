@@ -25,7 +25,8 @@ BOXES = "4,2,24,22;0,0,40,30"
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> Path:
     """A working folder with two photographs, and the ellipse model for every model name."""
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+    for home in ("maskwright.predictor", "maskwright.apps.weights"):
+        monkeypatch.setattr(f"{home}.from_pretrained", lambda _: ellipse_model)
     monkeypatch.chdir(tmp_path)
     for name, seed in (("a.png", 0), ("b.jpg", 1)):
         save_photo(tmp_path / name, seed)

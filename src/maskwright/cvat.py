@@ -10,7 +10,8 @@ from PIL import Image
 
 from maskwright.errors import UserError
 from maskwright.ops.paste import paste_binary_region
-from maskwright.predictor import DEFAULT_MODEL, Predictor, load
+from maskwright.predictor import Predictor, load
+from maskwright.prompts import DEFAULT_MODEL
 from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction
 
 
@@ -86,7 +87,7 @@ class Detection:
         self.spec = functions.DetectionFunctionSpec(
             labels=[
                 functions.label_spec(category["name"], label, type="mask")
-                for label, category in enumerate(predictor.model.categories)
+                for label, category in enumerate(predictor.categories)
             ]
         )
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,14 +23,15 @@ from maskwright.models.exported import load_exported
 from maskwright.models.family import Family
 from maskwright.models.hub import EXPORTED, from_pretrained
 from maskwright.nn.inference import fold_batch_norms, store_weights
-from maskwright.ops.boxes import clip_boxes
-from maskwright.structures import BoxPrompted, ImageFeatures, InstancePrediction, PanopticPrediction, Task
-
-DEFAULT_MODEL = "deep-mac-tiny"
-"""The bundled model that `load` and the command line take when none is named."""
-
-MAX_DETECTIONS = 1000
-"""So many instances a detector may find in one image, if nothing else is asked for."""
+from maskwright.prompts import (
+    DEFAULT_MODEL,
+    MAX_DETECTIONS,
+    check_score_threshold,
+    clip_to_picture,
+    read_boxes,
+    without_problems,
+)
+from maskwright.structures import BoxPrompted, Category, ImageFeatures, InstancePrediction, PanopticPrediction, Task
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -58,9 +59,6 @@ def load(
             raise UserError(f"{name_or_path} is an exported model: it computes in float32, and cannot be compiled")
         return Predictor(load_exported(name_or_path, device), "cpu", in_place=True)
     return Predictor(from_pretrained(name_or_path), device, precision, compile, in_place=True)
-
-
-_Prediction = TypeVar("_Prediction", InstancePrediction, PanopticPrediction)
 
 
 class Predictor:
@@ -112,6 +110,16 @@ class Predictor:
     def task(self) -> Task:
         """What the model finds: single instances, or all segments of an image."""
         return self.model.task
+
+    @property
+    def categories(self) -> Sequence[Category]:
+        """The model's label space, in label order."""
+        return self.model.categories
+
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether the model answers boxes."""
+        return isinstance(self.model, BoxPrompted)
 
     @property
     def needs_boxes(self) -> bool:
@@ -205,7 +213,7 @@ class Predictor:
             (found,) = self.model(
                 [pixels.to(self.device)], score_threshold=score_threshold, max_detections=max_detections
             )
-        return _on_cpu(found, pixels)
+        return replace(found.cpu(), image=pixels.cpu())
 
     def encode(self, image: ImageSource) -> ImageFeatures:
         """The features of one image, to be prompted with boxes any number of times.
@@ -226,7 +234,7 @@ class Predictor:
         classes = self._labels(labels, len(checked))
         with self.inference():
             (masks,) = self._box_prompted().masks_from_boxes(features, [checked.to(self.device)], [classes])
-        return replace(_on_cpu(masks, *features.images), labels=classes)
+        return replace(masks.cpu(), labels=classes, image=features.images[0].cpu())
 
     def _labels(self, labels: LabelSource | None, count: int) -> Int64[Tensor, " n"]:
         if labels is None:
@@ -312,34 +320,8 @@ def check_boxes(boxes: BoxSource) -> Float[Tensor, "n 4"]:
     Raises:
         UserError: the position of the first box that is not four finite numbers with x1 < x2 and y1 < y2.
     """
-    checked, problems = read_boxes(boxes)
-    for index in sorted(problems):
-        raise UserError(f"box {index}: {problems[index]}")
-    return checked
-
-
-def read_boxes(boxes: BoxSource) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
-    """Boxes as float32 [N, 4], xyxy, and what is wrong with those that are none, by their position.
-
-    A box is four finite numbers with x1 < x2 and y1 < y2.
-
-    Raises:
-        UserError: an array has another shape.
-    """
-    problems: dict[int, str] = {}
-    if isinstance(boxes, np.ndarray | Tensor):
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise UserError(f"boxes: expected shape [N, 4] (x1, y1, x2, y2), but got {tuple(boxes.shape)}")
-        read = torch.as_tensor(boxes).detach().cpu().float()
-    else:
-        rows = [_row(index, box, problems) for index, box in enumerate(boxes)]
-        read = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    for index in (~torch.isfinite(read).all(dim=1)).nonzero().flatten().tolist():
-        problems.setdefault(index, f"expected finite numbers x1, y1, x2, y2, but got {_text(read[index])}")
-    for index in (read[:, 2:] <= read[:, :2]).any(dim=1).nonzero().flatten().tolist():
-        told = f"expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2, but got {_text(read[index])}"
-        problems.setdefault(index, told)
-    return read, problems
+    checked, problems = read_boxes(boxes.detach().float().numpy(force=True) if isinstance(boxes, Tensor) else boxes)
+    return torch.from_numpy(without_problems(checked, problems))
 
 
 def check_labels(labels: LabelSource, count: int, num_classes: int) -> Int64[Tensor, " n"]:
@@ -359,70 +341,21 @@ def check_labels(labels: LabelSource, count: int, num_classes: int) -> Int64[Ten
     return torch.tensor(values, dtype=torch.int64)
 
 
-def check_score_threshold(value: float) -> None:
-    """Refuse what is no score.
-
-    Raises:
-        UserError: it does not lie in 0..1.
-    """
-    if not 0 <= value <= 1:
-        raise UserError(f"the score threshold must lie in 0..1, but got {value}")
-
-
 def boxes_inside(boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
     """The parts of the boxes that lie on an image of `image_size` = (height, width) pixels.
 
     Raises:
         UserError: the position of the first box that lies wholly outside.
     """
-    clipped, problems = clip_to_image(boxes, image_size)
-    for index in sorted(problems):
-        raise UserError(f"box {index}: {problems[index]}")
-    return clipped
-
-
-def clip_to_image(
-    boxes: Float[Tensor, "n 4"], image_size: tuple[int, int]
-) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
-    """The parts of the boxes that lie on an image of (height, width), and the positions of those that lie outside."""
-    clipped = clip_boxes(boxes, image_size)
-    outside = (clipped[:, 2:] <= clipped[:, :2]).any(dim=1).nonzero().flatten().tolist()
-    height, width = image_size
-    told = f"lies outside of the image, which is {width} wide and {height} high"
-    return clipped, {index: f"{_text(boxes[index])} {told}" for index in outside}
-
-
-def _row(index: int, box: Any, problems: dict[int, str]) -> list[float]:
-    """Four numbers; NaN, and an entry in `problems`, for what is none."""
-    values = box.tolist() if isinstance(box, np.ndarray | Tensor) else box
-    numbers = isinstance(values, list | tuple) and all(
-        isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values
-    )
-    if numbers and len(values) == 4:
-        with suppress(OverflowError):
-            return [float(value) for value in values]
-        problems[index] = "expected finite numbers x1, y1, x2, y2, but one has too many digits"
-    else:
-        problems[index] = f"expected four numbers x1, y1, x2, y2, but got {_short(values)}"
-    return [float("nan")] * 4
+    return torch.from_numpy(without_problems(*clip_to_picture(boxes.numpy(), image_size)))
 
 
 def _short(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _text(box: Tensor) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in box.tolist()) + "]"
-
-
 def _size(pixels: Tensor) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[2]
-
-
-def _on_cpu(prediction: _Prediction, image: UInt8[Tensor, "3 h w"] | None = None) -> _Prediction:
-    """The prediction with its tensors on the CPU, and with its image."""
-    tensors = {name: value.cpu() for name, value in vars(prediction).items() if isinstance(value, Tensor)}
-    return replace(prediction, **tensors, image=None if image is None else image.cpu())
 
 
 def _rows_of_images(*columns: Iterable[Any] | None) -> Iterator[list[Any]]:

@@ -38,8 +38,7 @@ CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> Path:
     """A working folder with two pictures, and the ellipse model for every model name."""
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()
     for number in (1, 2):
@@ -412,7 +411,9 @@ class TestRuns:
         assert not Path("x.json").exists()
 
     def test_a_model_that_takes_no_boxes_is_refused(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: torch.nn.Linear(1, 1))
+        finder = torch.nn.Linear(1, 1)
+        finder.task, finder.needs_boxes, finder.categories = "instance", False, ()
+        monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: finder)
         write([box(1)])
         with pytest.raises(UserError, match="--model m: expected a model that takes boxes"):
             complete(model="m")

@@ -52,7 +52,7 @@ def make_data(count: int) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, ellipse_model) -> None:
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:

@@ -18,7 +18,7 @@ SIZES = {"a": (30, 40), "b": (20, 50)}  # height, width
 @pytest.fixture(autouse=True)
 def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> Path:
     """A data set `set` with two pictures in one split and one without labels in the other."""
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "set"
     for name, (height, width) in {**SIZES, "empty": (8, 8)}.items():

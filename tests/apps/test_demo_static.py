@@ -21,7 +21,7 @@ from maskwright.cli import main
 from maskwright.models.hub import save_pretrained
 from maskwright.onnx import Predictor
 from maskwright.onnx.metadata import Metadata
-from maskwright.onnx.paste import paste_mask
+from maskwright.onnx.paste import paste_region
 from maskwright.onnx.preparation import network_input
 
 SCRIPTS = Path(__file__).parents[2] / "src" / "maskwright" / "apps" / "demo_page" / "in_browser"
@@ -169,7 +169,8 @@ def test_paste_is_that_of_python(node):
             probabilities = generator.random((8, 8), dtype=np.float32)
             cases.append({"values": probabilities.ravel().tolist(), "box": box, "frame": frame})
             plane = np.zeros(size, dtype=bool)
-            paste_mask(probabilities, np.array(box, dtype=np.float32), frame, plane)
+            pixels, (left, top) = paste_region(probabilities, np.array(box, dtype=np.float32), size, frame)
+            plane[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
             expected.append(plane)
     found = node(
         """import { paste } from "./paste.js";

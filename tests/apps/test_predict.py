@@ -14,6 +14,7 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageFile
 
+from maskwright.apps.named_models import NamedModel
 from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.drawing.captions import font_file
 from maskwright.errors import UserError
@@ -23,7 +24,7 @@ from maskwright.predictor import Predictor
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> None:
     """A working folder with a photograph, and the ellipse model for every model name."""
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     monkeypatch.chdir(tmp_path)
     save_photo("a.png")
 
@@ -64,7 +65,7 @@ def test_the_model_is_told_those_classes_of_a_coco_file_that_it_knows(monkeypatc
     image = {"id": 3, "file_name": "a.png", "width": 40, "height": 30}
     Path("coco.json").write_text(json.dumps({"images": [image], "annotations": annotations, "categories": categories}))
     predictor = Predictor(ellipse_model, "cpu")
-    monkeypatch.setattr("maskwright.apps.predict.load", lambda *_: predictor)
+    monkeypatch.setattr("maskwright.apps.predict.load_named", lambda *_: NamedModel("m", "0", predictor))
     predict_files(["a.png"], PredictOptions(boxes="coco.json"))
     assert predictor.model.told == [[-1, 1]]
     assert [entry["category_id"] for entry in json.loads(Path("masks/predictions.json").read_text())] == [6, 5]
@@ -195,7 +196,7 @@ def test_a_detector_that_finds_more_than_it_may_is_told(monkeypatch: pytest.Monk
             (found,) = ellipse_model.masks_from_boxes(ellipse_model.encode(images), [boxes])
             return [replace(found, labels=torch.zeros(len(boxes), dtype=torch.int64), categories=self.categories)]
 
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: Detecting())
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: Detecting())
     summary = predict_files(["a.png"], PredictOptions(overlays=False))
     assert [entry["category_id"] for entry in results()] == [4] * 300
     assert summary.causes == {}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from maskwright.apps import predict
 from maskwright.apps.check_data import check_data
+from maskwright.apps.named_models import NamedModel
 from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.drawing.overlays import draw_panoptic_overlay
 from maskwright.errors import UserError
@@ -24,7 +25,8 @@ CATEGORIES = [Category(id=4, name="dog", isthing=True), Category(id=9, name="sky
 def folder(tmp_path: Path, monkeypatch) -> Path:
     for name, size in (("a.png", (30, 20)), ("b.jpg", (16, 24))):
         Image.new("RGB", size, (90, 120, 60)).save(tmp_path / name)
-    monkeypatch.setattr(predict, "load", lambda *_: Predictor(Painter(CATEGORIES)))
+    model = NamedModel("m", "0", Predictor(Painter(CATEGORIES)))
+    monkeypatch.setattr(predict, "load_named", lambda *_: model)
     return tmp_path
 
 
@@ -94,7 +96,7 @@ def overlay(ids: torch.Tensor, background: int = 100) -> np.ndarray:
         if value
     ]
     prediction = PanopticPrediction(ids.int(), infos, (height, width), CATEGORIES)
-    return np.asarray(draw_panoptic_overlay(torch.full((3, height, width), background, dtype=torch.uint8), prediction))
+    return np.asarray(draw_panoptic_overlay(np.full((height, width, 3), background, dtype=np.uint8), prediction))
 
 
 def test_void_stays_and_segments_differ():
@@ -121,4 +123,4 @@ def test_names_stand_in_the_widest_part_of_segments_that_have_room():
 def test_an_image_of_another_size():
     prediction = PanopticPrediction(torch.zeros(4, 4).int(), [], (4, 4), CATEGORIES)
     with pytest.raises(ValueError, match="expected an image of"):
-        draw_panoptic_overlay(torch.zeros(3, 4, 5, dtype=torch.uint8), prediction)
+        draw_panoptic_overlay(np.zeros((4, 5, 3), dtype=np.uint8), prediction)

@@ -48,7 +48,7 @@ def make_pictures(count: int) -> None:
 
 @pytest.fixture
 def in_process(folder: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> None:
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     make_pictures(6)
 
 

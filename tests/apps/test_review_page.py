@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -31,9 +30,8 @@ from maskwright.apps.review_page.server import create_review
 from maskwright.apps.run_summary import RunSummary
 from maskwright.cli import main
 from maskwright.errors import UserError
-from maskwright.ops.run_lengths import runs_of_code
+from maskwright.ops.run_lengths import runs_of_code, runs_of_plane
 from maskwright.predictor import Predictor
-from maskwright.structures import EncodedMasks
 
 
 @pytest.fixture
@@ -80,12 +78,11 @@ def test_the_worst_mask_comes_with_all_that_the_page_shows(client: TestClient):
 def test_any_mask_survives_the_way_to_the_page(seed: int):
     plane = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3
     plane[:, : seed * 7] = False
-    assert (painted(mask_json(EncodedMasks.from_planes(torch.from_numpy(plane)[None]))) == plane).all()
+    assert (painted(mask_json(runs_of_plane(plane), HEIGHT)) == plane).all()
 
 
 def test_an_empty_mask_has_no_runs():
-    empty = EncodedMasks([np.zeros((0, 2), dtype=np.int64)], (HEIGHT, WIDTH))
-    assert painted(mask_json(empty)).sum() == 0
+    assert painted(mask_json(np.zeros((0, 2), dtype=np.int64), HEIGHT)).sum() == 0
 
 
 def test_decide_undo_and_count(client: TestClient):

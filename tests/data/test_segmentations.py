@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as pycocotools_mask
 
 from maskwright.data.segmentations import SegmentationPacker
+from maskwright.structures import EncodedMasks
 
 HEIGHT, WIDTH = 9, 14
 
@@ -12,7 +13,7 @@ HEIGHT, WIDTH = 9, 14
 def decode(*segmentations, size=(HEIGHT, WIDTH)):
     packer = SegmentationPacker()
     reasons = [packer.add(segmentation, size) for segmentation in segmentations]
-    masks = packer.pack().encode(range(len(segmentations)), size)
+    masks = EncodedMasks(packer.pack().encode(range(len(segmentations)), size), size)
     return masks.planes().numpy(), (masks.areas() > 0).tolist(), reasons
 
 
@@ -109,7 +110,7 @@ def test_any_text_as_counts_gives_a_mask_or_none(counts):
 
 def test_no_rows_and_a_negative_row():
     segmentations = SegmentationPacker().pack()
-    assert segmentations.encode([], (4, 5)).planes().shape == (0, 4, 5)
-    masks = segmentations.encode([-1], (4, 5))
+    assert EncodedMasks(segmentations.encode([], (4, 5)), (4, 5)).planes().shape == (0, 4, 5)
+    masks = EncodedMasks(segmentations.encode([-1], (4, 5)), (4, 5))
     assert masks.shape == (1, 4, 5)
     assert masks.areas().tolist() == [0]

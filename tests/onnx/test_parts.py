@@ -15,13 +15,13 @@ from maskwright.models.max_deeplab.post_processing import PanopticMerging
 from maskwright.nn.image_batch import ImageBatch
 from maskwright.onnx.merging import merge_masks
 from maskwright.onnx.metadata import Metadata
-from maskwright.onnx.paste import paste_mask
-from maskwright.onnx.predictions import encode_mask
-from maskwright.onnx.predictor import boxes_on_picture
+from maskwright.onnx.paste import paste_region
+from maskwright.onnx.predictions import InstancePrediction, encode_region
 from maskwright.onnx.preparation import network_input, resized_size
 from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
 from maskwright.ops import crop as ops
-from maskwright.ops.paste import paste_masks
+from maskwright.ops.paste import paste_binary_region, paste_masks
+from maskwright.prompts import boxes_on_picture
 from maskwright.structures import ImageGeometry
 
 RESIZING = [
@@ -73,10 +73,37 @@ def test_masks_are_pasted_as_with_torch(seed, frame):
         corners = corners.round()  # on the edges of pixels
     box = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
     probabilities = random.random((1, 7, 7), dtype=np.float32)
-    plane = np.zeros(size, dtype=bool)
-    paste_mask(probabilities[0], box[0], frame, plane)
-    (expected,) = paste_masks(torch.from_numpy(probabilities), torch.from_numpy(box), size, frame).numpy()
-    assert (plane != expected).sum() <= 1  # where the probability is a half, but for rounding
+    threshold = float(random.choice([0.2, 0.5, 0.9]))
+    pixels, origin = paste_region(probabilities[0], box[0], size, frame, threshold)
+    expected, its_origin = paste_binary_region(
+        torch.from_numpy(probabilities[0]), torch.from_numpy(box[0]), size, frame, threshold
+    )
+    assert origin == its_origin
+    assert np.array_equal(pixels, expected.numpy())  # to the bit: both round a sample once
+
+
+def test_large_masks_are_pasted_as_with_torch():
+    random = np.random.default_rng(0)
+    probabilities = random.random((56, 56), dtype=np.float32) * 0.002 + 0.499  # where rounding would show
+    box = np.array([3.3, -7.7, 801.2, 611.9], dtype=np.float32)
+    for frame in ("corner", "pixel"):
+        pixels, _ = paste_region(probabilities, box, (600, 900), frame)
+        expected, _ = paste_binary_region(torch.from_numpy(probabilities), torch.from_numpy(box), (600, 900), frame)
+        assert np.array_equal(pixels, expected.numpy())
+
+
+def test_a_prediction_s_masks_regions_and_results_agree():
+    random = np.random.default_rng(1)
+    boxes = np.array([[2, 3, 20, 18], [-5, -5, 60, 50], [70, 2, 80, 8]], dtype=np.float32)
+    ones, labels = np.ones(3, dtype=np.float32), np.array([0, -1, 0])
+    values = random.random((3, 9, 9), dtype=np.float32)
+    found = InstancePrediction(boxes, labels, ones, ones, values, (30, 40), "pixel", CATEGORIES)
+    expected = paste_masks(torch.from_numpy(values), torch.from_numpy(boxes), (30, 40), "pixel").numpy()
+    assert np.array_equal(found.masks, expected)
+    assert expected[:2].any(axis=(1, 2)).all()
+    for entry, mask in zip(found.scored([0.5, 1.0, 0.25]).to_coco("a.jpg"), expected, strict=True):
+        assert np.array_equal(coco_mask.decode(entry["segmentation"]), mask)
+    assert [entry["score"] for entry in found.scored([0.5, 1.0, 0.25]).to_coco(1)] == [0.5, 1, 0.25]
 
 
 @settings(max_examples=200, deadline=None)
@@ -84,7 +111,7 @@ def test_masks_are_pasted_as_with_torch(seed, frame):
 def test_run_lengths_are_those_of_coco(seed, share):
     random = np.random.default_rng(seed)
     plane = random.random(tuple(random.integers(1, 90, 2))) < share
-    code = encode_mask(plane)
+    code = encode_region((plane, (0, 0)), plane.shape)
     assert code["counts"] == coco_mask.encode(np.asfortranarray(plane.astype(np.uint8)))["counts"].decode()
     assert np.array_equal(coco_mask.decode(code), plane)
 
@@ -92,7 +119,7 @@ def test_run_lengths_are_those_of_coco(seed, share):
 def test_long_runs_take_several_characters():
     plane = np.zeros((1000, 900), dtype=bool)
     plane[500:, 450:] = True
-    assert np.array_equal(coco_mask.decode(encode_mask(plane)), plane)
+    assert np.array_equal(coco_mask.decode(encode_region((plane, (0, 0)), plane.shape)), plane)
 
 
 @given(
@@ -181,13 +208,13 @@ def test_nothing_detected_is_void():
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([[1, 2, 3]], r"expected shape \[N, 4\]"),
-        ([[1, 2, 3, "x"]], "expected rows of four numbers"),
-        ([[1, 2, 3, 4], [5, 6]], "expected rows of four numbers"),
-        ([[0, 0, 4, 4], [3, 1, 2, 5]], "box 1: expected finite corners"),
-        ([[0, 0, float("nan"), 4]], "box 0: expected finite corners"),
+        ([[1, 2, 3]], r"box 0: expected four numbers x1, y1, x2, y2, but got \[1, 2, 3\]"),
+        ([[1, 2, 3, "x"]], "box 0: expected four numbers"),
+        ([[1, 2, 3, 4], [5, 6]], "box 1: expected four numbers"),
+        ([[0, 0, 4, 4], [3, 1, 2, 5]], "box 1: expected corners x1, y1, x2, y2 with x1 < x2 and y1 < y2"),
+        ([[0, 0, float("nan"), 4]], "box 0: expected finite numbers"),
         ([[50, 0, 60, 4]], "box 0: .* lies outside of the image, which is 40 wide and 30 high"),
-        (5, r"expected shape \[N, 4\]"),
+        (np.zeros((2, 3)), r"expected shape \[N, 4\]"),
     ],
 )
 def test_what_is_no_box_is_named(boxes, message):

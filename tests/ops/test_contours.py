@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,7 +13,7 @@ from maskwright.ops.contours import _distances, joined, outlines, simplified, tr
 
 
 def contours_of(*rows: str) -> list[list[list[int]]]:
-    mask = torch.tensor([[letter == "#" for letter in row] for row in rows])
+    mask = np.array([[letter == "#" for letter in row] for row in rows])
     return [contour.tolist() for contour in trace_contours(mask)]
 
 
@@ -59,14 +58,14 @@ def test_every_pixel_of_a_chessboard_is_a_contour():
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 2)])
 def test_an_empty_mask_has_no_contours(shape: tuple[int, int]):
-    assert trace_contours(torch.zeros(shape, dtype=torch.bool)) == []
+    assert trace_contours(np.zeros(shape, dtype=bool)) == []
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10_000))
 def test_the_contours_give_back_the_mask(height: int, width: int, seed: int):
     mask = np.random.default_rng(seed).random((height, width)) < 0.55
-    contours = trace_contours(torch.from_numpy(mask))
+    contours = trace_contours(mask)
     assert (winding(contours, height, width) == mask).all()
     for contour in contours:
         steps = np.roll(contour, -1, axis=0) - contour
@@ -87,7 +86,7 @@ masks = shapes.flatmap(lambda shape: arrays(bool, shape, elements=st.booleans(),
 @settings(max_examples=300, deadline=None)
 @given(masks, st.sampled_from([0.0, 0.5]))
 def test_outlines_hold_the_same_pixels_in_cocos_tools(mask: np.ndarray, tolerance: float):
-    found = outlines(torch.from_numpy(mask), tolerance)
+    found = outlines(mask, tolerance)
     if not mask.any():
         assert found == []
         return
@@ -119,6 +118,6 @@ def test_a_contour_that_meets_itself_keeps_both_sides():
 
 
 def test_parts_come_largest_first():
-    mask = torch.zeros(6, 9, dtype=torch.bool)
+    mask = np.zeros((6, 9), dtype=bool)
     mask[0, 0] = mask[1:5, 4:8] = True
     assert [rotated_to_smallest(outline.tolist())[0] for outline in outlines(mask)] == [[4, 1], [0, 0]]

@@ -13,20 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import torch
+import numpy as np
 import yaml
 from jaxtyping import Float
-from torch import Tensor
 
 from maskwright.apps.run_summary import RunSummary
+from maskwright.data.annotated_pictures import picture_suffixes
 from maskwright.data.annotations import AnnotationIndex, read_annotations, read_images
 from maskwright.data.categories import parse_categories
-from maskwright.data.images import picture_suffixes
 from maskwright.data.normalise import Kind, listed_id, normalise_instances
 from maskwright.data.picture_folder import PictureList
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
-from maskwright.predictor import read_boxes
+from maskwright.prompts import read_boxes
 
 FORMS = (
     '"x1,y1,x2,y2;x1,y1,x2,y2", a JSON file {"photo.jpg": [[x1, y1, x2, y2], ...]}, a COCO file, a COCO results list, '
@@ -57,7 +56,7 @@ class PictureBoxes:
     """
 
     name: str
-    boxes: Float[Tensor, "n 4"]
+    boxes: Float[np.ndarray, "n 4"]
     problems: Mapping[int, str] = field(default_factory=dict)
     category_ids: Sequence[int | None] | None = None
     class_names: Sequence[str | None] | None = None
@@ -153,8 +152,8 @@ def _in_pixels(pictures: list[PictureBoxes], source: object) -> list[PictureBoxe
     Raises:
         UserError: all boxes lie within 0..1, as fractions of the image do.
     """
-    boxes = torch.cat([torch.zeros(0, 4), *(picture.boxes for picture in pictures)])
-    boxes = boxes[torch.isfinite(boxes).all(dim=1)]
+    boxes = np.concatenate([np.zeros((0, 4), dtype=np.float32), *(picture.boxes for picture in pictures)])
+    boxes = boxes[np.isfinite(boxes).all(axis=1)]
     if len(boxes) and bool(((boxes >= 0) & (boxes <= 1)).all()):
         raise UserError(
             f"{source}: all of its boxes lie within 0..1, as fractions of the image do: expected pixels (x times the "
@@ -271,7 +270,7 @@ def _coco_picture(index: AnnotationIndex, row: int) -> PictureBoxes:
     names_are_numbers = Kind.NO_CATEGORIES in index.repairs.counts
     return PictureBoxes(
         name=image.file_name,
-        boxes=torch.from_numpy(index.boxes[members][kept]),
+        boxes=index.boxes[members][kept],
         category_ids=[category["id"] if category else None for category in categories],
         class_names=None if names_are_numbers else [category["name"] if category else None for category in categories],
         image_id=image.id,

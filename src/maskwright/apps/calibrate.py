@@ -28,7 +28,7 @@ from maskwright.evaluation.calibration import (
 )
 from maskwright.evaluation.mask_iou import MaskIoU
 from maskwright.evaluation.measurement import MasksFromBoxes
-from maskwright.evaluation.report import format_table
+from maskwright.evaluation.tables import format_table
 from maskwright.models.calibration import MaskCalibration
 from maskwright.models.family import BoxPromptedFamily
 from maskwright.models.hub import BUNDLED, store_calibration

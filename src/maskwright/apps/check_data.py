@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskwright.data.annotated_pictures import UNCERTAIN_FRAME
 from maskwright.data.dataset import Inspection
 from maskwright.data.formats import format_of
-from maskwright.data.images import UNCERTAIN_FRAME
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_folder import PictureFolder

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -150,5 +149,5 @@ def _segments(index: PanopticIndex, row: int, folder: Path) -> SegmentMap:
     """One image of a file; areas are counted in its PNG."""
     part = index.rows_of(row)
     id_map = read_id_map(folder / index.map_names[row], index.image(row).size, index.source)
-    rows = rows_of_map(id_map, torch.from_numpy(index.ids[part]))
+    rows = rows_of_map(id_map, index.ids[part])
     return SegmentMap.count(rows, index.category_rows[part], index.iscrowd[part])

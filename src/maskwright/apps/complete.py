@@ -23,6 +23,7 @@ from maskwright.apps.completion.result import (
 )
 from maskwright.apps.completion.yolo import YoloDataset, read_yolo, write_yolo
 from maskwright.apps.journalled import keep_results, waiting_jobs
+from maskwright.apps.named_models import NamedModel, load_named
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.predict import refuse_what_is_no_model
 from maskwright.apps.processes import run_jobs
@@ -34,9 +35,7 @@ from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
 from maskwright.files import read_content, write_json, write_parts
 from maskwright.journal import Journal
-from maskwright.models.hub import from_pretrained, model_hash
-from maskwright.predictor import DEFAULT_MODEL, Predictor
-from maskwright.structures import BoxPrompted, SegmentationModel
+from maskwright.prompts import DEFAULT_MODEL
 
 ENGINES = ("processes", "ray")
 
@@ -54,7 +53,7 @@ class CompleteOptions:
             there.
         undo: take out of a completed file what was put into it, instead of completing one.
         dry_run: only count what there is to do.
-        model: a bundled model (see `maskwright models`), a weights folder or a Hub repository.
+        model: a bundled model (see `maskwright models`), a weights folder, a Hub repository, or a FILE.onnx.
         classes: names of the classes to complete, with commas; by default all.
         replace: what is completed though something stands there, with commas: rectangles (masks that are their box),
             rejected (masks that a review rejected) or unreviewed (masks of a model that no review saw).
@@ -202,11 +201,12 @@ def _complete(
         return
     if out.exists():
         print(f"{out} of an earlier run will be replaced at the end", file=sys.stderr)
-    predictor, source = load_completer(options)
-    header = _header(plan, options, predictor, source)
-    work = PictureCompleter(_settings(plan, options, predictor, source), predictor)
+    model = load_completer(options)
+    source = MaskSource(model.name, model.weights, __version__)
+    header = _header(plan, options, model)
+    work = PictureCompleter(_settings(plan, options, model, source), model.predictor)
     with Journal.open(options.journal_file, header) as journal:
-        results = _results(work, waiting_jobs(plan.jobs, journal), options, predictor)
+        results = _results(work, waiting_jobs(plan.jobs, journal), options, model)
         keep_results(results, plan.jobs, journal, "box", lambda job: len(job.rows))
         completion = gather(plan, journal, options.min_quality, summary)
         if completion.left_out or options.left_out_file.exists():
@@ -215,7 +215,7 @@ def _complete(
         _write_labels(data_set, completion.masks, options)
         journal.finish()
     print(completion_table(plan, completion))
-    print(f"{out}: {len(completion.masks)} new masks, computed in {predictor.precision}")
+    print(f"{out}: {len(completion.masks)} new masks, computed in {model.predictor.precision}")
 
 
 def _write_labels(data_set: YoloDataset | None, masks: Mapping[int, NewMask], options: CompleteOptions) -> None:
@@ -224,41 +224,39 @@ def _write_labels(data_set: YoloDataset | None, masks: Mapping[int, NewMask], op
         write_yolo(data_set, masks, options.labels_folder)
 
 
-def load_completer(options: CompleteOptions) -> tuple[Predictor, MaskSource]:
-    """The predictor, and what the provenance says of it.
+def load_completer(options: CompleteOptions) -> NamedModel:
+    """The model.
 
     Raises:
         UserError: there is no such model or device, or it takes no boxes.
     """
     refuse_what_is_no_model(options.model)
-    model = from_pretrained(options.model)
-    weights = model_hash(model)  # before its batch norms are folded
-    if not isinstance(model, BoxPrompted):
+    loaded = load_named(options.model, options.device, options.precision, options.compile)
+    if not loaded.predictor.takes_boxes:
         raise UserError(f"--model {options.model}: expected a model that takes boxes, but it finds all by itself")
-    predictor = Predictor(model, options.device, options.precision, options.compile, in_place=True)
-    return predictor, MaskSource(options.model, weights, __version__)
+    return loaded
 
 
 def _results(
-    work: PictureCompleter, jobs: Sequence[CompletionJob], options: CompleteOptions, predictor: Predictor
+    work: PictureCompleter, jobs: Sequence[CompletionJob], options: CompleteOptions, model: NamedModel
 ) -> Iterator[tuple[CompletionJob, CompletionRecord]]:
     if options.engine == "ray":
-        cluster = Cluster(options.address, options.processes, gpu=predictor.device.type == "cuda")
+        cluster = Cluster(options.address, options.processes, gpu=model.kind_of_device == "cuda")
         return run_jobs_on_cluster(work, jobs, cluster)
     return run_jobs(work, jobs, options.processes or 1)
 
 
 def _settings(
-    plan: CompletionPlan, options: CompleteOptions, predictor: Predictor, source: MaskSource
+    plan: CompletionPlan, options: CompleteOptions, model: NamedModel, source: MaskSource
 ) -> CompletionSettings:
     names = [category["name"] for category in plan.index.categories]
-    labels = labels_of_names(names, cast(SegmentationModel, predictor.model).categories)
+    labels = labels_of_names(names, model.predictor.categories)
     return CompletionSettings(
         source=plan.source,
         labels=[*labels, -1],
         made_by=source,
-        device=predictor.device.type if options.engine == "ray" else options.device,
-        precision=predictor.precision,  # the same one in all processes
+        device=model.kind_of_device if options.engine == "ray" else options.device,
+        precision=model.predictor.precision,  # the same one in all processes
         compile=options.compile,
         exif=cast(ExifRule, options.exif),
         polygons=options.polygons,
@@ -268,15 +266,15 @@ def _settings(
 _DECISIVE = ("classes", "replace", "min_quality", "polygons", "compile", "exif")
 
 
-def _header(plan: CompletionPlan, options: CompleteOptions, predictor: Predictor, source: MaskSource) -> dict[str, Any]:
+def _header(plan: CompletionPlan, options: CompleteOptions, model: NamedModel) -> dict[str, Any]:
     """What the run is: all that could change a result."""
     return {
         "verb": "complete",
-        "version": source.version,
-        "model": f"{source.weights} on {predictor.device.type}",
+        "version": __version__,
+        "model": f"{model.weights} on {model.kind_of_device}",
         "file": hashlib.sha256(plan.content).hexdigest(),
         "images": _pictures_hash(plan.jobs),
-        "precision": predictor.precision,
+        "precision": model.predictor.precision,
         **{name: getattr(options, name) for name in _DECISIVE},
     }
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from maskwright.apps.demo_page.limits import Limits
 from maskwright.apps.demo_page.models import load_models, models_of_tabs
-from maskwright.apps.demo_page.static_page import write_static_page
 from maskwright.apps.page.extra import require_page_libraries
 from maskwright.errors import UserError
-from maskwright.predictor import DEFAULT_MODEL
+from maskwright.prompts import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,9 @@ class DemoOptions:
     """What `maskwright demo` is asked for.
 
     Attributes:
-        model: one or several with commas, each a bundled model (see `maskwright models`), a weights folder or a Hub
-            repository: one that takes boxes, one that finds objects, one for panoptic maps. Each has a tab.
+        model: one or several with commas, each a bundled model (see `maskwright models`), a weights folder, a Hub
+            repository or a FILE.onnx: one that takes boxes, one that finds objects, one for panoptic maps. Each has a
+            tab.
         device: cpu, cuda, or auto for a GPU where there is one.
         port: of the page; 0 takes any that is free.
         host: address to answer on; the default lets only this machine in, 0.0.0.0 everyone who can reach it.
@@ -75,6 +75,8 @@ def run(**given: Any) -> int:
 
 
 def _write(folder: Path, options: DemoOptions, limits: Limits) -> None:
+    from maskwright.apps.demo_page.static_page import write_static_page
+
     write_static_page(folder, options.model, options.onnxruntime, limits)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB for any web server, such as python -m http.server --directory {folder}")

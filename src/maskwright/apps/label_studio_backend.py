@@ -17,7 +17,8 @@ from maskwright.data.picture_folder import PictureFolder
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.ops.run_lengths import runs_of_code
-from maskwright.predictor import DEFAULT_MODEL, Predictor
+from maskwright.predictor import Predictor
+from maskwright.prompts import DEFAULT_MODEL
 from maskwright.structures import EncodedMasks, InstancePrediction
 
 

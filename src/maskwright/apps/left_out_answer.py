@@ -9,7 +9,7 @@ from pathlib import Path
 from maskwright.apps.study_file import Study
 from maskwright.drawing.bar_chart import Bar, bar_chart
 from maskwright.evaluation.left_out_classes import FEW_IMAGES, ClassAnswer, Estimate, LeftOutAnswer
-from maskwright.evaluation.report import format_table
+from maskwright.evaluation.tables import format_table
 from maskwright.files import write_json, write_picture, write_text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from maskwright.evaluation.report import format_table
+from maskwright.evaluation.tables import format_table
 from maskwright.models.hub import BUNDLED, bundled_names, family_class
 from maskwright.structures import Task
 from maskwright.training.recipes import recipe_names, recipe_yaml, resolve_recipe

@@ -189,7 +189,7 @@ def _paint_stuff(regions: AnnotationIndex, row: int | None, size: tuple[int, int
                 f"{regions.source}: image {image.id} is {image.size[0]} x {image.size[1]} pixels (height x width), but "
                 f"{size[0]} x {size[1]} in the instances file; expected the same size in both"
             )
-        masks = regions.segmentations.encode(range(part.start, part.stop), size)
+        masks = EncodedMasks(regions.segmentations.encode(range(part.start, part.stop), size), size)
         identities = [regions.categories[place]["id"] for place in regions.category_rows[part]]
         for region in _bottom_to_top(masks):
             _paint(torch.from_numpy(canvas), masks, region, identities[region])
@@ -230,7 +230,7 @@ def _merge(
 ) -> PanopticTarget:
     """The segments of one image, in the order of their ids: instances, then stuff."""
     image, part = index.image(row), index.rows_of(row)
-    masks = index.segmentations.encode(range(part.start, part.stop), image.size)
+    masks = EncodedMasks(index.segmentations.encode(range(part.start, part.stop), image.size), image.size)
     has_mask = masks.areas() > 0
     boxes, iscrowd = torch.from_numpy(index.boxes[part].copy()), torch.from_numpy(index.iscrowd[part].copy())
     labels = index.category_rows[part].tolist()

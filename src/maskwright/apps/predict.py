@@ -16,6 +16,7 @@ from tqdm import tqdm
 from maskwright import __version__
 from maskwright.apps.given_boxes import Job, boxes_of_pictures
 from maskwright.apps.journalled import keep_results, waiting_jobs
+from maskwright.apps.named_models import AnyPredictor, NamedModel, load_named
 from maskwright.apps.outputs import check_can_make, output_folder
 from maskwright.apps.predict_pictures import PictureJob, PicturePredictor, Record, map_name
 from maskwright.apps.processes import run_jobs
@@ -26,9 +27,8 @@ from maskwright.data.picture_files import find_pictures
 from maskwright.drawing.overlays import OverlayStyle
 from maskwright.errors import UserError
 from maskwright.journal import Journal
-from maskwright.models.hub import model_hash
-from maskwright.predictor import DEFAULT_MODEL, MAX_DETECTIONS, Predictor, check_score_threshold, load
-from maskwright.training.recipes import recipe_names
+from maskwright.prompts import DEFAULT_MODEL, MAX_DETECTIONS, check_score_threshold
+from maskwright.training.recipe_names import recipe_names
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
     pairs: list[Job] = [(path, None) for path in found.paths]
     if options.boxes is not None:
         pairs = boxes_of_pictures(options.boxes, found.paths, summary, options.annotations, options.exif)
-    predictor = _load(options)
+    model = _load(options)
+    predictor = model.predictor
     options = replace(options, precision=predictor.precision)  # the same one in all processes
     out = _output_folder(options, predictor)
     jobs = _jobs(pairs, out)
@@ -112,7 +113,7 @@ def predict_files(images: Sequence[str], options: PredictOptions) -> RunSummary:
     if predictor.task == "panoptic" and not journal_path.exists():
         _refuse_to_overwrite(jobs, out)
     work = PicturePredictor(options, out, predictor)
-    with output_folder(out), Journal.open(journal_path, _header(jobs, options, predictor)) as journal:
+    with output_folder(out), Journal.open(journal_path, _header(jobs, options, model)) as journal:
         _predict(jobs, work, journal, options)
         _finish(jobs, journal, summary, predictor, out)
     return summary
@@ -137,7 +138,9 @@ def _print_line(record: Record) -> None:
             print(record["line"], flush=True)
 
 
-def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, predictor: Predictor, out: Path) -> None:
+def _finish(
+    jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, predictor: AnyPredictor, out: Path
+) -> None:
     """Write the results of a whole journal, remove it, and sum up.
 
     Raises:
@@ -162,14 +165,15 @@ def _finish(jobs: Sequence[PictureJob], journal: Journal, summary: RunSummary, p
     summary.print()
 
 
-def _load(options: PredictOptions) -> Predictor:
-    """The predictor.
+def _load(options: PredictOptions) -> NamedModel:
+    """The model.
 
     Raises:
         UserError: there is no such model, or it does not go with the other options.
     """
     refuse_what_is_no_model(options.model)
-    predictor = load(options.model, options.device, options.precision, options.compile)
+    model = load_named(options.model, options.device, options.precision, options.compile)
+    predictor = model.predictor
     if options.boxes is None and predictor.needs_boxes:
         raise UserError(
             f"{options.model} has no detector and needs boxes: add --boxes, as "
@@ -177,7 +181,7 @@ def _load(options: PredictOptions) -> Predictor:
         )
     if predictor.task == "panoptic" and (options.boxes is not None or options.masks):
         raise UserError(f"{options.model} finds all segments by itself: it takes no --boxes and has no --masks")
-    return predictor
+    return model
 
 
 def refuse_what_is_no_model(name: str) -> None:
@@ -196,7 +200,7 @@ def refuse_what_is_no_model(name: str) -> None:
         raise UserError(f"--model {name}: this is a recipe, which `maskwright train` makes a model of; expected {told}")
 
 
-def _output_folder(options: PredictOptions, predictor: Predictor) -> Path:
+def _output_folder(options: PredictOptions, predictor: AnyPredictor) -> Path:
     folder = Path(options.out)
     results = folder / RESULTS[predictor.task]
     if results.is_dir():
@@ -256,14 +260,14 @@ def _clashes(name: str, taken: set[str], inputs: set[str]) -> bool:
     return name in taken or any(stem.startswith(outputs) for stem in inputs)
 
 
-def _header(jobs: Sequence[PictureJob], options: PredictOptions, predictor: Predictor) -> dict[str, Any]:
+def _header(jobs: Sequence[PictureJob], options: PredictOptions, model: NamedModel) -> dict[str, Any]:
     """What the run is: all that could change a result."""
     pictures, boxes = hashlib.sha256(), hashlib.sha256()
     for job in jobs:
         pictures.update(f"{job.path.absolute()}\n{job.path.stat().st_size}\n".encode(errors="surrogateescape"))
         given = job.boxes
         if given is not None:
-            boxes.update(given.boxes.numpy().tobytes())
+            boxes.update(given.boxes.tobytes())
             boxes.update(
                 repr([value for key, value in vars(given).items() if key != "boxes"]).encode(errors="backslashreplace")
             )
@@ -272,7 +276,7 @@ def _header(jobs: Sequence[PictureJob], options: PredictOptions, predictor: Pred
         del told[key]
     return {
         "version": __version__,
-        "model": f"{model_hash(predictor.model)} on {predictor.device.type}",
+        "model": f"{model.weights} on {model.kind_of_device}",
         "images": pictures.hexdigest(),
         "boxes": boxes.hexdigest(),
         **told,

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from maskwright.apps.box_files import PictureBoxes
-from maskwright.apps.processes import device_of_process
+from maskwright.apps.named_models import AnyPredictor, memory_error_told, predictor_of_process
+from maskwright.data.annotated_pictures import read_annotated_picture
 from maskwright.data.categories import labels_of_names
-from maskwright.data.images import read_annotated_image, read_image
 from maskwright.data.picture_folder import picture_frame
 from maskwright.drawing.captions import drawable_name
 from maskwright.drawing.overlays import ClassOf, draw_overlay, draw_panoptic_overlay
 from maskwright.errors import UserError
 from maskwright.files import write_picture
-from maskwright.ops.paste import encode_masks, paste_masks
-from maskwright.predictor import Predictor, clip_to_image, load
-from maskwright.structures import InstancePrediction, PanopticPrediction, SegmentationModel
+from maskwright.ops.panoptic_map import coco_entry
+from maskwright.ops.run_lengths import code_of_runs
+from maskwright.pictures import read_picture
+from maskwright.prompts import clip_to_picture
 
 if TYPE_CHECKING:
     from maskwright.apps.predict import PredictOptions
@@ -63,10 +63,10 @@ class PictureJob:
 class PicturePredictor:
     """Predicts pictures; another process to which it is sent loads the model itself, once."""
 
-    def __init__(self, options: PredictOptions, out: Path, predictor: Predictor) -> None:
+    def __init__(self, options: PredictOptions, out: Path, predictor: AnyPredictor) -> None:
         self._options = options
         self._out = out
-        self._predictor: Predictor | None = predictor
+        self._predictor: AnyPredictor | None = predictor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_predictor": None}
@@ -78,34 +78,34 @@ class PicturePredictor:
             UserError: nothing more can be written, or the device is out of memory.
         """
         options = self._options
-        predictor = self._predictor or load_in_worker(options.model, options.device, options.precision, options.compile)
+        predictor = self._predictor or predictor_of_process(
+            options.model, options.device, options.precision, options.compile
+        )
         try:
-            image = _read(job, options)
+            picture = _read(job, options)
         except UserError as error:
             return {"failed": [("picture that cannot be read", str(error))], "usable": False}
-        try:
+        with memory_error_told(job.path):
             if predictor.task == "panoptic":
-                return self._panoptic(predictor, job, image)
-            return self._instances(predictor, job, image)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"{job.path}: out of memory ({str(error).splitlines()[0]})") from error
+                return self._panoptic(predictor, job, picture)
+            return self._instances(predictor, job, picture)
 
-    def _instances(self, predictor: Predictor, job: PictureJob, image: UInt8[Tensor, "3 h w"]) -> Record:
+    def _instances(self, predictor: AnyPredictor, job: PictureJob, picture: UInt8[np.ndarray, "h w 3"]) -> Record:
         options, given = self._options, job.boxes
-        size = (image.shape[1], image.shape[2])
+        size = (picture.shape[0], picture.shape[1])
         problems: dict[int, str] = {}
         kept: list[int] = []
         if given is None:
             prediction = predictor.predict(
-                image, score_threshold=options.score_threshold, max_detections=options.max_detections
+                picture, score_threshold=options.score_threshold, max_detections=options.max_detections
             )
         else:
             boxes, problems = _boxes_inside(given, size)
             kept = [place for place in range(len(given)) if place not in problems]
-            prediction = predictor.predict(image, boxes[kept], _labels(predictor, given, kept))
+            prediction = predictor.predict(picture, boxes[kept], _labels(predictor, given, kept))
             if given.scores is not None:
                 scores = [1.0 if given.scores[place] is None else given.scores[place] for place in kept]
-                prediction = replace(prediction, scores=torch.tensor(scores, dtype=torch.float32))
+                prediction = prediction.scored(scores)
         failed = [
             ("box that cannot be used", f"{job.path}: box {place}: {problems[place]}") for place in sorted(problems)
         ]
@@ -119,7 +119,7 @@ class PicturePredictor:
             classes = _classes(prediction, given, kept)
             scores = (prediction.scores * prediction.mask_scores).tolist()
             captions = [f"{name} {score:.2f}".strip() for (_, name), score in zip(classes, scores, strict=True)]
-            draw = partial(draw_overlay, image, prediction, captions, classes, options.overlay_style)
+            draw = partial(draw_overlay, picture, prediction, captions, classes, options.overlay_style)
             outputs += self._write(job, f"{job.name}_overlay.jpg", draw, failed)
         if options.masks:
             for index in range(len(prediction)):
@@ -128,18 +128,16 @@ class PicturePredictor:
         record["line"] = "\t".join([str(job.path), *outputs])
         return record
 
-    def _panoptic(self, predictor: Predictor, job: PictureJob, image: UInt8[Tensor, "3 h w"]) -> Record:
-        with predictor.inference():
-            pixels = [image.to(predictor.device)]
-            found: Sequence[PanopticPrediction] = predictor.model(pixels, score_threshold=self._options.score_threshold)
-        (prediction,) = found
+    def _panoptic(self, predictor: AnyPredictor, job: PictureJob, picture: UInt8[np.ndarray, "h w 3"]) -> Record:
+        prediction = predictor.predict(picture, score_threshold=self._options.score_threshold)
         failed: list[tuple[str, str]] = []
-        colours, annotation = prediction.to_coco(job.image_id, map_name(job))
+        ids = np.asarray(prediction.segmentation)
+        colours, annotation = coco_entry(ids, prediction.segments_info, job.image_id, map_name(job))
         if not self._write(job, map_name(job), partial(Image.fromarray, colours), failed):
             return {"failed": failed, "usable": False}
         outputs = [f"{len(prediction)} segments"]
         if self._options.overlays:
-            draw = partial(draw_panoptic_overlay, image, prediction, self._options.overlay_style)
+            draw = partial(draw_panoptic_overlay, picture, prediction, self._options.overlay_style)
             outputs += self._write(job, f"{job.name}_overlay.jpg", draw, failed)
         height, width = prediction.image_size
         entry = {"id": job.image_id, "file_name": job.image_id, "height": height, "width": width}
@@ -169,38 +167,32 @@ def map_name(job: PictureJob) -> str:
     return f"{job.name}_panoptic.png"
 
 
-@cache
-def load_in_worker(model: str, device: str, precision: str, compile: bool) -> Predictor:
-    """The predictor of a worker process, on its share of the GPUs; loaded once."""
-    return load(model, device_of_process(device), precision, compile)
-
-
-def _read(job: PictureJob, options: PredictOptions) -> UInt8[Tensor, "3 h w"]:
+def _read(job: PictureJob, options: PredictOptions) -> UInt8[np.ndarray, "h w 3"]:
     size = None if job.boxes is None else job.boxes.image_size
     if size is None and options.exif == "stored":
         size = picture_frame(job.path, exif=options.exif).size
     if size is None:
-        return read_image(job.path)
-    return read_annotated_image(job.path, size, str(options.annotations or options.boxes), options.exif)
+        return read_picture(job.path)
+    return read_annotated_picture(job.path, size, str(options.annotations or options.boxes), options.exif)
 
 
-def _boxes_inside(given: PictureBoxes, size: tuple[int, int]) -> tuple[Float[Tensor, "n 4"], dict[int, str]]:
+def _boxes_inside(given: PictureBoxes, size: tuple[int, int]) -> tuple[Float[np.ndarray, "n 4"], dict[int, str]]:
     """The boxes in pixels of an image of (height, width), and what is wrong with those that are none of it."""
     height, width = size
-    boxes = given.boxes * torch.tensor([width, height, width, height]) if given.fractions else given.boxes
-    clipped, outside = clip_to_image(boxes, size)
+    boxes = given.boxes * np.array([width, height] * 2, dtype=np.float32) if given.fractions else given.boxes
+    clipped, outside = clip_to_picture(boxes, size)
     return clipped, {**outside, **given.problems}
 
 
-def _labels(predictor: Predictor, given: PictureBoxes, kept: Sequence[int]) -> list[int] | None:
+def _labels(predictor: AnyPredictor, given: PictureBoxes, kept: Sequence[int]) -> list[int] | None:
     """The model's labels of what the boxes hold, -1 for a class that it does not know; None where nothing is told."""
     if given.class_names is None:
         return None
     names = [given.class_names[place] or "" for place in kept]
-    return labels_of_names(names, cast(SegmentationModel, predictor.model).categories)
+    return labels_of_names(names, predictor.categories)
 
 
-def _results(prediction: InstancePrediction, job: PictureJob, kept: Sequence[int]) -> list[dict[str, Any]]:
+def _results(prediction: Any, job: PictureJob, kept: Sequence[int]) -> list[dict[str, Any]]:
     """COCO results; of given boxes one for each, with an empty mask where the box is none."""
     given = job.boxes
     if given is None:
@@ -222,10 +214,10 @@ def _results(prediction: InstancePrediction, job: PictureJob, kept: Sequence[int
 
 
 def _empty_mask(image_size: tuple[int, int]) -> dict[str, Any]:
-    return encode_masks(torch.zeros(1, 1, 1), torch.tensor([[0.0, 0, 1, 1]]), image_size, "pixel")[0]
+    return code_of_runs(np.zeros((0, 2), dtype=np.int64), image_size)
 
 
-def _classes(prediction: InstancePrediction, given: PictureBoxes | None, kept: Sequence[int]) -> list[ClassOf]:
+def _classes(prediction: Any, given: PictureBoxes | None, kept: Sequence[int]) -> list[ClassOf]:
     """The number of each instance's class, and its name as it can be written here."""
     if given is None:
         known = [prediction.categories[label] for label in prediction.labels.tolist() if prediction.categories]
@@ -236,9 +228,8 @@ def _classes(prediction: InstancePrediction, given: PictureBoxes | None, kept: S
     return [(number, drawable_name(name, number)) for number, name in found]
 
 
-def _mask_picture(prediction: InstancePrediction, index: int) -> Image.Image:
-    one = slice(index, index + 1)  # a plane at a time, however many instances there are
-    probabilities, box = prediction.mask_probabilities[one], prediction.boxes[one]
-    return Image.fromarray(paste_masks(probabilities, box, prediction.image_size, prediction.frame)[0].numpy()).convert(
-        "L"
-    )
+def _mask_picture(prediction: Any, index: int) -> Image.Image:
+    plane = np.zeros(prediction.image_size, dtype=bool)  # one at a time, however many instances there are
+    pixels, (left, top) = prediction.region(index)
+    plane[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return Image.fromarray(plane).convert("L")

@@ -65,12 +65,14 @@ def run_jobs(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int)
 
 def device_of_process(device: str | None) -> str | None:
     """`device`, but in a worker of `run_jobs` its share of the GPUs, unless `device` is a certain one or the CPU."""
-    import torch
-
     number = os.environ.get(_NUMBER)
-    if number is not None and device in (None, "auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{(int(number) - 1) % torch.cuda.device_count()}"
-    return device
+    if number is None or device not in (None, "auto", "cuda"):
+        return device
+    try:
+        import torch
+    except ModuleNotFoundError:  # nothing else here can count the GPUs
+        return device
+    return f"cuda:{(int(number) - 1) % torch.cuda.device_count()}" if torch.cuda.is_available() else device
 
 
 Answer = tuple[Any, Exception | None, list[str]]
@@ -145,12 +147,10 @@ _START = f"from {__name__} import _serve; _serve()"
 @contextmanager
 def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
     """Worker `number` of 1..`processes`; it is killed at the end."""
-    import torch  # here, so that a worker only imports it where its work does
-
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
-        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+        "OMP_NUM_THREADS": str(max(1, _threads() // processes)),
         _NUMBER: str(number),
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
@@ -163,6 +163,15 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
         if process is not None:
             process.kill()
             process.communicate()  # waits, and closes the pipes
+
+
+def _threads() -> int:
+    """As many as torch takes for the caller's work; where that does without it, as many as it would take."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdigit() else len(os.sched_getaffinity(0))
 
 
 def _cannot_hand_over(error: Exception) -> UserError:

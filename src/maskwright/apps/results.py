@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
-from maskwright.data.panoptic import panoptic_content
+from maskwright.apps.named_models import AnyPredictor
+from maskwright.data.panoptic_annotations import panoptic_content
 from maskwright.files import write_json, write_whole
 from maskwright.journal import Journal
-from maskwright.predictor import Predictor
-from maskwright.structures import SegmentationModel, Task
 
-RESULTS: dict[Task, str] = {"instance": "predictions.json", "panoptic": "panoptic.json"}
+RESULTS: dict[str, str] = {"instance": "predictions.json", "panoptic": "panoptic.json"}
 """The file of all results in the output folder, by what the model finds."""
 
 
-def write_results(journal: Journal, predictor: Predictor, out: Path) -> str:
+def write_results(journal: Journal, predictor: AnyPredictor, out: Path) -> str:
     """Write the file of all results, in the order of the pictures; says what is in it.
 
     `predictions.json`: COCO results with compressed RLE; an image's instances in the order of its boxes, also of those
@@ -36,8 +35,7 @@ def write_results(journal: Journal, predictor: Predictor, out: Path) -> str:
         for record in records:
             images.append(record["image"])
             annotations.append(record["annotation"])
-        categories = cast(SegmentationModel, predictor.model).categories
-        write_json(file, panoptic_content(images, annotations, categories), indent=None)
+        write_json(file, panoptic_content(images, annotations, predictor.categories), indent=None)
         return f"{sum(len(entry['segments_info']) for entry in annotations)} segments in {file}"
     masks = 0
 

@@ -18,7 +18,7 @@ from maskwright.apps.review_page.sheet import write_sheet
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.orientation import ExifRule
 from maskwright.errors import UserError
-from maskwright.predictor import DEFAULT_MODEL
+from maskwright.prompts import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)

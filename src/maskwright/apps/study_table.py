@@ -11,7 +11,7 @@ from typing import Any
 
 from maskwright.apps.study_file import GAP, Study
 from maskwright.drawing.bar_chart import Bar, bar_chart
-from maskwright.evaluation.report import format_table
+from maskwright.evaluation.tables import format_table
 from maskwright.files import write_json, write_picture, write_text
 
 Numbers = Mapping[str, Mapping[str, float]]

@@ -24,7 +24,7 @@ from maskwright.data.problems import Problem, commonest, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, SegmentationTable
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
-from maskwright.structures import Category
+from maskwright.structures.plain import Category
 
 COCO_KEYS = ("images", "annotations", "categories")
 

@@ -19,7 +19,7 @@ from maskwright.data.json_file import is_text
 from maskwright.data.normalise import normalise_categories
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
-from maskwright.structures import Category
+from maskwright.structures.plain import Category
 
 VOC = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse",

@@ -11,17 +11,18 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from maskwright.data.annotated_pictures import require_file
 from maskwright.data.annotations import AnnotationIndex, CocoIndex, read_annotations
 from maskwright.data.categories import labels_of_categories, resolve_mask_classes
 from maskwright.data.dataset import DataSource, FileDataset, Inspection, InstanceTable, Transforms
-from maskwright.data.images import require_file
+from maskwright.data.images import image_of
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_annotations import is_panoptic
 from maskwright.data.picture_folder import ListedImage, ListedPictures, PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.data.segmentations import NONE
 from maskwright.errors import UserError
-from maskwright.structures import Category, Target
+from maskwright.structures import Category, EncodedMasks, Target
 
 
 class CocoDataset(FileDataset):
@@ -65,7 +66,7 @@ class CocoDataset(FileDataset):
         return list(self._columns.file_names)
 
     def _read_image(self, image: ListedImage) -> UInt8[Tensor, "3 h w"]:
-        return self._pictures.read(image, self._columns.source)
+        return image_of(self._pictures.read(image, self._columns.source))
 
     def _labels(self, rows: slice) -> np.ndarray:
         return self._row_labels[self._columns.category_rows[rows]]
@@ -119,7 +120,7 @@ class InstanceDataset(CocoDataset):
         pixels = self._read_image(image)
         labels = self._labels(rows)
         annotations = np.where(self._label_has_mask[labels], np.arange(rows.start, rows.stop), -1)
-        masks = self._index.segmentations.encode(annotations.tolist(), image.size)
+        masks = EncodedMasks(self._index.segmentations.encode(annotations.tolist(), image.size), image.size)
         return pixels, Target(
             boxes=torch.from_numpy(self._index.boxes[rows].copy()),
             labels=torch.from_numpy(labels),
@@ -223,7 +224,7 @@ def _decode_all(index: AnnotationIndex) -> tuple[Bool[np.ndarray, " m"], list[Pr
     for image, size in enumerate(index.image_sizes.tolist()):
         part = index.rows_of(image)
         rows = (np.flatnonzero(index.segmentations.kinds[part] != NONE) + part.start).tolist()
-        masks = index.segmentations.encode(rows, tuple(size))
+        masks = EncodedMasks(index.segmentations.encode(rows, tuple(size)), tuple(size))
         found = (masks.areas() > 0).tolist()
         has_mask[rows] = found
         extents = masks.extents().double().tolist()

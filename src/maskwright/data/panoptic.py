@@ -16,15 +16,16 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
+from maskwright.data.annotated_pictures import require_file
 from maskwright.data.coco import CocoDataset
 from maskwright.data.dataset import DataSource, Inspection, InstanceTable, Transforms
-from maskwright.data.images import require_file
 from maskwright.data.orientation import ExifRule
 from maskwright.data.panoptic_annotations import (
     NO_AREA,
     PanopticIndex,
     is_panoptic,
     map_folder,
+    panoptic_content,
     read_panoptic_annotations,
 )
 from maskwright.data.picture_folder import PictureFolder
@@ -123,7 +124,7 @@ class CocoPanoptic(CocoDataset):
         id_map = read_id_map(self._maps / self._index.map_names[index], image.size, self._index.source)
         ids = torch.from_numpy(self._index.ids[rows].copy())
         return pixels, PanopticTarget(
-            segmentation=rows_of_ids(id_map, ids),
+            segmentation=torch.from_numpy(rows_of_ids(id_map, ids.numpy())),
             labels=torch.from_numpy(self._labels(rows)),
             iscrowd=torch.from_numpy(self._index.iscrowd[rows].copy()),
             ids=ids,
@@ -210,7 +211,7 @@ def _class_rows(index: PanopticIndex, areas: np.ndarray, pixels: int) -> list[di
     return rows
 
 
-def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[Tensor, "h w"]:
+def read_id_map(path: Path, size: tuple[int, int], source: str) -> Int32[np.ndarray, "h w"]:
     """The segment ids of a panoptic PNG, in the (height, width) that the annotation file `source` gives for its image.
 
     Raises:
@@ -247,7 +248,8 @@ def panoptic_to_coco(
     segmentation, ids, count = target["segmentation"], target["ids"], len(target["ids"])
     if (ids < 1).any():
         raise ValueError(f"segment ids must be at least 1 (0 is void), but got {ids.tolist()}")
-    areas, boxes = segment_areas(segmentation, count).tolist(), segment_boxes(segmentation, count).long().tolist()
+    rows = segmentation.numpy()
+    areas, boxes = segment_areas(rows, count).tolist(), segment_boxes(rows, count).astype(int).tolist()
     columns = (ids.tolist(), target["labels"].tolist(), target["iscrowd"].tolist(), areas, boxes)
     segments = [
         {
@@ -260,7 +262,11 @@ def panoptic_to_coco(
         for identity, label, iscrowd, area, (left, top, right, bottom) in zip(*columns, strict=True)
     ]
     id_map = torch.cat([ids, ids.new_zeros(1)])[segmentation.long()]  # -1, void, is the last entry
-    return encode_ids(id_map), {"image_id": target["image_id"], "file_name": file_name, "segments_info": segments}
+    return encode_ids(id_map.numpy()), {
+        "image_id": target["image_id"],
+        "file_name": file_name,
+        "segments_info": segments,
+    }
 
 
 def new_map_folder(annotations: str | Path, segmentations: str | Path | None = None) -> Path:
@@ -290,14 +296,6 @@ def new_map_names(file_names: Sequence[str]) -> list[str]:
     long = [f"{name}.png" for name in file_names]
     counts = Counter(name.casefold() for pair in zip(short, long, strict=True) for name in set(pair))
     return [one if counts[one.casefold()] == 1 else other for one, other in zip(short, long, strict=True)]
-
-
-def panoptic_content(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Sequence[Category]
-) -> dict[str, Any]:
-    """The content of a COCO panoptic file. A category without `isthing` becomes a thing."""
-    listed = [{**category, "isthing": int(category.get("isthing", True))} for category in categories]
-    return {"images": images, "annotations": annotations, "categories": listed}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ prints its problems.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from maskwright.data.problems import Problem, commonest
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.ops.panoptic_map import LARGEST_ID
+from maskwright.structures.plain import Category
 
 NO_AREA = -1
 """The area of a segment whose entry has none."""
@@ -237,3 +239,11 @@ def _segment_reason(entry: Any, seen: dict[int, Any], category_rows: dict[int, i
     if area is not None and (type(area) not in (int, float) or not 0 <= area < 2**53 or area != int(area)):
         return f"area must be a whole number of pixels, but is {repr(area)[:80]}"
     return None
+
+
+def panoptic_content(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: Sequence[Category]
+) -> dict[str, Any]:
+    """The content of a COCO panoptic file. A category without `isthing` becomes a thing."""
+    listed = [{**category, "isthing": int(category.get("isthing", True))} for category in categories]
+    return {"images": images, "annotations": annotations, "categories": listed}

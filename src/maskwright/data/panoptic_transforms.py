@@ -159,7 +159,7 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 def drop_empty_segments(target: PanopticTarget) -> PanopticTarget:
     """The target without the segments that have no pixel; the others keep their order."""
     count = len(target["labels"])
-    keep = segment_areas(target["segmentation"], count) > 0
+    keep = torch.from_numpy(segment_areas(target["segmentation"].numpy(), count) > 0)
     if keep.all():
         return target
     new_rows = torch.cat([keep.cumsum(0) - 1, torch.tensor([-1])]).int()

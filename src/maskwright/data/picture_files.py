@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskwright.data.images import picture_suffixes
+from maskwright.data.annotated_pictures import picture_suffixes
 from maskwright.errors import UserError
 from maskwright.files import OUTPUT_MARK
 

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
-from torch import Tensor
 
-from maskwright.data.images import PictureBytes, read_annotated_image
+from maskwright.data.annotated_pictures import PictureBytes, read_annotated_picture
 from maskwright.data.matching import match_names
 from maskwright.data.orientation import ExifRule, Frame, Size, choose_frame
 from maskwright.errors import UserError
@@ -32,8 +32,8 @@ class ListedImage(NamedTuple):
 class ListedPictures(Protocol):
     """Where the pictures of the images of an annotation file are read from."""
 
-    def read(self, image: ListedImage, source: str) -> UInt8[Tensor, "3 h w"]:
-        """The picture in the frame of its annotations (`read_annotated_image`); `source` is the annotation file.
+    def read(self, image: ListedImage, source: str) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture in the frame of its annotations (`read_annotated_picture`); `source` is the annotation file.
 
         Raises:
             UserError: it cannot be read, or has another size.
@@ -99,9 +99,9 @@ class PictureFolder:
             path = candidates[row]
         return _size(path, self.exif)
 
-    def read(self, image: ListedImage, source: str) -> UInt8[Tensor, "3 h w"]:
+    def read(self, image: ListedImage, source: str) -> UInt8[np.ndarray, "h w 3"]:
         """See `ListedPictures`."""
-        return read_annotated_image(self.path(image.file_name), image.size, source, self.exif)
+        return read_annotated_picture(self.path(image.file_name), image.size, source, self.exif)
 
     def frame(self, image: ListedImage) -> Frame:
         """See `ListedPictures`."""

@@ -12,7 +12,6 @@ import faster_coco_eval.core.mask as coco_mask
 import numpy as np
 
 from maskwright.ops.run_lengths import Runs, runs_of_code
-from maskwright.structures import EncodedMasks
 
 NONE, POLYGONS, RUN_LENGTHS = 0, 1, 2
 
@@ -29,8 +28,8 @@ class SegmentationTable(Protocol):
     @property
     def kinds(self) -> np.ndarray: ...  # noqa: D102
 
-    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
-        """The masks of annotations `rows` of one image of `image_size` (height, width).
+    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> list[Runs]:
+        """The runs of the masks of annotations `rows` of one image of `image_size` (height, width).
 
         A negative row stands for no segmentation. A segmentation that is malformed or holds no pixel gives an empty
         mask, as none does.
@@ -55,9 +54,9 @@ class Segmentations:
     coordinates: np.ndarray
     counts: np.ndarray
 
-    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
+    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> list[Runs]:
         """See `SegmentationTable`."""
-        return EncodedMasks([self._runs(row, image_size) for row in rows], image_size)
+        return [self._runs(row, image_size) for row in rows]
 
     def _runs(self, row: int, image_size: tuple[int, int]) -> Runs:
         if row < 0 or self.kinds[row] == NONE:

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from maskwright.data.annotated_pictures import PictureBytes, read_annotated_picture, require_file
 from maskwright.data.annotations import AnnotationIndex, TextTable, index_annotations, read_normalised
-from maskwright.data.images import PictureBytes, read_annotated_image, require_file
 from maskwright.data.picture_folder import ListedImage, PictureFolder
 from maskwright.data.problems import Problem
 from maskwright.data.shards import ShardPictures, ShardSegmentations, Tars, shard_name, write_index
@@ -72,7 +72,7 @@ def _read_picture(image: ListedImage, pictures: PictureFolder, source: str) -> t
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror}") from error
-    read_annotated_image(PictureBytes(content, str(path)), image.size, source, pictures.exif)
+    read_annotated_picture(PictureBytes(content, str(path)), image.size, source, pictures.exif)
     with Image.open(BytesIO(content)) as picture:
         name = str(picture.format)
     return _SUFFIXES.get(name, name.lower()), content

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from torch import Tensor
 
+from maskwright.data.annotated_pictures import PictureBytes, read_annotated_picture
 from maskwright.data.annotations import AnnotationIndex, TextTable
 from maskwright.data.coco import InstanceDataset, inspect_instances
 from maskwright.data.dataset import DataSource, Inspection, Transforms
-from maskwright.data.images import PictureBytes, read_annotated_image
 from maskwright.data.normalise import Kind, Repairs
 from maskwright.data.orientation import ExifRule, Frame
 from maskwright.data.picture_folder import ListedImage, PictureFolder, picture_frame
 from maskwright.data.problems import Problem
 from maskwright.data.segmentations import NONE, SegmentationPacker
 from maskwright.errors import UserError
-from maskwright.structures import Category, EncodedMasks
+from maskwright.ops.run_lengths import Runs
+from maskwright.structures import Category
 
 INDEX_NAME = "index.npz"
 
@@ -167,9 +167,9 @@ class ShardPictures:
     tars: Tars
     exif: ExifRule
 
-    def read(self, image: ListedImage, source: str) -> UInt8[Tensor, "3 h w"]:
+    def read(self, image: ListedImage, source: str) -> UInt8[np.ndarray, "h w 3"]:
         """See `ListedPictures`."""
-        return read_annotated_image(self._picture(image), image.size, source, self.exif)
+        return read_annotated_picture(self._picture(image), image.size, source, self.exif)
 
     def frame(self, image: ListedImage) -> Frame:
         """See `ListedPictures`."""
@@ -191,7 +191,7 @@ class ShardSegmentations:
     offsets: Int64[np.ndarray, " n"]
     tars: Tars
 
-    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> EncodedMasks:
+    def encode(self, rows: Sequence[int], image_size: tuple[int, int]) -> list[Runs]:
         """See `SegmentationTable`.
 
         Raises:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from torch import Tensor
 
 from maskwright.drawing.captions import CaptionWriter, drawable_name
 from maskwright.drawing.colours import Colour, class_colour, instance_colours
 from maskwright.errors import UserError
 from maskwright.ops.panoptic_map import rows_of_ids, segment_boxes
-from maskwright.ops.paste import paste_mask_region
-from maskwright.structures import InstancePrediction, PanopticPrediction
+from maskwright.regions import Region
 
-Picture = Image.Image | UInt8[Tensor, "3 h w"]
-"""An image to draw on; a tensor is RGB, as `read_image` gives it."""
+Picture = Image.Image | UInt8[np.ndarray, "h w 3"]
+"""An image to draw on; an array is RGB, as `read_picture` gives it."""
 
 ClassOf = tuple[int | None, str]
 """The number of a class, None where it has none, and its name, empty where there is no class."""
@@ -32,6 +30,48 @@ COLOR_BY = ("instance", "class")
 _SMALL = 24  # a box with a side of fewer line widths gets no frame
 _LARGEST_SHARE = 0.4  # of a box's area that an automatic label may have
 _LONGEST_LEGEND = 20
+
+
+@runtime_checkable
+class Instances(Protocol):
+    """What is drawn of a prediction of instances, whose tensors or arrays are on the CPU.
+
+    boxes: float32 [N, 4], xyxy pixels.
+    image_size: (height, width).
+    """
+
+    @property
+    def boxes(self) -> Any: ...  # noqa: D102
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def region(self, index: int) -> Region:
+        """The pixels of one instance."""
+        ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """What is drawn of a panoptic prediction, whose tensor or array is on the CPU.
+
+    segmentation: int32 [H, W], the `id` of a segment in each pixel.
+    segments_info, categories, image_size: as of `PanopticPrediction`.
+    """
+
+    @property
+    def segmentation(self) -> Any: ...  # noqa: D102
+
+    @property
+    def segments_info(self) -> Sequence[Any]: ...  # noqa: D102
+
+    @property
+    def categories(self) -> Sequence[Any]: ...  # noqa: D102
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -60,7 +100,7 @@ class OverlayStyle:
 
 def draw_overlay(
     image: Picture,
-    prediction: InstancePrediction,
+    prediction: Instances,
     captions: Sequence[str] | None = None,
     classes: Sequence[ClassOf] | None = None,
     style: OverlayStyle | None = None,
@@ -85,7 +125,7 @@ def draw_overlay(
     for texts, what in ((captions, "captions"), (classes, "classes")):
         if texts is not None and len(texts) != len(prediction):
             raise ValueError(f"expected {len(prediction)} {what}, one per instance, but got {len(texts)}")
-    boxes = prediction.boxes.numpy(force=True)
+    boxes = np.asarray(prediction.boxes)
     by_class = style.color_by == "class" and classes is not None
     colours = [class_colour(*one) for one in classes or ()] if by_class else instance_colours(boxes)
     line = _line_width(canvas)
@@ -108,9 +148,7 @@ def draw_overlay(
     return canvas
 
 
-def draw_panoptic_overlay(
-    image: Picture, prediction: PanopticPrediction, style: OverlayStyle | None = None
-) -> Image.Image:
+def draw_panoptic_overlay(image: Picture, prediction: Segments, style: OverlayStyle | None = None) -> Image.Image:
     """The image with every segment filled and outlined in a colour of its own, its name and score in its widest part.
 
     Neighbours get colours far apart. The names of small segments are written last; those of segments that are narrower
@@ -129,9 +167,8 @@ def draw_panoptic_overlay(
     infos = sorted(prediction.segments_info, key=lambda info: -info["area"])
     categories = [prediction.categories[info["label"]] for info in infos]
     classes = [(category["id"], drawable_name(category["name"], category["id"])) for category in categories]
-    ids = torch.tensor([info["id"] for info in infos], dtype=torch.int64)
-    rows = rows_of_ids(prediction.segmentation.cpu(), ids)
-    boxes = segment_boxes(rows, len(infos)).numpy()
+    rows = rows_of_ids(np.asarray(prediction.segmentation), np.array([info["id"] for info in infos], dtype=np.int64))
+    boxes = segment_boxes(rows, len(infos))
     by_class = style.color_by == "class"
     colours = [class_colour(*one) for one in classes] if by_class else instance_colours(boxes)
     line = _line_width(canvas)
@@ -139,7 +176,7 @@ def draw_panoptic_overlay(
     captions = []
     for row, info in enumerate(infos):
         left, top, right, bottom = boxes[row].astype(int).tolist()
-        mask = (rows[top:bottom, left:right] == row).numpy()
+        mask = rows[top:bottom, left:right] == row
         if mask.any():
             _fill(canvas, mask, (left, top), _Paint(colours[row], line, _opacity(style)))
             has_room = style.labels == "on" or min(mask.shape) >= writer.size
@@ -159,10 +196,7 @@ def draw_panoptic_overlay(
 
 
 def _canvas(image: Picture, size: tuple[int, int]) -> Image.Image:
-    if isinstance(image, Tensor):
-        canvas = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True)))
-    else:
-        canvas = image.convert("RGB")
+    canvas = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
     if (canvas.height, canvas.width) != size:
         raise ValueError(f"expected an image of (H, W) = {size}, but got {(canvas.height, canvas.width)}")
     return canvas
@@ -214,11 +248,8 @@ class _Paint:
     opacity: float
 
 
-def _draw_mask(canvas: Image.Image, prediction: InstancePrediction, index: int, paint: _Paint) -> None:
-    region, origin = paste_mask_region(
-        prediction.mask_probabilities[index], prediction.boxes[index], prediction.image_size, prediction.frame
-    )
-    mask = (region > 0.5).numpy(force=True)
+def _draw_mask(canvas: Image.Image, prediction: Instances, index: int, paint: _Paint) -> None:
+    mask, origin = prediction.region(index)
     if mask.any():
         _fill(canvas, mask, origin, paint)
 

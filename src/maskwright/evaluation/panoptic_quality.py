@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int, Int64
-from torch import Tensor
 
 from maskwright.evaluation.metric import Metric
 from maskwright.ops.panoptic_map import rows_of_ids
@@ -201,9 +199,9 @@ class PanopticQuality(Metric):
 
 
 def _of_prediction(prediction: PanopticPrediction) -> SegmentMap:
-    ids = torch.tensor([info["id"] for info in prediction.segments_info], dtype=torch.int64)
+    ids = np.array([info["id"] for info in prediction.segments_info], dtype=np.int64)
     labels = np.array([info["label"] for info in prediction.segments_info], dtype=np.int64)
-    return SegmentMap.count(rows_of_map(prediction.segmentation.cpu(), ids), labels)
+    return SegmentMap.count(rows_of_map(prediction.segmentation.cpu().numpy(), ids), labels)
 
 
 def _of_target(target: PanopticTarget) -> SegmentMap:
@@ -211,10 +209,10 @@ def _of_target(target: PanopticTarget) -> SegmentMap:
     return SegmentMap.count(target["segmentation"].cpu().numpy(), labels, iscrowd)
 
 
-def rows_of_map(ids: Int[Tensor, "h w"], segments: Int64[Tensor, " s"]) -> Int[np.ndarray, "h w"]:
+def rows_of_map(ids: Int[np.ndarray, "h w"], segments: Int64[np.ndarray, " s"]) -> Int[np.ndarray, "h w"]:
     """The `rows` of a `SegmentMap` from a map of ids, in which 0 is void, and the ids of its segments."""
-    rows = rows_of_ids(ids, segments).numpy()
-    return np.where((rows < 0) & (ids.numpy() != 0), UNLISTED, rows)
+    rows = rows_of_ids(ids, segments)
+    return np.where((rows < 0) & (ids != 0), UNLISTED, rows)
 
 
 def _count(prediction: SegmentMap, truth: SegmentMap, num_classes: int) -> Float64[np.ndarray, "{num_classes} 4"]:

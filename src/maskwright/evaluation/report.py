@@ -14,8 +14,7 @@ from maskwright.evaluation.coco_ap import CocoAP
 from maskwright.evaluation.mask_iou import MaskIoU, ScoreQuality
 from maskwright.evaluation.metric import Metric
 from maskwright.evaluation.panoptic_quality import PanopticQuality
-
-Cell = str | int | float | None
+from maskwright.evaluation.tables import Cell, format_table
 
 SIZES = ("small", "medium", "large")
 
@@ -146,32 +145,8 @@ def _seen(row: Mapping[str, Any]) -> str:
     return "seen" if row["seen"] else "unseen"
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Aligned text: the first column to the left, the others to the right, floats with 3 decimals, None as `-`.
-
-    Raises:
-        ValueError: a row has not as many cells as the header.
-    """
-    texts = [list(header), *([_text(cell) for cell in row] for row in rows)]
-    if any(len(row) != len(header) for row in texts):
-        raise ValueError(f"every row must have {len(header)} cells, like the header")
-    widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
-    texts.insert(1, ["-" * width for width in widths])
-    lines = []
-    for first, *others in texts:
-        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
-    return "\n".join(lines)
-
-
 def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Counts as whole numbers (metrics give them as floats) and NaN as None."""
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in numbers.items()}
     counts = ("images", "instances", "classes")
     return plain | {key: int(value) for key, value in numbers.items() if key.startswith(counts)}
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return "-"
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)

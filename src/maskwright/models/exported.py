@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ class ExportedModel(nn.Module):
         self.family, self.task, self.image_size = metadata.family, metadata.task, metadata.image_size
         self.categories, self.mask_classes = metadata.categories, metadata.mask_classes
         self.needs_boxes = predictor.needs_boxes
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in predictor.files)).digest()
-        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))  # for `hub.model_hash`
+        digest = torch.tensor(list(bytes.fromhex(predictor.digest)), dtype=torch.uint8)
+        self.register_buffer("digest", digest)  # for `hub.model_hash`
 
     def forward(
         self,

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from maskwright.regions import Region
+
+_COLUMNS_AT_ONCE = 64  # so that probabilities stay in the processor's cache
 _SMALLEST_EXTENT = np.float32(1e-4)  # of the image, in the `corner` frame
 
 
-def paste_mask(probabilities: np.ndarray, box: np.ndarray, frame: str, plane: np.ndarray) -> None:
-    """Set the pixels of a mask in `plane`, bool [H, W]: where the probability on a box exceeds a half.
+def paste_region(
+    probabilities: np.ndarray, box: np.ndarray, image_size: tuple[int, int], frame: str, threshold: float = 0.5
+) -> Region:
+    """The pixels of a mask on its box: where the probability exceeds a threshold.
 
     Args:
         probabilities: float32 [M, M], on the grid that `frame` (`corner` or `pixel`) lays on the box.
-        box: float32 [4], xyxy, pixels of the plane.
+        box: float32 [4], xyxy, pixels of the picture.
+        image_size: (height, width) of the picture.
         frame: of the box.
-        plane: written to inside of the box alone.
+        threshold: in 0..1.
     """
     low_x, low_y, high_x, high_y = box
     (rows, top), (columns, left) = (
         _pixel_indices(low, high, length, len(probabilities), frame)
-        for low, high, length in ((low_y, high_y, plane.shape[0]), (low_x, high_x, plane.shape[1]))
+        for low, high, length in ((low_y, high_y, image_size[0]), (low_x, high_x, image_size[1]))
     )
-    region = _interpolate(_interpolate(probabilities, rows).T, columns).T
-    plane[top : top + len(rows), left : left + len(columns)] = region > 0.5
+    if len(rows) == 0 or len(columns) == 0:
+        return np.zeros((0, 0), dtype=bool), (0, 0)
+    grid = np.ascontiguousarray(_interpolate(probabilities, rows).T)
+    mask = np.empty((len(columns), len(rows)), dtype=bool)
+    for first in range(0, len(columns), _COLUMNS_AT_ONCE):
+        part = slice(first, first + _COLUMNS_AT_ONCE)
+        np.greater(_interpolate(grid, columns[part]), np.float32(threshold), out=mask[part])
+    return mask.T, (left, top)
 
 
 def _pixel_indices(low: np.float32, high: np.float32, length: int, size: int, frame: str) -> tuple[np.ndarray, int]:
@@ -50,9 +62,11 @@ def _corner_indices(low: np.float32, high: np.float32, pixels: np.ndarray, size:
 
 
 def _interpolate(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Rows of `values` at continuous indices within it, as torch's `lerp` computes them."""
+    """Rows of `values` at continuous indices within it, to the bit as torch's `lerp`, which rounds once."""
     below = np.floor(indices)
     row = below.astype(np.int64)
     weight = (indices - below)[:, None]
     start, end = values[row], values[(row + 1).clip(max=len(values) - 1)]
-    return np.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
+    near = weight < 0.5
+    share = np.where(near, weight, weight - 1).astype(np.float64)
+    return (np.where(near, start, end) + share * (end - start)).astype(np.float32)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from maskwright.onnx.paste import paste_mask
+from maskwright.onnx.paste import paste_region
 from maskwright.onnx.preparation import Size
+from maskwright.regions import Region, counts_of_region
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,31 @@ class InstancePrediction:
         """Binary masks at full size, bool [N, H, W], pasted on each access."""
         planes = np.zeros((len(self), *self.image_size), dtype=bool)
         for index, plane in enumerate(planes):
-            self._paste(index, plane)
+            pixels, (left, top) = self.region(index)
+            plane[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return planes
+
+    def region(self, index: int, threshold: float = 0.5) -> Region:
+        """The pixels of one instance: where the probability on its box exceeds a threshold."""
+        probabilities, box = self.mask_probabilities[index], self.boxes[index]
+        return paste_region(probabilities, box, self.image_size, self.frame, threshold)
+
+    def scored(self, scores: Sequence[float]) -> InstancePrediction:
+        """The same instances with other scores of their boxes."""
+        return replace(self, scores=np.array(scores, dtype=np.float32))
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """COCO result entries: `image_id`, `category_id` (where there is a class), `segmentation` (RLE) and `score`."""
         entries = []
         for index, label in enumerate(self.labels.tolist()):
-            plane = np.zeros(self.image_size, dtype=bool)  # one at a time, however many instances there are
-            self._paste(index, plane)
             entry: dict[str, Any] = {"image_id": image_id}
             if label >= 0:
                 entry["category_id"] = self.categories[label]["id"] if label < len(self.categories) else 1
             score = round(float(self.scores[index] * self.mask_scores[index]), 5)
-            entries.append({**entry, "segmentation": encode_mask(plane), "score": score})
+            entries.append(
+                {**entry, "segmentation": encode_region(self.region(index), self.image_size), "score": score}
+            )
         return entries
-
-    def _paste(self, index: int, plane: np.ndarray) -> None:
-        paste_mask(self.mask_probabilities[index], self.boxes[index], self.frame, plane)
 
 
 @dataclass(frozen=True)
@@ -82,18 +91,12 @@ class PanopticPrediction:
         return len(self.segments_info)
 
 
-def encode_mask(plane: np.ndarray) -> dict[str, Any]:
-    """A mask, bool [H, W], as COCO's compressed run lengths: `{"size": [height, width], "counts": str}`.
+def encode_region(region: Region, image_size: Size) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths: `{"size": [height, width], "counts": str}`.
 
     Source: rleToString of pycocotools' maskApi.c: each count less the one two before it, in groups of five bits.
     """
-    height, width = plane.shape
-    padded = np.zeros(plane.size + 2, dtype=bool)
-    padded[1:-1] = plane.T.ravel()
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    counts = np.diff(np.concatenate([[0], edges, [plane.size]])).tolist()
-    if counts[-1] == 0:
-        counts.pop()
+    counts = counts_of_region(region, image_size)
     text = []
     for index, count in enumerate(counts):
         value, more = count - (counts[index - 2] if index > 2 else 0), True
@@ -101,4 +104,4 @@ def encode_mask(plane: np.ndarray) -> dict[str, Any]:
             group, value = value & 0x1F, value >> 5
             more = value != (-1 if group & 0x10 else 0)
             text.append(chr(group + 48 + 0x20 * more))
-    return {"size": [height, width], "counts": "".join(text)}
+    return {"size": list(image_size), "counts": "".join(text)}

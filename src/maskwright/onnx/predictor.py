@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from maskwright.onnx.predictions import InstancePrediction, PanopticPrediction
 from maskwright.onnx.preparation import Size, network_input, resized_size
 from maskwright.onnx.second_look import mean_of_looks, small_rows, square_around
 from maskwright.pictures import read_picture
+from maskwright.prompts import MAX_DETECTIONS, boxes_on_picture, check_score_threshold, clip_to_picture
 
 _BOXES_AT_ONCE = 16  # as many as the activations of a mask head fit a processor's cache
 _MASKS = ("mask_probabilities", "mask_scores")
@@ -50,6 +53,8 @@ class Predictor:
     Attributes:
         files: that it was read from.
         metadata: what they say of themselves.
+        precision: in which they are computed.
+        device: on which, `cpu` or `cuda`.
 
     Raises:
         UserError: a file is missing, damaged, no export of maskwright or not of one pair; the device cannot be used;
@@ -58,8 +63,10 @@ class Predictor:
 
     def __init__(self, path: str | Path, device: str | None = None) -> None:
         self.path = Path(path)
+        self.precision = "float32"
         self.files = [self.path]
         self._session, self.metadata = _open(self.path, device)
+        self.device = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._encoder: Any = None
         if self.metadata.graph == "encoder":
@@ -74,6 +81,16 @@ class Predictor:
     def task(self) -> str:
         """What the model finds: `instance` or `panoptic`."""
         return self.metadata.task
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the files, which decide what is predicted."""
+        return hashlib.sha256(b"".join(file.read_bytes() for file in self.files)).hexdigest()
+
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether the file answers boxes."""
+        return self.needs_boxes
 
     @property
     def needs_boxes(self) -> bool:
@@ -91,7 +108,7 @@ class Predictor:
         boxes: Any = None,
         labels: Any = None,
         score_threshold: float = 0.3,
-        max_detections: int = 1000,
+        max_detections: int = MAX_DETECTIONS,
     ) -> InstancePrediction | PanopticPrediction:
         """What is in an image: an instance per given box, in their order, or all that the model finds by itself.
 
@@ -108,8 +125,7 @@ class Predictor:
                 the boxes or the categories; no boxes for a file that takes them, or boxes for one that does not; a
                 wrong score threshold.
         """
-        if not 0 <= score_threshold <= 1:
-            raise UserError(f"the score threshold must lie in 0..1, but got {score_threshold}")
+        check_score_threshold(score_threshold)
         if boxes is not None:
             return self.masks_from_boxes(self.encode(image), boxes, labels)
         if self.needs_boxes:
@@ -131,7 +147,7 @@ class Predictor:
         if not self.metadata.raw_image:
             boxes = boxes / _scale(size, self.metadata)
         rows = {name: found[name][0][kept] for name in ("labels", "scores", *_MASKS)}
-        return self._prediction(clip_to_picture(boxes, size), size, rows)
+        return self._prediction(clip_to_picture(boxes, size)[0], size, rows)
 
     def encode(self, image: str | Path | Image.Image | np.ndarray) -> ImageFeatures:
         """The features of one image, to be prompted with boxes any number of times.
@@ -220,36 +236,6 @@ def _scale(size: tuple[int, ...], metadata: Metadata) -> np.ndarray:
     """Factors of the corners of boxes from pixels of a picture to those of the network's input."""
     height, width = resized_size(size, metadata)
     return np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
-
-
-def boxes_on_picture(boxes: Any, size: Size) -> np.ndarray:
-    """Boxes as float32 [N, 4], xyxy, cut off at a picture of `size` = (height, width).
-
-    Raises:
-        UserError: the position of the first box that is none, or lies wholly outside.
-    """
-    try:
-        rows = np.array(boxes, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"boxes: expected rows of four numbers x1, y1, x2, y2, but got {str(boxes)[:80]}") from error
-    if rows.size == 0:
-        rows = rows.reshape(-1, 4)
-    if rows.ndim != 2 or rows.shape[1] != 4:
-        raise UserError(f"boxes: expected shape [N, 4] (x1, y1, x2, y2), but got {rows.shape}")
-    clipped = clip_to_picture(rows, size)
-    height, width = size
-    for index, (row, part) in enumerate(zip(rows.tolist(), clipped, strict=True)):
-        if not np.isfinite(row).all() or row[2] <= row[0] or row[3] <= row[1]:
-            told = "expected finite corners x1, y1, x2, y2 with x1 < x2 and y1 < y2"
-            raise UserError(f"box {index}: {told}, but got {row}")
-        if (part[2:] <= part[:2]).any():
-            raise UserError(f"box {index}: {row} lies outside of the image, which is {width} wide and {height} high")
-    return clipped
-
-
-def clip_to_picture(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """The parts of boxes [N, 4] on a picture of `size` = (height, width)."""
-    return boxes.clip(0, np.array([size[1], size[0]] * 2, dtype=np.float32))
 
 
 def _open(path: Path, device: str | None) -> tuple[Any, Metadata]:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
-from torch import Tensor
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)  # each is a right turn after the one before
 
@@ -19,7 +17,7 @@ TOLERANCE = 0.5
 """How far a simplified outline may be from the edges of the pixels: up to this, no pixel's centre changes sides."""
 
 
-def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
+def trace_contours(mask: Bool[np.ndarray, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
     """The contours of a mask along the edges of its pixels, the one that encloses the largest area first.
 
     Filled by the even-odd or the non-zero rule, they cover exactly the pixels of the mask. Pixels that touch only at a
@@ -30,7 +28,7 @@ def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
         sees them, outer contours run clockwise and holes counter-clockwise. Two neighbouring corners differ in one
         coordinate, and no three lie on one line.
     """
-    pixels = np.pad(mask.numpy(force=True), 1).astype(np.int8)
+    pixels = np.pad(mask, 1).astype(np.int8)
     # The four pixels around each corner of the pixel grid.
     upper_left, upper_right = pixels[:-1, :-1], pixels[:-1, 1:]
     lower_left, lower_right = pixels[1:, :-1], pixels[1:, 1:]
@@ -42,7 +40,7 @@ def trace_contours(mask: Bool[Tensor, "h w"]) -> list[Int[np.ndarray, "k 2"]]:
     return sorted(contours, key=lambda contour: -abs(_area(contour)))
 
 
-def outlines(mask: Bool[Tensor, "h w"], tolerance: float = 0.0) -> list[Int[np.ndarray, "k 2"]]:
+def outlines(mask: Bool[np.ndarray, "h w"], tolerance: float = 0.0) -> list[Int[np.ndarray, "k 2"]]:
     """One closed outline for each part of a mask, the largest first; its holes are cut open (`joined`).
 
     Args:
@@ -53,10 +51,10 @@ def outlines(mask: Bool[Tensor, "h w"], tolerance: float = 0.0) -> list[Int[np.n
         The corners (x, y) of each, as in `trace_contours`. Filled by the even-odd rule they cover the centres of
         the mask's pixels and no others, if the tolerance is at most `TOLERANCE`.
     """
-    parts, _ = cast("tuple[np.ndarray, int]", ndimage.label(mask.numpy(force=True)))
+    parts, _ = cast("tuple[np.ndarray, int]", ndimage.label(mask))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-        contours = trace_contours(torch.from_numpy(parts[rows, columns] == number))
+        contours = trace_contours(parts[rows, columns] == number)
         outline = joined([simplified(contour, tolerance) for contour in contours])
         found.append(outline + np.array([columns.start, rows.start], dtype=np.int32))
     return sorted(found, key=lambda outline: -abs(_area(outline)))

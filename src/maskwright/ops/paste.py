@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskwright.ops.frames import BoxFrame, check_frame
 from maskwright.ops.run_lengths import compress_counts
+from maskwright.regions import counts_of_region
 
 _SMALLEST_EXTENT = 1e-4  # of the image, in the `corner` frame: the originals' guard against a division by 0
 _COLUMNS_AT_ONCE = 64
@@ -159,25 +159,5 @@ def encode_masks(
     encoded = []
     for probability, box in zip(probabilities.detach().cpu(), boxes.detach().cpu(), strict=True):
         columns, origin = _mask_columns(probability, box, image_size, frame, threshold)
-        encoded.append(compress_counts(_run_lengths(columns.numpy(), origin, image_size), image_size))
+        encoded.append(compress_counts(counts_of_region((columns.T.numpy(), origin), image_size), image_size))
     return encoded
-
-
-def _run_lengths(columns: np.ndarray, origin: tuple[int, int], image_size: tuple[int, int]) -> list[int]:
-    """COCO's run lengths (zeros first, column by column) of a plane that is 0 outside of a region.
-
-    columns: bool [width, height], the region transposed; `origin` is its first pixel's (x, y).
-    """
-    (left, top), (height, width) = origin, image_size
-    # A 0 before the first pixel and one after each column: every run begins and ends in its own column.
-    stride = columns.shape[1] + 1
-    padded = np.zeros(columns.shape[0] * stride + 1, dtype=bool)
-    padded[1:].reshape(columns.shape[0], stride)[:, :-1] = columns
-    column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), stride)
-    changes = (left + column) * height + top + row
-    # Where the region is as high as the image, a run that ends with its column may go on in the next one.
-    touching = changes[1::2][:-1] == changes[2::2]
-    keep = np.ones(len(changes), dtype=bool)
-    keep[1:-1] = ~np.repeat(touching, 2)
-    counts = np.diff(np.concatenate([[0], changes[keep], [height * width]]))
-    return counts[: -1 if counts[-1] == 0 else None].tolist()

@@ -14,6 +14,8 @@ from faster_coco_eval import mask_api_new_cpp as mask_api  # pyright: ignore[rep
 from faster_coco_eval.core import mask as coco_mask
 from jaxtyping import Bool, Int64
 
+from maskwright.regions import Region
+
 Runs = Int64[np.ndarray, "_ 2"]
 
 
@@ -67,6 +69,14 @@ def extent_of_runs(runs: Runs, height: int) -> tuple[int, int, int, int]:
     whole_columns = bool((columns[:, 0] < columns[:, 1]).any())  # a run reaches the lower edge and goes on at the upper
     y1, y2 = (0, height) if whole_columns else (int(rows[:, 0].min()), int(rows[:, 1].max()) + 1)
     return int(columns[0, 0]), y1, int(columns[-1, 1]) + 1, y2
+
+
+def region_of_runs(runs: Runs, height: int) -> Region:
+    """The pixels inside of the tight box of a mask, of an image of `height` rows."""
+    x1, y1, x2, y2 = extent_of_runs(runs, height)
+    pixels = np.zeros((y2 - y1, x2 - x1), dtype=bool)
+    sample_runs(runs, height, np.arange(y1, y2), np.arange(x1, x2), pixels)
+    return pixels, (x1, y1)
 
 
 def sample_runs(

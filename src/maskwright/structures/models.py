@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from maskwright.structures.plain import Category, Task
 from maskwright.structures.predictions import InstancePrediction, PanopticPrediction
-from maskwright.structures.targets import Category
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,6 @@ class ParameterGroup(TypedDict):
     name: str
     params: list[torch.nn.Parameter]
     weight_decay_factor: float
-
-
-Task = Literal["instance", "panoptic"]
-"""What a model finds, and with it the form of its targets and predictions."""
 
 
 @runtime_checkable

@@ -6,8 +6,11 @@ import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -16,6 +19,8 @@ from maskwright.errors import UserError
 from maskwright.files import write_picture
 
 _MOST_CLASSES = 5  # that a line of text names
+
+_Found = TypeVar("_Found")
 
 
 class Pictured(ABC):
@@ -36,6 +41,11 @@ class Pictured(ABC):
     @abstractmethod
     def _save_parts(self, folder: Path, image_id: int | str) -> None:
         """Write the prediction into a folder, the overlay apart."""
+
+    def cpu(self: _Found) -> _Found:
+        """The same with all tensors on the CPU, apart from any gradients."""
+        tensors = {name: value.detach().cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(cast(Any, self), **tensors)
 
     def show(self) -> None:
         """Open the overlay in the system's picture viewer; a notebook shows a prediction by itself.
@@ -93,8 +103,8 @@ class Pictured(ABC):
         return content.getvalue()
 
 
-def require_image(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[Tensor, "3 h w"]:
-    """The image of a prediction.
+def require_picture(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[np.ndarray, "h w 3"]:
+    """The image of a prediction, to draw on.
 
     Raises:
         UserError: it holds none.
@@ -104,7 +114,12 @@ def require_image(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[Tensor, "3 h w"
             "this prediction does not hold its image, as those of Predictor.predict do: give it one with "
             "dataclasses.replace(prediction, image=maskwright.read_image(FILE))"
         )
-    return image
+    return picture_of(image)
+
+
+def picture_of(image: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image in the order in which pictures hold them."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True))
 
 
 def one_line(kind: str, found: tuple[int, str], image_size: tuple[int, int], class_names: Sequence[str]) -> str:

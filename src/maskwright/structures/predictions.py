@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from maskwright.files import write_json, write_picture
 from maskwright.ops.contours import trace_contours
 from maskwright.ops.frames import BoxFrame
-from maskwright.ops.panoptic_map import encode_ids, rows_of_ids, segment_areas, segment_boxes
-from maskwright.ops.paste import encode_masks, paste_mask_region, paste_masks
-from maskwright.structures.pictured import Pictured, one_line, require_image
-from maskwright.structures.targets import Category
+from maskwright.ops.panoptic_map import coco_entry, rows_of_ids, segment_boxes
+from maskwright.ops.paste import encode_masks, paste_binary_region, paste_masks
+from maskwright.regions import Region
+from maskwright.structures.pictured import Pictured, one_line, require_picture
+from maskwright.structures.plain import Category
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +62,16 @@ class InstancePrediction(Pictured):
         """Binary masks at full image size, pasted on each access (N planes of the image's size)."""
         return paste_masks(self.mask_probabilities, self.boxes, self.image_size, self.frame)
 
+    def region(self, index: int, threshold: float = 0.5) -> Region:
+        """The pixels of one instance: where the probability on its box exceeds a threshold."""
+        probability, box = self.mask_probabilities[index], self.boxes[index]
+        pixels, origin = paste_binary_region(probability, box, self.image_size, self.frame, threshold)
+        return pixels.numpy(force=True), origin
+
+    def scored(self, scores: Sequence[float]) -> InstancePrediction:
+        """The same instances with other scores of their boxes."""
+        return replace(self, scores=torch.tensor(scores, dtype=torch.float32))
+
     @property
     def polygons(self) -> list[list[Int[np.ndarray, "k 2"]]]:
         """The contours of each mask: corners (x, y) along pixel edges, int32, in pixels of the image.
@@ -70,9 +81,8 @@ class InstancePrediction(Pictured):
         non-zero rule, they cover the pixels of the mask exactly.
         """
         polygons = []
-        for probability, box in zip(self.mask_probabilities, self.boxes, strict=True):
-            region, origin = paste_mask_region(probability, box, self.image_size, self.frame)
-            polygons.append([contour + np.array(origin, dtype=np.int32) for contour in trace_contours(region > 0.5)])
+        for pixels, origin in map(self.region, range(len(self))):
+            polygons.append([contour + np.array(origin, dtype=np.int32) for contour in trace_contours(pixels)])
         return polygons
 
     def overlay(self) -> Image.Image:
@@ -85,7 +95,7 @@ class InstancePrediction(Pictured):
 
         scores = (self.scores * self.mask_scores).tolist()
         captions = [f"{name} {score:.2f}".strip() for name, score in zip(self._class_names(), scores, strict=True)]
-        return draw_overlay(require_image(self.image), self, captions)
+        return draw_overlay(require_picture(self.image), self.cpu(), captions)
 
     def _class_names(self) -> list[str]:
         """The name of each instance's class, empty where it has none."""
@@ -194,7 +204,7 @@ class PanopticPrediction(Pictured):
         """
         from maskwright.drawing.overlays import draw_panoptic_overlay
 
-        return draw_panoptic_overlay(require_image(self.image), self)
+        return draw_panoptic_overlay(require_picture(self.image), self.cpu())
 
     def _save_json(self, path: Path, image_id: int | str) -> None:
         height, width = self.image_size
@@ -223,24 +233,7 @@ class PanopticPrediction(Pictured):
         Raises:
             ValueError: an id does not lie in 0..2^24 - 1.
         """
-        rows, count = self._rows(), len(self)
-        areas, boxes = segment_areas(rows, count).tolist(), segment_boxes(rows, count).long().tolist()
-        segments = [
-            {
-                "id": info["id"],
-                "category_id": info["category_id"],
-                "area": area,
-                "bbox": [left, top, right - left, bottom - top],
-                "iscrowd": 0,
-                "score": round(info["score"], 5),
-            }
-            for info, area, (left, top, right, bottom) in zip(self.segments_info, areas, boxes, strict=True)
-        ]
-        return encode_ids(self.segmentation), {
-            "image_id": image_id,
-            "file_name": file_name,
-            "segments_info": segments,
-        }
+        return coco_entry(self.segmentation.numpy(force=True), self.segments_info, image_id, file_name)
 
     def things(self, mask_size: int | None = None) -> InstancePrediction:
         """The thing segments as instances: tight boxes, and the masks on the boxes' grids.
@@ -254,7 +247,7 @@ class PanopticPrediction(Pictured):
         rows = self._rows()
         kept = [row for row, info in enumerate(self.segments_info) if info["isthing"] and (rows == row).any()]
         infos = [self.segments_info[row] for row in kept]
-        boxes = segment_boxes(rows, len(self))[kept]
+        boxes = torch.from_numpy(segment_boxes(rows.numpy(), len(self)))[kept]
         sides = (boxes[:, 2:] - boxes[:, :2]).max().item() if kept else 1
         size = mask_size or 2 * int(sides)
         masks = torch.zeros(len(kept), size, size)
@@ -276,5 +269,5 @@ class PanopticPrediction(Pictured):
 
     def _rows(self) -> Int32[Tensor, "h w"]:
         """The map with each segment's position in `segments_info` for its id, -1 for all else; on the CPU."""
-        ids = torch.tensor([info["id"] for info in self.segments_info], dtype=torch.int64)
-        return rows_of_ids(self.segmentation.cpu(), ids)
+        ids = np.array([info["id"] for info in self.segments_info], dtype=np.int64)
+        return torch.from_numpy(rows_of_ids(self.segmentation.numpy(force=True), ids))

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from maskwright.structures.encoded_masks import EncodedMasks
-
-
-class Category(TypedDict):
-    """One class of a label space. Its position in the list is the label; `id` is the file's own id."""
-
-    id: int
-    name: str
-    isthing: NotRequired[bool]
+from maskwright.structures.encoding import EncodedMasks
 
 
 class Target(TypedDict):

@@ -17,15 +17,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from maskwright.errors import UserError
 from maskwright.models.hub import bundled_names, family_class
 from maskwright.training.options import DATA_OPTIONS, DataOptions, OptimizerOptions, Recipe, SetOptions, TrainerOptions
+from maskwright.training.recipe_names import recipe_names
 
 _SECTIONS = ("data", "optimizer", "trainer")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package, such as `deep_mac/tiny`."""
-    folders = [entry for entry in files("maskwright.training").joinpath("recipes").iterdir() if entry.is_dir()]
-    shipped = [f"{folder.name}/{file.name}" for folder in folders for file in folder.iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in shipped if name.endswith(".yaml"))
 
 
 def recipe_parser(family: str) -> ArgumentParser:

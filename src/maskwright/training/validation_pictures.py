@@ -28,6 +28,7 @@ from maskwright.structures import (
     encoded_masks,
     select_rows,
 )
+from maskwright.structures.pictured import picture_of
 
 _PICTURES = 4
 _LONGEST_SIDE = 512  # of an image in TensorBoard, whose files hold every picture of every validation
@@ -76,12 +77,14 @@ def draw_beside_truth(
     target: Target | PanopticTarget,
 ) -> Image.Image:
     """The prediction of an image, uint8 RGB, and beside it the truth."""
+    shown = picture_of(image)
     if isinstance(prediction, PanopticPrediction):
         truth = _true_map(cast(PanopticTarget, target), prediction)
         style = OverlayStyle(color_by="class")
-        sides = [draw_panoptic_overlay(image, each, style) for each in (prediction, truth)]
+        sides = [draw_panoptic_overlay(shown, each.cpu(), style) for each in (prediction, truth)]
     else:
-        sides = [draw_overlay(image, each) for each in (prediction, _true_instances(cast(Target, target), prediction))]
+        truth = _true_instances(cast(Target, target), prediction)
+        sides = [draw_overlay(shown, each.cpu()) for each in (prediction, truth)]
     for side in sides:
         side.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     left, right = sides

@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from faster_coco_eval.core import mask as coco_mask
 
 from maskwright import __version__
 from maskwright.apps.completion.plan import CompletionJob
-from maskwright.apps.predict_pictures import load_in_worker
+from maskwright.apps.named_models import AnyPredictor, load_named, memory_error_told, predictor_of_process
 from maskwright.apps.provenance import MaskSource
-from maskwright.data.images import read_annotated_image
+from maskwright.data.annotated_pictures import read_annotated_picture
 from maskwright.data.orientation import ExifRule
 from maskwright.errors import UserError
-from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.ops.contours import TOLERANCE, outlines
-from maskwright.ops.paste import paste_binary_region
-from maskwright.predictor import Predictor, choose_device, resolve_precision
-from maskwright.structures import InstancePrediction
 
 CompletionRecord = dict[str, Any]
 """What the journal keeps of a picture: `failed`, a sentence or None, and `masks`, `[quality, area, segmentation]` of
@@ -53,9 +48,9 @@ class CompletionSettings:
 class PictureCompleter:
     """Makes the masks of pictures; another process to which it is sent loads the model itself, once."""
 
-    def __init__(self, settings: CompletionSettings, predictor: Predictor) -> None:
+    def __init__(self, settings: CompletionSettings, predictor: AnyPredictor) -> None:
         self._settings = settings
-        self._predictor: Predictor | None = predictor
+        self._predictor: AnyPredictor | None = predictor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_predictor": None}
@@ -67,17 +62,17 @@ class PictureCompleter:
             UserError: the model, this package, the device or the precision is not the same.
         """
         settings, model = self._settings, self._settings.made_by.model
-        found = MaskSource(model, model_hash(from_pretrained(model)), __version__)
+        loaded = load_named(model, settings.device, "auto")
+        found = MaskSource(model, loaded.weights, __version__)
         if found != settings.made_by:
             raise UserError(
                 f"maskwright {found.version} with the weights {found.weights} as --model {model}; expected "
                 f"{settings.made_by.version} with {settings.made_by.weights}, as where the command was given"
             )
-        device = choose_device(settings.device)
-        if settings.precision == "bfloat16" and resolve_precision("auto", device) != "bfloat16":
+        if settings.precision == "bfloat16" and loaded.predictor.precision != "bfloat16":
             raise UserError(
-                f"{device} has no fast bfloat16, in which the command computes; give --precision float32, or leave "
-                "this machine out of the cluster"
+                f"{loaded.predictor.device} has no fast bfloat16, in which the command computes; give "
+                "--precision float32, or leave this machine out of the cluster"
             )
 
     def __call__(self, job: CompletionJob) -> CompletionRecord:
@@ -87,32 +82,29 @@ class PictureCompleter:
             UserError: the device is out of memory.
         """
         settings = self._settings
-        predictor = self._predictor or load_in_worker(
+        predictor = self._predictor or predictor_of_process(
             settings.made_by.model, settings.device, settings.precision, settings.compile
         )
         try:
-            image = read_annotated_image(job.path, job.image_size, settings.source, settings.exif)
+            picture = read_annotated_picture(job.path, job.image_size, settings.source, settings.exif)
         except UserError as error:
             return {"failed": str(error), "masks": []}
         labels = [settings.labels[row] for row in job.category_rows.tolist()]
-        try:
-            prediction = predictor.predict(image, job.boxes, labels)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"{job.path}: out of memory ({str(error).splitlines()[0]})") from error
+        with memory_error_told(job.path):
+            prediction = predictor.predict(picture, job.boxes, labels)
         made = _polygons(prediction) if settings.polygons else _run_lengths(prediction)
         qualities = [round(quality, 5) for quality in prediction.mask_scores.tolist()]
         return {"failed": None, "masks": [[quality, *mask] for quality, mask in zip(qualities, made, strict=True)]}
 
 
-def _run_lengths(prediction: InstancePrediction) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run_lengths(prediction: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """The area of each mask, and its compressed run lengths."""
     for entry in prediction.to_coco(0):
         yield int(coco_mask.area(entry["segmentation"])), entry["segmentation"]
 
 
-def _polygons(prediction: InstancePrediction) -> Iterator[tuple[int, list[list[int]]]]:
+def _polygons(prediction: Any) -> Iterator[tuple[int, list[list[int]]]]:
     """The area of each mask, and its polygons, which hold its pixels exactly."""
-    for probability, box in zip(prediction.mask_probabilities, prediction.boxes, strict=True):
-        region, origin = paste_binary_region(probability, box, prediction.image_size, prediction.frame)
-        parts = [outline + np.array(origin, dtype=np.int32) for outline in outlines(region, TOLERANCE)]
-        yield int(region.sum()), [part.ravel().tolist() for part in parts]
+    for pixels, origin in map(prediction.region, range(len(prediction))):
+        parts = [outline + np.array(origin, dtype=np.int32) for outline in outlines(pixels, TOLERANCE)]
+        yield int(pixels.sum()), [part.ravel().tolist() for part in parts]

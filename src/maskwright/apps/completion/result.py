@@ -15,7 +15,7 @@ from maskwright.apps.provenance import MaskSource, NewMask, completed, is_comple
 from maskwright.apps.run_summary import RunSummary, Section
 from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
 from maskwright.errors import UserError
-from maskwright.evaluation.report import Cell, format_table
+from maskwright.evaluation.tables import Cell, format_table
 from maskwright.files import parse_json_object, read_content, write_parts
 from maskwright.journal import Journal
 

@@ -22,8 +22,7 @@ from maskwright.data.picture_folder import picture_frame
 from maskwright.errors import UserError
 from maskwright.files import write_whole
 from maskwright.ops.contours import TOLERANCE, joined, outlines
-from maskwright.ops.run_lengths import runs_of_code
-from maskwright.structures import EncodedMasks
+from maskwright.ops.run_lengths import region_of_runs, runs_of_code
 
 _SPLITS = ("train", "val", "valid", "test")
 
@@ -183,11 +182,8 @@ def _outlines(segmentation: Any, image_size: tuple[int, int]) -> list[Num[np.nda
     """The outlines of a new mask, be it polygons or run lengths."""
     if isinstance(segmentation, list):
         return [np.array(polygon).reshape(-1, 2) for polygon in segmentation]
-    masks = EncodedMasks([runs_of_code(segmentation)], image_size)
-    x1, y1, x2, y2 = masks.extents()[0].tolist()
-    return [
-        outline + np.array([x1, y1], dtype=np.int32) for outline in outlines(masks.crop(x1, y1, x2, y2)[0], TOLERANCE)
-    ]
+    pixels, origin = region_of_runs(runs_of_code(segmentation), image_size[0])
+    return [outline + np.array(origin, dtype=np.int32) for outline in outlines(pixels, TOLERANCE)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

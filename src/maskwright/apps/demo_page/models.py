@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from maskwright.apps.named_models import AnyPredictor, NamedModel, load_named
 from maskwright.errors import UserError
-from maskwright.models.hub import from_pretrained, model_hash
-from maskwright.predictor import Predictor
-from maskwright.structures import BoxPrompted
 
 
-@dataclass(frozen=True)
-class NamedModel:
-    """A model as it answers, with its name and hash (`model_hash`) for what is downloaded."""
-
-    name: str
-    weights: str
-    predictor: Predictor
-
-    @property
-    def tabs(self) -> list[str]:
-        """What the model can do: masks of `boxes`, find `objects`, or find all segments (`panoptic`)."""
-        if self.predictor.task == "panoptic":
-            return ["panoptic"]
-        takes_boxes = ["boxes"] if isinstance(self.predictor.model, BoxPrompted) else []
-        return takes_boxes if self.predictor.needs_boxes else [*takes_boxes, "objects"]
+def tabs_of(predictor: AnyPredictor) -> list[str]:
+    """What a model can do: masks of `boxes`, find `objects`, or find all segments (`panoptic`)."""
+    if predictor.task == "panoptic":
+        return ["panoptic"]
+    takes_boxes = ["boxes"] if predictor.takes_boxes else []
+    return takes_boxes if predictor.needs_boxes else [*takes_boxes, "objects"]
 
 
 def models_of_tabs(models: Sequence[NamedModel]) -> dict[str, NamedModel]:
@@ -36,25 +24,21 @@ def models_of_tabs(models: Sequence[NamedModel]) -> dict[str, NamedModel]:
     """
     chosen: dict[str, NamedModel] = {}
     for model in models:
-        new = [tab for tab in model.tabs if tab not in chosen]
+        new = [tab for tab in tabs_of(model.predictor) if tab not in chosen]
         if not new:
-            earlier = chosen[model.tabs[0]].name
+            earlier = chosen[tabs_of(model.predictor)[0]].name
             raise UserError(f"--model: {earlier} does already what {model.name} can do; name one of the two")
         chosen.update(dict.fromkeys(new, model))
     return chosen
 
 
 def load_models(names: str, device: str) -> list[NamedModel]:
-    """The models of a list of names (`from_pretrained`) with commas.
+    """The models of a list of names (`load_named`) with commas.
 
     Raises:
         UserError: there is no such model or device, or no name at all.
     """
-    models = []
-    for name in filter(None, map(str.strip, names.split(","))):
-        model = from_pretrained(name)
-        weights = model_hash(model)
-        models.append(NamedModel(name, weights, Predictor(model, device, in_place=True)))
+    models = [load_named(name, device) for name in filter(None, map(str.strip, names.split(",")))]
     if not models:
         raise UserError("--model: expected at least one model")
     return models

@@ -9,14 +9,14 @@ from functools import cache
 from io import BytesIO
 from typing import IO
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from starlette.exceptions import HTTPException
-from torch import Tensor
 
 from maskwright.apps.page.shown_masks import jpeg
-from maskwright.data.images import read_image, register_heif
 from maskwright.errors import UserError
+from maskwright.pictures import read_picture, register_heif
 
 _COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")  # and none that other programs would read
 _KEPT = 64
@@ -49,7 +49,7 @@ class SentPictures:
         self._max_pixels = max_pixels
         self._pictures: OrderedDict[str, SentPicture] = OrderedDict()
 
-    def add(self, file: IO[bytes]) -> tuple[str, UInt8[Tensor, "3 h w"]]:
+    def add(self, file: IO[bytes]) -> tuple[str, UInt8[np.ndarray, "h w 3"]]:
         """Keep a picture; its key, and its pixels.
 
         Raises:
@@ -57,7 +57,7 @@ class SentPictures:
         """
         pixels = read_sent(file, self._max_pixels)
         key = secrets.token_urlsafe(16)
-        self._pictures[key] = SentPicture(file, (pixels.shape[1], pixels.shape[2]), jpeg(pixels))
+        self._pictures[key] = SentPicture(file, (pixels.shape[0], pixels.shape[1]), jpeg(pixels))
         if len(self._pictures) > _KEPT:
             _, oldest = self._pictures.popitem(last=False)
             oldest.file.close()
@@ -74,8 +74,8 @@ class SentPictures:
         self._pictures.move_to_end(key)
         return self._pictures[key]
 
-    def pixels(self, key: str) -> UInt8[Tensor, "3 h w"]:
-        """The pixels of a picture, as `read_image` reads it.
+    def pixels(self, key: str) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of a picture, as `read_picture` reads it.
 
         Raises:
             HTTPException: it is not there, or no longer.
@@ -83,8 +83,8 @@ class SentPictures:
         return read_sent(self[key].file, self._max_pixels)
 
 
-def read_sent(file: IO[bytes], max_pixels: int) -> UInt8[Tensor, "3 h w"]:
-    """Read a picture as `read_image` does, unless its header says that it has more than `max_pixels`.
+def read_sent(file: IO[bytes], max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a picture as `read_picture` does, unless its header says that it has more than `max_pixels`.
 
     Raises:
         UserError: so, or it is no picture of a common format, or is damaged.
@@ -96,7 +96,7 @@ def read_sent(file: IO[bytes], max_pixels: int) -> UInt8[Tensor, "3 h w"]:
                     f"this picture has {image.width} x {image.height} pixels, and at most {max_pixels / 1e6:g} million "
                     "are taken; shrink it, or cut it into tiles"
                 )
-            return read_image(image)
+            return read_picture(image)
     except UnidentifiedImageError as error:
         raise UserError("this is not a picture in a known format (JPEG, PNG, WebP, TIFF, BMP or GIF)") from error
     except Image.DecompressionBombError as error:
@@ -114,8 +114,8 @@ def _formats() -> list[str]:
     return [name for name in _COMMON if name in Image.OPEN]
 
 
-def lossless(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
+def lossless(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """A picture as PNG, quickly rather than small."""
     stream = BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,15 +18,13 @@ from starlette.routing import Route
 
 from maskwright import __version__
 from maskwright.apps.demo_page.limits import Limits
-from maskwright.apps.demo_page.models import NamedModel
 from maskwright.apps.demo_page.pictures import SentPictures, lossless
 from maskwright.apps.demo_page.work_queue import WorkQueue
+from maskwright.apps.named_models import NamedModel
 from maskwright.apps.page.encoded_pictures import EncodedPictures
 from maskwright.apps.page.local_server import LOOPBACK, create_page, json_response, read_json, require_type
-from maskwright.apps.page.shown_masks import mask_json, region_json
+from maskwright.apps.page.shown_masks import region_json
 from maskwright.errors import UserError
-from maskwright.ops.paste import paste_binary_region
-from maskwright.structures import EncodedMasks, InstancePrediction, PanopticPrediction
 
 _PAGE = Path(__file__).parent / "static" / "demo.html"
 _BYTES_PER_BOX = 200  # of a request
@@ -139,7 +138,7 @@ class _Routes:
     def _find(self, model: NamedModel, key: str, threshold: float) -> list[Found]:
         pixels = self._pictures.pixels(key)
         found = model.predictor.predict(pixels, score_threshold=threshold, max_detections=_MAX_OBJECTS)
-        return _segments(found) if isinstance(found, PanopticPrediction) else _instances(found, 0.5)
+        return _segments(found) if model.predictor.task == "panoptic" else _instances(found, 0.5)
 
 
 async def _copy(request: Request, file: IO[bytes], most: int) -> None:
@@ -166,36 +165,35 @@ def _threshold(body: dict[str, Any]) -> float:
     return float(value)
 
 
-def _instances(found: InstancePrediction, threshold: float) -> list[Found]:
+def _instances(found: Any, threshold: float) -> list[Found]:
     """The instances, their pixels being those of a probability over the threshold."""
     shown = []
     scores = (found.scores * found.mask_scores).tolist()
     for row, label in enumerate(found.labels.tolist()):
-        region, origin = paste_binary_region(
-            found.mask_probabilities[row], found.boxes[row], found.image_size, found.frame, threshold
-        )
+        region = found.region(row, threshold)
         known = 0 <= label < len(found.categories)
         shown.append(
             {
                 "box": [round(value, 2) for value in found.boxes[row].tolist()],
                 "quality": round(scores[row], 5),
                 "category": found.categories[label]["name"] if known else None,
-                "mask": region_json(region, origin) if region.any() else None,
+                "mask": region_json(region) if region[0].any() else None,
             }
         )
     return shown
 
 
-def _segments(found: PanopticPrediction) -> list[Found]:
-    shown = []
+def _segments(found: Any) -> list[Found]:
+    shown, ids = [], np.asarray(found.segmentation)
     for info in found.segments_info:
-        mask = EncodedMasks.from_planes((found.segmentation == info["id"])[None])  # one plane at a time
+        mask = region_json((ids == info["id"], (0, 0)))  # one plane at a time
+        x, y = mask["x"], mask["y"]
         shown.append(
             {
-                "box": mask.extents()[0].tolist(),
+                "box": [x, y, x + mask["width"], y + mask["height"]],
                 "quality": round(info["score"], 5),
                 "category": found.categories[info["label"]]["name"],
-                "mask": mask_json(mask),
+                "mask": mask,
             }
         )
     return shown

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import RLock
+from typing import Any
 
-from maskwright.predictor import BoxSource, ImageSource, Predictor
-from maskwright.structures import ImageFeatures, InstancePrediction
+from maskwright.apps.named_models import AnyPredictor
 
 _KEPT = 8
 
@@ -21,12 +21,12 @@ class EncodedPictures:
         predictor: of a box-prompted model.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: AnyPredictor) -> None:
         self._predictor = predictor
-        self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
+        self._features: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = RLock()
 
-    def masks_from_boxes(self, key: Hashable, read: Callable[[], ImageSource], boxes: BoxSource) -> InstancePrediction:
+    def masks_from_boxes(self, key: Hashable, read: Callable[[], Any], boxes: Any) -> Any:
         """The masks of boxes on the picture that `read` gives, which it is asked for if it is not known by its key.
 
         Raises:
@@ -35,7 +35,7 @@ class EncodedPictures:
         with self._lock:
             return self._predictor.masks_from_boxes(self.features(key, read), boxes)
 
-    def features(self, key: Hashable, read: Callable[[], ImageSource]) -> ImageFeatures:
+    def features(self, key: Hashable, read: Callable[[], Any]) -> Any:
         """Those of the picture that `read` gives, which it is asked for if it is not known by its key.
 
         Raises:

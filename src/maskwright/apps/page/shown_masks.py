@@ -8,24 +8,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
-from torch import Tensor
 
-from maskwright.structures import EncodedMasks
+from maskwright.ops.run_lengths import Runs, region_of_runs, runs_of_plane
+from maskwright.regions import Region
 
 _LONGEST_SIDE = 2048  # of a picture on a page
 
 
-def mask_json(masks: EncodedMasks) -> dict[str, Any]:
-    """One mask as `canvas.js` takes it: its tight box, and the run lengths in it row by row, zeros first."""
-    x1, y1, x2, y2 = masks.extents()[0].tolist()
-    (region,) = masks.crop(x1, y1, x2, y2).numpy()
-    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "runs": _row_runs(region)}
+def mask_json(runs: Runs, height: int) -> dict[str, Any]:
+    """One mask as `canvas.js` takes it: its tight box, and the run lengths in it row by row, zeros first.
+
+    runs: of the mask, in a picture of `height` rows.
+    """
+    pixels, (x, y) = region_of_runs(runs, height)
+    return {"x": x, "y": y, "width": pixels.shape[1], "height": pixels.shape[0], "runs": _row_runs(pixels)}
 
 
-def region_json(region: Bool[Tensor, "h w"], origin: tuple[int, int]) -> dict[str, Any]:
-    """The same of a mask that is known inside of a region only, whose first pixel has the (x, y) `origin`."""
-    shown = mask_json(EncodedMasks.from_planes(region[None]))
-    return {**shown, "x": shown["x"] + origin[0], "y": shown["y"] + origin[1]}
+def region_json(region: Region) -> dict[str, Any]:
+    """The same of a region."""
+    pixels, (left, top) = region
+    shown = mask_json(runs_of_plane(pixels), len(pixels))
+    return {**shown, "x": shown["x"] + left, "y": shown["y"] + top}
 
 
 def _row_runs(region: Bool[np.ndarray, "h w"]) -> list[int]:
@@ -36,9 +39,9 @@ def _row_runs(region: Bool[np.ndarray, "h w"]) -> list[int]:
     return [0, *lengths] if len(pixels) and pixels[0] else lengths
 
 
-def jpeg(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
+def jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """A picture for a screen; a large one is reduced."""
-    return jpeg_of(Image.fromarray(pixels.permute(1, 2, 0).numpy()), _LONGEST_SIDE)
+    return jpeg_of(Image.fromarray(picture), _LONGEST_SIDE)
 
 
 def jpeg_of(picture: Image.Image, longest_side: int) -> bytes:

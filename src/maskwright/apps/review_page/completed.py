@@ -82,7 +82,7 @@ class CompletedFile:
         """One segmentation of picture `image`; an empty mask where it is malformed."""
         packer = SegmentationPacker()
         packer.add(segmentation, self.image_sizes[image])
-        return packer.pack().encode([0], self.image_sizes[image])
+        return EncodedMasks(packer.pack().encode([0], self.image_sizes[image]), self.image_sizes[image])
 
 
 def content_hash(path: Path) -> str:

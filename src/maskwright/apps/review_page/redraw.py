@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor
 
 from maskwright.apps.page.encoded_pictures import EncodedPictures
 from maskwright.apps.review_page.completed import Box, CompletedFile
 from maskwright.apps.review_page.decisions import RedrawnMask
-from maskwright.data.images import read_annotated_image
+from maskwright.data.annotated_pictures import read_annotated_picture
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.predictor import Predictor
@@ -69,7 +69,7 @@ class Redrawer:
         )
 
 
-def picture_of(completed: CompletedFile, image: int) -> UInt8[Tensor, "3 h w"]:
+def picture_of(completed: CompletedFile, image: int) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a picture, in the frame of its annotations.
 
     Raises:
@@ -77,4 +77,4 @@ def picture_of(completed: CompletedFile, image: int) -> UInt8[Tensor, "3 h w"]:
     """
     pictures = completed.pictures
     path = pictures.path(completed.image_names[image])
-    return read_annotated_image(path, completed.image_sizes[image], str(completed.path), pictures.exif)
+    return read_annotated_picture(path, completed.image_sizes[image], str(completed.path), pictures.exif)

@@ -128,7 +128,7 @@ class _Routes:
             "quality": mask.quality,
             "box": mask.box,
             "verdict": self._review.verdict(mask),
-            "mask": mask_json(self._completed.encoded(mask.segmentation, mask.image)),
+            "mask": self._mask_json(mask.segmentation, mask.image),
             "redrawn": None if redrawn is None else self._redrawn(redrawn, mask.image),
         }
 
@@ -137,8 +137,12 @@ class _Routes:
         return {
             "box": [x, y, x + width, y + height],
             "quality": mask.quality,
-            "mask": mask_json(self._completed.encoded(mask.segmentation, image)),
+            "mask": self._mask_json(mask.segmentation, image),
         }
+
+    def _mask_json(self, segmentation: Any, image: int) -> dict[str, Any]:
+        masks = self._completed.encoded(segmentation, image)
+        return mask_json(masks.runs[0], masks.image_size[0])
 
 
 def _box(body: dict[str, Any]) -> Box:

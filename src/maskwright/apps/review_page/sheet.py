@@ -65,11 +65,10 @@ def write_sheet(completed: CompletedFile, masks: Sequence[CompletedMask], out: P
 
 def _read(completed: CompletedFile, image: int, summary: RunSummary) -> Image.Image | None:
     try:
-        pixels = picture_of(completed, image)
+        return Image.fromarray(picture_of(completed, image))
     except UserError as error:
         summary.note("failed", "picture that cannot be read", error)
         return None
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _figure(completed: CompletedFile, mask: CompletedMask, picture: Image.Image) -> str:
