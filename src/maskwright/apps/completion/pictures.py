@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
 
-from maskwright import __version__
+import maskwright
 from maskwright.apps.completion.plan import CompletionJob
 from maskwright.apps.predict_pictures import load_in_worker
 from maskwright.apps.provenance import MaskSource
 from maskwright.data.images import read_annotated_image
 from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import RemotePicture
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, model_hash
 from maskwright.ops.contours import TOLERANCE, outlines
@@ -35,6 +39,7 @@ class CompletionSettings:
     source: names the annotation file in messages.
     labels: of the file's categories in the model's, -1 where it does not know one; the last is for no class.
     made_by: the model.
+    software: `software()` where the command was given.
     device, precision, compile: see `Predictor`.
     exif: the frame of the boxes.
     polygons: whether masks become polygons instead of run lengths.
@@ -43,11 +48,20 @@ class CompletionSettings:
     source: str
     labels: Sequence[int]
     made_by: MaskSource
+    software: str
     device: str
     precision: str
     compile: bool
     exif: ExifRule
     polygons: bool
+
+
+def software() -> str:
+    """All that masks depend on but the weights: versions, and a hash of this package, which may be a checkout."""
+    package = Path(maskwright.__file__).parent
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
+    versions = (f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
+    return f"maskwright {maskwright.__version__} (sources {sources[:12]}) with {', '.join(versions)}"
 
 
 class PictureCompleter:
@@ -67,11 +81,12 @@ class PictureCompleter:
             UserError: the model, this package, the device or the precision is not the same.
         """
         settings, model = self._settings, self._settings.made_by.model
-        found = MaskSource(model, model_hash(from_pretrained(model)), __version__)
-        if found != settings.made_by:
+        if (found := software()) != settings.software:
+            raise UserError(f"{found}; expected {settings.software}, as where the command was given")
+        if (weights := model_hash(from_pretrained(model))) != settings.made_by.weights:
             raise UserError(
-                f"maskwright {found.version} with the weights {found.weights} as --model {model}; expected "
-                f"{settings.made_by.version} with {settings.made_by.weights}, as where the command was given"
+                f"--model {model} has the weights {weights}; expected {settings.made_by.weights}, as where the command "
+                "was given"
             )
         device = choose_device(settings.device)
         if settings.precision == "bfloat16" and resolve_precision("auto", device) != "bfloat16":
@@ -91,7 +106,8 @@ class PictureCompleter:
             settings.made_by.model, settings.device, settings.precision, settings.compile
         )
         try:
-            image = read_annotated_image(job.path, job.image_size, settings.source, settings.exif)
+            file = job.path.read() if isinstance(job.path, RemotePicture) else job.path
+            image = read_annotated_image(file, job.image_size, settings.source, settings.exif)
         except UserError as error:
             return {"failed": str(error), "masks": []}
         labels = [settings.labels[row] for row in job.category_rows.tolist()]
