@@ -3,11 +3,12 @@
     python benchmarks/loop.py --images DIR --annotations FILE --out OUT [--model deep-mac-tiny] [--every 10]
         [--SECTION.KEY VALUE ...]
 
-Every tenth image of FILE, a COCO file, keeps its masks, the others keep their boxes: OUT/boxes.json. Then the commands
-of the page run, each printed before: `complete` with the model, `train deep_mac/fine_tune` on the tenth (any key of the
-recipe can be given), `complete` again, and `review --apply`. The reviewer's answers come from FILE, through the journal
-of a review: of the twentieth of the masks that has the lowest quality, those with an IoU of at least 0.7 with the true
-mask are accepted, the others rejected.
+Every tenth image of FILE, a COCO file, keeps its masks, the others keep their boxes: OUT/boxes.json. Objects of FILE
+without a mask have no truth to compare with, and are left out. Then the commands of the page run, each printed before:
+`complete` with the model, `train deep_mac/fine_tune` on the tenth (any key of the recipe can be given), `complete`
+again, and `review --apply`. The reviewer's answers come from FILE, through the journal of a review: of the twentieth of
+the masks that has the lowest quality, those with an IoU of at least 0.7 with the true mask are accepted, the others
+rejected.
 
 The table is printed, and written to OUT/table.md: all masks that the model made and no review took out, compared with
 those of FILE; processor minutes of the step's commands; hours that drawing those masks would take, at 80 s each.
@@ -33,6 +34,7 @@ from maskwright.apps.provenance import is_completed
 from maskwright.apps.review_page.completed import read_completed
 from maskwright.apps.review_page.decisions import Decision, Review, journal_path, open_journal
 from maskwright.apps.run_summary import RunSummary
+from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json, write_text
 from maskwright.prompts import DEFAULT_MODEL
 
@@ -50,6 +52,21 @@ class Truth:
 
     images: Path
     content: dict[str, Any]
+
+    @classmethod
+    def read(cls, images: Path, annotations: Path) -> Truth:
+        """The file without its objects that have no mask.
+
+        Raises:
+            UserError: it is no COCO file, or has no mask.
+        """
+        content = read_json_object(annotations, ("images", "annotations"))
+        with_masks = [entry for entry in content["annotations"] if entry.get("segmentation")]
+        if not with_masks:
+            raise UserError(f"{annotations} has no masks to compare with")
+        if without := len(content["annotations"]) - len(with_masks):
+            print(f"{annotations}: {without} objects without a mask are left out", file=sys.stderr)
+        return cls(images, {**content, "annotations": with_masks})
 
     def boxes(self, every: int) -> dict[str, Any]:
         """The file with the masks of one image in `every`."""
@@ -88,10 +105,13 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--every", type=int, default=10, metavar="N", help="one of N images keeps its masks")
     arguments, overrides = parser.parse_known_args()
+    try:
+        truth = Truth.read(arguments.images, arguments.annotations)
+    except UserError as error:
+        parser.error(str(error))
     arguments.out.mkdir(parents=True, exist_ok=True)
     if any(arguments.out.iterdir()):
         parser.error(f"--out {arguments.out} is not empty")
-    truth = Truth(arguments.images, read_json_object(arguments.annotations, ("images", "annotations")))
     write_json(arguments.out / "boxes.json", truth.boxes(arguments.every), indent=None)
     table = loop(truth, arguments.out, arguments.model, overrides)
     write_text(arguments.out / "table.md", table)

@@ -288,8 +288,18 @@ class TestDataCheck:
 
     def test_a_file_with_boxes_only(self, capsys):
         coco_file(Path("boxes.json"))
+        assert main(["data", "check", "boxes.json"]) == 0
+        assert (
+            "usable for training: not before it has masks, which `maskwright complete` makes" in capsys.readouterr().out
+        )
+
+    def test_a_file_with_boxes_only_that_cannot_be_used(self, capsys):
+        coco_file(Path("boxes.json"))
+        content = json.loads(Path("boxes.json").read_text())
+        content["images"].append({**content["images"][0], "width": 50})
+        Path("boxes.json").write_text(json.dumps(content))
         assert main(["data", "check", "boxes.json"]) == 2
-        assert "usable for training: no" in capsys.readouterr().out
+        assert "usable for training: no\n" in capsys.readouterr().out
 
     def test_a_file_that_is_not_there(self, capsys):
         assert "absent.json" in refused(capsys, "data", "check", "absent.json")

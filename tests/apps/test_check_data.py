@@ -213,27 +213,30 @@ def test_images_are_checked_when_the_folder_is_given(coco, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("annotations", "images", "words"),
+    ("annotations", "images", "words", "boxes"),
     [
-        ([], 2, "none of its images (2) has"),
-        ([annotation(1, segmentation=[]), annotation(2, image_id=2, segmentation=[[1, 1, 2, 2]])], 2, "none of its"),
+        ([], 2, "none of its images (2) has", 0),
+        ([annotation(1, segmentation=[]), annotation(2, image_id=2, segmentation=[[1, 1, 2, 2]])], 2, "none of its", 2),
         (
             [annotation(1, iscrowd=1), annotation(2, image_id=2, segmentation=[])],
             2,
             "none of its images (2) has",
+            1,
         ),
-        ([annotation(1), annotation(2)], 1, "only 1 of its images (1) has"),
-        ([annotation(1), annotation(2, image_id=2, segmentation=[])], 2, "only 1 of its images (2)"),
+        ([annotation(1), annotation(2)], 1, "only 1 of its images (1) has", 0),
+        ([annotation(1), annotation(2, image_id=2, segmentation=[])], 2, "only 1 of its images (2)", 1),
     ],
 )
-def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, annotations, images, words):
+def test_file_with_too_few_masks_is_for_prediction_and_evaluation_only(coco, annotations, images, words, boxes):
     coco.write(annotations, images=images)
     report = check_data(coco.annotations)
     (problem,) = (problem for problem in report.problems if problem.subject == "file")
     assert words in problem.reason
     assert problem.effect == "not for training"
     assert not report.usable
-    assert "usable for training: no" in str(report)
+    assert report.boxes_without_masks == boxes
+    assert report.completable == (boxes > 0)
+    assert str(report).endswith("not before it has masks, which `maskwright complete` makes" if boxes else ": no")
     read_to_the_end(CocoInstances(coco.images, coco.annotations))
     with pytest.raises(UserError):
         open_data_sets(InstanceDataOptions(images=str(coco.images), annotations=str(coco.annotations)), 64, None)

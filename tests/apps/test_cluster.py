@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +26,7 @@ from PIL import Image
 
 import maskwright
 from maskwright.apps.cluster import _Actor
-from maskwright.apps.completion.pictures import CompletionSettings, PictureCompleter
+from maskwright.apps.completion.pictures import CompletionSettings, PictureCompleter, software
 from maskwright.apps.processes import result_of
 from maskwright.apps.provenance import MaskSource
 from maskwright.cli import main
@@ -59,7 +65,7 @@ def make_data(count: int) -> None:
 
 
 def start(*options: str) -> subprocess.Popen[str]:
-    """The command in a session of its own, to which all that Ray starts belongs."""
+    """The command in a session of its own, to which all belongs that Ray starts for it."""
     command = [sys.executable, "-m", "maskwright", *RAY, *options]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -140,6 +146,138 @@ def test_after_a_killed_driver_the_same_command_goes_on_without_ray(number: sign
     assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
 
 
+def kill_session(session: int) -> None:
+    with suppress(ProcessLookupError):
+        for pid in members(session):
+            os.kill(pid, signal.SIGKILL)
+
+
+class TwoNodes:
+    """A Ray cluster as docs/cluster.md starts it, of two nodes that are processes of this machine.
+
+    Each node has one processor, and is a session of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        port = self.address.rpartition(":")[2]
+        first = ["--head", "--port", port, "--include-dashboard=false", "--temp-dir", str(folder)]
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        try:
+            self._start(folder / "first.log", first)
+            self.add_node(folder / "second.log")
+        except BaseException:
+            self.stop()
+            raise
+
+    def add_node(self, log: Path) -> None:
+        self._start(log, ["--address", self.address])
+
+    def _start(self, log: Path, options: list[str]) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--num-cpus", "1", "--block"]
+        with log.open("wb") as said:
+            node = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        self.nodes.append(node)
+        wait_for(lambda: b"Ray runtime started" in log.read_bytes() or node.poll() is not None)
+        assert node.poll() is None, log.read_text()
+
+    def actors(self) -> list[int]:
+        return [pid for node in self.nodes for pid, line in members(node.pid).items() if "ray::MapWorker" in line]
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            kill_session(node.pid)
+            node.wait()
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: paths of sockets have at most 107 bytes
+    cluster = TwoNodes(folder)
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@linux
+@pytest.mark.slow
+def test_two_nodes_give_the_file_of_one_process(two_nodes: TwoNodes):
+    make_data(60)
+    assert main([*COMMAND, "--out", "whole.json"]) == 3
+    running = start("--address", two_nodes.address)
+    wait_for(lambda: results() > 8 or running.poll() is not None)
+    used = [any("ray::MapWorker" in line for line in members(node.pid).values()) for node in two_nodes.nodes]
+    _, said = running.communicate(timeout=600)
+    assert running.returncode == 3, said
+    assert used == [True, True]
+    assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
+    assert all(node.poll() is None for node in two_nodes.nodes)  # the cluster stays
+
+
+@linux
+@pytest.mark.slow
+def test_a_lost_node_costs_time_only(two_nodes: TwoNodes):
+    make_data(200)
+    assert main([*COMMAND, "--out", "whole.json"]) == 3
+    running = start("--address", two_nodes.address)
+    wait_for(lambda: results() > 20)
+    kill_session(two_nodes.nodes[1].pid)
+    _, said = running.communicate(timeout=900)
+    assert running.returncode == 3, said
+    assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
+
+
+@linux
+@pytest.mark.slow
+def test_a_cluster_refuses_a_command_without_its_token_which_says_so(
+    two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    make_data(3)
+    for name, value in (("RAY_AUTH_TOKEN", secrets.token_hex(32)), ("RAY_AUTH_TOKEN", ""), ("RAY_AUTH_MODE", "")):
+        monkeypatch.setenv("HOME", str(tmp_path))  # where Ray looks for one, too
+        monkeypatch.setenv(name, value)
+        _, said = start("--address", two_nodes.address).communicate(timeout=600)
+        assert said.startswith(f"maskwright: error: there is no Ray cluster at {two_nodes.address} that")
+        assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in said
+        assert len(said.splitlines()) == 1
+
+
+KILLS = int(os.environ.get("MASKWRIGHT_RAY_KILLS", "50"))
+
+
+@linux
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(two_nodes: TwoNodes):
+    """Actors, commands and, twice, the second node are killed, each while pictures are on their way."""
+    make_data(20 * KILLS)
+    assert main([*COMMAND, "--out", "whole.json"]) == 3
+    moments = random.Random(0)
+    running = start("--address", two_nodes.address)
+    for kill in range(KILLS):
+        seen, before = results(), JOURNAL.read_bytes() if JOURNAL.exists() else b""
+        wait_for(lambda seen=seen, command=running: results() > seen or command.poll() is not None)
+        time.sleep(moments.uniform(0, 0.3))
+        assert running.poll() is None, f"it ended before {kill} kills"
+        if kill % 5 == 4:
+            os.kill(running.pid, signal.SIGKILL)
+            running.communicate(timeout=60)
+            assert JOURNAL.read_bytes().startswith(before)
+            running = start("--address", two_nodes.address)
+        elif kill % 25 == 12:
+            kill_session(two_nodes.nodes.pop().pid)
+            two_nodes.add_node(Path(f"node{kill}.log"))
+        elif actors := two_nodes.actors():
+            os.kill(moments.choice(actors), signal.SIGKILL)
+    _, said = running.communicate(timeout=1800)
+    assert running.returncode == 3, said
+    assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not JOURNAL.exists()
+
+
 @pytest.mark.slow
 def test_where_there_is_no_cluster_one_sentence_says_so(capsys: pytest.CaptureFixture[str]):
     make_data(3)
@@ -147,6 +285,16 @@ def test_where_there_is_no_cluster_one_sentence_says_so(capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "there is no Ray cluster at auto that this machine belongs to" in said
     assert not JOURNAL.exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_the_command_leaves_no_token_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_data(3)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    running = start()
+    _, said = running.communicate(timeout=600)
+    assert running.returncode == 3, said
+    assert not (tmp_path / "home" / ".ray").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +319,7 @@ class Picture:
 def settings() -> CompletionSettings:
     weights = model_hash(from_pretrained("weights"))
     source = MaskSource("weights", weights, maskwright.__version__)
-    return CompletionSettings("boxes.json", [-1], source, "cpu", "float32", False, "auto", False)
+    return CompletionSettings("boxes.json", [-1], source, software(), "cpu", "float32", False, "auto", False)
 
 
 def ask(settings: CompletionSettings, path: Path) -> object:
@@ -186,10 +334,21 @@ def test_a_machine_that_does_not_see_the_pictures_stops_the_run(settings: Comple
         ask(settings, Path("gone.png"))
 
 
-def test_a_machine_with_other_weights_or_another_version_stops_the_run(settings: CompletionSettings):
-    for change in ({"weights": "0123"}, {"version": "9.9"}):
-        with pytest.raises(UserError, match=r"on machine .*expected .*(0123|9\.9)"):
-            ask(replace(settings, made_by=replace(settings.made_by, **change)), Path("boxes.json"))
+def test_a_machine_with_other_weights_or_other_software_stops_the_run(settings: CompletionSettings):
+    other_weights = replace(settings.made_by, weights="0123")
+    for change in ({"made_by": other_weights}, {"software": "maskwright 9.9"}):
+        with pytest.raises(UserError, match=r"on machine .*expected (0123|maskwright 9\.9), as where the command was"):
+            ask(replace(settings, **change), Path("boxes.json"))
+
+
+def test_a_checkout_that_differs_by_one_line_is_other_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("maskwright.__file__", str(tmp_path / "package" / "__init__.py"))
+    (tmp_path / "package" / "nn").mkdir(parents=True)
+    (tmp_path / "package" / "nn" / "one.py").write_text("x = 1\n")
+    before = software()
+    assert before == software()
+    (tmp_path / "package" / "nn" / "one.py").write_text("x = 2\n")
+    assert before != software()
 
 
 def test_a_machine_without_the_precision_stops_the_run(settings: CompletionSettings, monkeypatch: pytest.MonkeyPatch):

@@ -34,6 +34,10 @@ def folder(tmp_path: Path) -> ReviewFolder:
     return ReviewFolder(tmp_path)
 
 
+FOREIGN = [{"inserted": 3}, {"inserted": [["area"]]}, {"replaced": [1]}, {"replaced_text": {"segmentation": 1}}]
+"""What another program could have put into a provenance."""
+
+
 def read(folder: ReviewFolder, classes: tuple[str, ...] = ()) -> CompletedFile:
     return read_completed(folder.path, folder.images, RunSummary(), classes)
 
@@ -85,6 +89,13 @@ class TestReading:
         folder.write([completed(1, 0.8), completed(2, quality)])
         summary = RunSummary()
         assert len(read_completed(folder.path, folder.images, summary).masks) == 1
+        assert summary.failed == 1
+
+    @pytest.mark.parametrize("wrong", FOREIGN)
+    def test_a_provenance_that_is_none_is_counted(self, folder: ReviewFolder, wrong: dict[str, Any]):
+        folder.write([completed(1, 0.8), completed(2, 0.3, maskwright={"quality": 0.3, **wrong})])
+        summary = RunSummary()
+        assert [mask.id for mask in read_completed(folder.path, folder.images, summary).masks] == [1]
         assert summary.failed == 1
 
 
@@ -198,6 +209,21 @@ class TestApplying:
         text = '{"annotations": [{"segmentation": [[1]], "area": 3, "maskwright": ' + provenance + "}]}"
         expected = '{"annotations": [{"segmentation": [], "maskwright": {"quality": 0.5, "review": "rejected"}}]}'
         assert self.apply(tmp_path, text, {0: Decision("rejected")}) == expected
+
+    @pytest.mark.parametrize("wrong", [*FOREIGN, None])
+    def test_a_decision_on_what_no_model_completed_is_refused(
+        self, folder: ReviewFolder, wrong: dict[str, Any] | None, capsys
+    ):
+        entry = completed(2, 0.3, maskwright=wrong and {"quality": 0.3, **wrong})
+        folder.write([completed(1, 0.8), entry])
+        with open_journal(journal_path(folder.path), folder.path) as journal:
+            journal.append(1, {"verdict": "rejected", "redrawn": None})
+        before = folder.path.read_bytes()
+        assert main(["review", str(folder.path), "--apply", "--out", str(folder.out)]) == 2
+        said = capsys.readouterr().err
+        assert f"{folder.path}, annotation #1: there is a decision on it, but its 'maskwright' is not what" in said
+        assert not folder.out.exists()
+        assert folder.path.read_bytes() == before
 
     def test_redrawn_keeps_the_bbox(self, folder: ReviewFolder):
         folder.write([completed(1, 0.3), completed(2, 0.9)])

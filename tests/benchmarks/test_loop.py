@@ -105,6 +105,33 @@ def test_poor_masks_are_rejected_and_good_ones_accepted(
     assert set(known.ious(reviewed)) == set(range(6, 24))
 
 
+def test_objects_without_a_true_mask_are_left_out(benchmark, truth: CocoFolder, capsys: pytest.CaptureFixture[str]):
+    content = json.loads(truth.annotations.read_text())
+    absent, null, empty = content["annotations"][:3]
+    del absent["segmentation"]
+    null["segmentation"], empty["segmentation"] = None, []
+    truth.annotations.write_text(json.dumps(content))
+    known = benchmark.Truth.read(truth.images, truth.annotations)
+    assert known.content["annotations"] == content["annotations"][3:]
+    assert "3 objects without a mask are left out" in capsys.readouterr().err
+
+
+def test_a_file_without_any_mask_is_refused_with_a_sentence(
+    benchmark, truth: CocoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    content = json.loads(truth.annotations.read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    truth.annotations.write_text(json.dumps(content))
+    files = ["--images", str(truth.images), "--annotations", str(truth.annotations), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["loop.py", *files])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main()
+    assert stopped.value.code == 2
+    assert f"{truth.annotations} has no masks to compare with" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_table_has_the_shares_of_good_and_poor_masks(benchmark):
     cells = benchmark.row("step", dict(enumerate([0.9, 0.86, 0.85, 0.4])), 2.0)
     assert cells == ["step", "4", "0.752", "50.0%", "25.0%", "2.0", "0.1"]

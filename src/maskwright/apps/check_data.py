@@ -15,7 +15,7 @@ from maskwright.data.formats import format_of
 from maskwright.data.normalise import Repairs
 from maskwright.data.orientation import ExifRule
 from maskwright.data.picture_folder import PictureFolder
-from maskwright.data.problems import Problem
+from maskwright.data.problems import Effect, Problem
 from maskwright.errors import UserError
 
 _COLUMN_WIDTH = 8
@@ -30,6 +30,7 @@ class DataReport:
     classes: a row for each class in file order (or of the label space), by the heads of the table's columns.
     repairs: what is wrong, but was corrected.
     problems: every broken entry, image or flaw of the whole file, with its reason and what it leads to.
+    boxes_without_masks: annotations of a file that `maskwright complete` could give a mask.
     """
 
     source: str
@@ -37,13 +38,22 @@ class DataReport:
     classes: Sequence[Mapping[str, str]]
     repairs: Repairs
     problems: Sequence[Problem]
+    boxes_without_masks: int = 0
 
     @property
     def usable(self) -> bool:
         """Whether `maskwright train` takes the file: its data set can be opened (and read to its end, if the images
         were checked), and something is left to learn from when some images are set aside for validation.
         """
-        return not any(problem.effect in ("refused", "not for training") for problem in self.problems)
+        return not self._leads_to("refused", "not for training")
+
+    @property
+    def completable(self) -> bool:
+        """Whether `maskwright complete` takes the file and has something to do."""
+        return self.boxes_without_masks > 0 and not self._leads_to("refused")
+
+    def _leads_to(self, *effects: Effect) -> bool:
+        return any(problem.effect in effects for problem in self.problems)
 
     def __str__(self) -> str:
         """The report as lines of text: counts, a table of classes, all repairs by kind, all problems, the verdict."""
@@ -57,9 +67,15 @@ class DataReport:
             *(f"  {line}" for line in self.repairs.lines),
             f"problems: {len(self.problems)}",
             *(f"  {problem} [{problem.effect}]" for problem in self.problems),
-            "usable for training: " + ("yes" if self.usable else "no"),
+            "usable for training: " + self._verdict,
         ]
         return "\n".join(lines)
+
+    @property
+    def _verdict(self) -> str:
+        if self.usable:
+            return "yes"
+        return "not before it has masks, which `maskwright complete` makes" if self.completable else "no"
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -102,14 +118,15 @@ def check_data(
     if not any(problem.effect == "refused" for problem in problems):
         problems += _training_problems(found)
     problems += image_problems(found)
-    return DataReport(found.source, found.summary, found.classes, found.repairs, problems)
+    boxes = found.boxes_without_masks
+    return DataReport(found.source, found.summary, found.classes, found.repairs, problems, boxes)
 
 
 OPTIONS = check_data
 
 
 def run(**given: Any) -> int:
-    """Print the report; the exit code is 2 for a file or a recipe that `maskwright train` would refuse.
+    """Print the report; the exit code is 2 for what neither `maskwright train` nor `maskwright complete` would take.
 
     Raises:
         UserError: as `check_data` and `check_recipe`, or an option has no use beside a recipe.
@@ -125,7 +142,7 @@ def run(**given: Any) -> int:
     else:
         report = check_data(**given)
     print(report)
-    return 0 if report.usable else 2
+    return 0 if report.usable or report.completable else 2
 
 
 def _training_problems(found: Inspection) -> list[Problem]:

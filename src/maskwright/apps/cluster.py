@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import platform
+import secrets
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from maskwright.apps.processes import answer_job, result_of
+from maskwright.data.picture_folder import PicturePlace, is_there
 from maskwright.errors import UserError
 
 LOCAL = "local"
@@ -33,16 +35,16 @@ JOBS_AT_ONCE = 8
 
 
 @runtime_checkable
-class PictureOnDisk(Protocol):
+class OfPicture(Protocol):
     """A job that needs a picture."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> PicturePlace:
         """Of the picture, on every machine."""
         ...
 
 
-Job = TypeVar("Job", bound=PictureOnDisk)
+Job = TypeVar("Job", bound=OfPicture)
 
 
 @runtime_checkable
@@ -107,12 +109,12 @@ class _Actor:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["number"], "answer": answer_job(self._do, pickle.loads(row["job"]))}
 
-    def _do(self, job: PictureOnDisk) -> Any:
+    def _do(self, job: OfPicture) -> Any:
         try:
             if not self._checked:
                 self._work.check_machine()
                 self._checked = True
-            if not os.path.isfile(job.path):  # noqa: PTH113 (Path.is_file raises: name too long)
+            if not is_there(job.path):
                 raise UserError(
                     f"the picture {job.path} is not there, but it is where the command was given; all machines of the "
                     "cluster must see the pictures under the same path"
@@ -160,14 +162,17 @@ def _connected(ray: ModuleType, cluster: Cluster) -> Iterator[None]:
     if not own and address != "auto" and ":" not in address:
         address = f"{address}:{PORT}"
     settings: dict[str, Any] = {"num_cpus": cluster.actors or None, "include_dashboard": False} if own else {}
+    if own:  # Ray would write a token into the home folder, and clusters that are started later would ask for it
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _silence():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            f"there is no Ray cluster at {cluster.address} that this machine belongs to ({_first_line(error)}); start "
-            "one (`ray start`), or leave out --address"
+            f"there is no Ray cluster at {cluster.address} that this machine belongs to, or it refuses a command "
+            f"without its token ({_first_line(error)}); start one (`ray start`), set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file of its token, or leave out --address"
         ) from error
     try:
         if threading.current_thread() is threading.main_thread():

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 
 from maskwright import __version__
 from maskwright.apps.cluster import LOCAL, Cluster, run_jobs_on_cluster
-from maskwright.apps.completion.pictures import CompletionRecord, CompletionSettings, PictureCompleter
+from maskwright.apps.completion.pictures import CompletionRecord, CompletionSettings, PictureCompleter, software
 from maskwright.apps.completion.plan import REPLACEABLE, Choice, CompletionJob, CompletionPlan, plan_completion
 from maskwright.apps.completion.result import (
     SECONDS_TO_DRAW,
@@ -31,7 +31,7 @@ from maskwright.apps.provenance import MaskSource, NewMask
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.categories import labels_of_names
 from maskwright.data.orientation import ExifRule
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import PictureFolder, PicturePlace, RemoteFolder, RemotePicture, is_remote
 from maskwright.errors import UserError
 from maskwright.files import read_content, write_json, write_parts
 from maskwright.journal import Journal
@@ -47,7 +47,8 @@ class CompleteOptions:
     Attributes:
         annotations: COCO file with a box for each object, or the data.yaml of a YOLO detection data set; it stays as it
             is.
-        images: folder that the file names are relative to; of a YOLO data set its folder, if data.yaml names another.
+        images: folder that the file names are relative to, or the URL of one in a bucket or on a server, as
+            s3://BUCKET/FOLDER; of a YOLO data set its folder, if data.yaml names another.
         out: COCO file to write; of a YOLO data set also a folder OUT_labels of segmentation labels. While the work goes
             on, its results stand in OUT.journal; after Ctrl-C, a kill or a full disk the same command goes on from
             there.
@@ -180,8 +181,8 @@ def completion_plan(options: CompleteOptions, data_set: YoloDataset | None, summ
     """
     path = Path(options.annotations)
     content = read_content(path) if data_set is None else data_set.content
-    images = options.images if data_set is None else data_set.root
-    pictures = PictureFolder(str(images), cast(ExifRule, options.exif))
+    images, exif = str(options.images if data_set is None else data_set.root), cast(ExifRule, options.exif)
+    pictures = RemoteFolder(images, exif) if is_remote(images) else PictureFolder(images, exif)
     return plan_completion(content, str(path), pictures, options.choice, summary)
 
 
@@ -255,6 +256,7 @@ def _settings(
         source=plan.source,
         labels=[*labels, -1],
         made_by=source,
+        software=software(),
         device=model.kind_of_device if options.engine == "ray" else options.device,
         precision=model.predictor.precision,  # the same one in all processes
         compile=options.compile,
@@ -282,5 +284,12 @@ def _header(plan: CompletionPlan, options: CompleteOptions, model: NamedModel) -
 def _pictures_hash(jobs: Sequence[CompletionJob]) -> str:
     digest = hashlib.sha256()
     for job in jobs:
-        digest.update(f"{job.path.absolute()}\n{job.path.stat().st_size}\n".encode(errors="surrogateescape"))
+        place, size = _place_and_size(job.path)
+        digest.update(f"{place}\n{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _place_and_size(picture: PicturePlace) -> tuple[Path | str, int | None]:
+    if isinstance(picture, RemotePicture):
+        return picture.url, picture.size
+    return picture.absolute(), picture.stat().st_size

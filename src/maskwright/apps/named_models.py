@@ -104,8 +104,8 @@ def predictor_of_process(model: str, device: str, precision: str, compile: bool)
 
 
 @contextmanager
-def memory_error_told(path: Path) -> Iterator[None]:
-    """Say in one sentence that the device has too little memory for the picture at `path`.
+def memory_error_told(place: object) -> Iterator[None]:
+    """Say in one sentence that the device has too little memory for the picture at `place`.
 
     Raises:
         UserError: so.
@@ -115,4 +115,4 @@ def memory_error_told(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, of the package that may not be there
             raise
-        raise UserError(f"{path}: out of memory ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{place}: out of memory ({str(error).splitlines()[0]})") from error

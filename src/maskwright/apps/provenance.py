@@ -46,8 +46,12 @@ def is_completed(entry: Any) -> bool:
     if not isinstance(provenance, dict) or "quality" not in provenance:
         return False
     kinds = {"inserted": list, "replaced": dict, "replaced_text": dict}
-    known = all(isinstance(provenance.get(key, kind()), kind) for key, kind in kinds.items())
-    return known and all(isinstance(text, str) for text in provenance.get("replaced_text", {}).values())
+    if not all(isinstance(provenance.get(key, kind()), kind) for key, kind in kinds.items()):
+        return False
+    return all(
+        isinstance(text, str)
+        for text in [*provenance.get("inserted", ()), *provenance.get("replaced_text", {}).values()]
+    )
 
 
 def completed(annotation: ObjectText, mask: NewMask, source: MaskSource) -> ObjectText:

@@ -19,7 +19,7 @@ from maskwright.data.categories import parse_categories
 from maskwright.data.json_file import is_text
 from maskwright.data.normalise import Kind, Normalised, Repairs, normalise_instances, shown_value
 from maskwright.data.orientation import TOLERANCE
-from maskwright.data.picture_folder import ListedImage, PictureFolder, Pictures
+from maskwright.data.picture_folder import ListedImage, PictureFolder, Pictures, RemoteFolder
 from maskwright.data.problems import Problem, commonest, refuse_problems
 from maskwright.data.segmentations import SegmentationPacker, SegmentationTable
 from maskwright.errors import UserError
@@ -224,7 +224,7 @@ def require_lists(content: Mapping[str, Any], source: str) -> None:
 
 def match_pictures(file_names: Sequence[str], pictures: Pictures | None, repairs: Repairs) -> None:
     """Find the pictures of the names in a folder, and count those whose path is another one."""
-    if isinstance(pictures, PictureFolder):
+    if isinstance(pictures, PictureFolder | RemoteFolder):
         for name in pictures.match(file_names):
             repairs.add(Kind.PICTURE_NAME, f"{name!r} is taken for {pictures.path(name)}")
 

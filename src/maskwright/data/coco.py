@@ -214,6 +214,7 @@ def inspect_instances(index: AnnotationIndex, pictures: ListedPictures | None) -
         pictures=pictures,
         learnable_images=len(np.unique(index.image_rows[has_mask & ~index.iscrowd])),
         lesson="an instance, crowds apart, with a usable mask",
+        boxes_without_masks=int((~has_mask & ~index.iscrowd).sum()),
     )
 
 

@@ -310,6 +310,7 @@ class Inspection:
     pictures: theirs, where the format holds them or their folder is known.
     learnable_images: how many of them have an instance, crowds apart, that can be learnt from.
     lesson: in words, what such an image has.
+    boxes_without_masks: how many annotations, crowds apart, `maskwright complete` could give a mask.
     """
 
     source: str
@@ -321,6 +322,7 @@ class Inspection:
     pictures: ListedPictures | None
     learnable_images: int
     lesson: str
+    boxes_without_masks: int = 0
 
 
 class FileDataset(SegmentationDataset):

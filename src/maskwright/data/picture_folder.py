@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -85,6 +86,10 @@ class PictureFolder:
         """Where the picture is, or would be."""
         return self._matched.get(name, self.folder / name)
 
+    def has(self, name: str) -> bool:
+        """Whether `path` of the name is there."""
+        return is_there(self.path(name))
+
     def size_of(self, name: str) -> Size | None:
         """The (height, width) of the picture that `name` means, in the frame that is asked for; None if there is none.
 
@@ -125,6 +130,124 @@ class PictureFolder:
         return [Path(folder, name) for folder, _, names in walk for name in names if not name.startswith(".")]
 
 
+@dataclass(frozen=True)
+class RemotePicture:
+    """A picture in a bucket or on a server, which fsspec reads.
+
+    url: of the picture.
+    size: in bytes; None where the storage does not tell.
+    """
+
+    url: str
+    size: int | None = None
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self) -> PictureBytes:
+        """The file.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        from fsspec.core import url_to_fs
+
+        try:
+            storage, path = url_to_fs(self.url)
+            return PictureBytes(storage.cat_file(path), self.url)
+        except Exception as error:  # each storage has errors of its own
+            raise UserError(f"cannot read the image {self.url}: {error!r}") from error
+
+    def is_there(self) -> bool:
+        """Whether this machine finds it."""
+        from fsspec.core import url_to_fs
+
+        try:
+            storage, path = url_to_fs(self.url)
+            return storage.isfile(path)
+        except Exception:  # such as a package or a key that this machine lacks
+            return False
+
+
+PicturePlace = Path | RemotePicture
+"""Where a picture is."""
+
+
+def is_there(place: PicturePlace) -> bool:
+    """Whether this machine finds the picture."""
+    if isinstance(place, RemotePicture):
+        return place.is_there()
+    return os.path.isfile(place)  # noqa: PTH113 (Path.is_file raises: name too long)
+
+
+def is_remote(folder: str | Path) -> bool:
+    """Whether a folder is the URL of one that fsspec reads."""
+    return "://" in str(folder)
+
+
+class RemoteFolder:
+    """The pictures of an annotation file in a bucket or on a server; names mean what they mean in a `PictureFolder`.
+
+    All files in it are listed once.
+    """
+
+    def __init__(self, url: str, exif: ExifRule = "auto") -> None:
+        """List the folder.
+
+        Args:
+            url: of the folder, with a protocol of fsspec: `s3://bucket/folder`.
+            exif: see `PictureFolder`.
+
+        Raises:
+            UserError: it cannot be listed, or has no files.
+        """
+        from fsspec.core import url_to_fs
+
+        self.folder = url.rstrip("/")
+        self.exif: ExifRule = exif
+        self._matched: dict[str, RemotePicture] = {}
+        try:
+            storage, root = url_to_fs(self.folder)
+            storage.ls(root)  # finding may pass over what cannot be listed
+            files = storage.find(root, detail=True)
+        except Exception as error:  # each storage has errors of its own, and fsspec says which package is missing
+            raise UserError(f"cannot list the image folder {self.folder}: {error!r}") from error
+        if not files:
+            raise UserError(f"the image folder {self.folder} is empty")
+        self._listed = {
+            path.removeprefix(root).lstrip("/"): RemotePicture(storage.unstrip_protocol(path), entry.get("size"))
+            for path, entry in files.items()
+        }
+
+    def match(self, names: Sequence[str]) -> list[str]:
+        """As `PictureFolder.match`."""
+        missing = [name for name in names if name not in self._listed]
+        rows = self._rows(missing) if missing else []
+        pictures = list(self._listed.values())
+        self._matched = {name: pictures[row] for name, row in zip(missing, rows, strict=True) if row is not None}
+        return list(self._matched)
+
+    def path(self, name: str) -> RemotePicture:
+        """Where the picture is, or would be."""
+        return self._listed.get(name) or self._matched.get(name) or RemotePicture(f"{self.folder}/{name}")
+
+    def has(self, name: str) -> bool:
+        """Whether `path` of the name is there."""
+        return name in self._listed or name in self._matched
+
+    def size_of(self, name: str) -> Size | None:
+        """As `PictureFolder.size_of`; the whole picture is fetched."""
+        row = None if name in self._listed else self._rows([name])[0]
+        picture = self._listed.get(name) if row is None else list(self._listed.values())[row]
+        try:
+            return picture and _size(picture.read(), self.exif)
+        except UserError:
+            return None
+
+    def _rows(self, names: Sequence[str]) -> list[int | None]:
+        return match_names(names, [Path("/", name) for name in self._listed]).pictures
+
+
 class PictureList:
     """Pictures that are known one by one, which are matched with names elsewhere."""
 
@@ -138,10 +261,10 @@ class PictureList:
         return None if row is None else _size(self._pictures[row], self.exif)
 
 
-Pictures = PictureFolder | PictureList
+Pictures = PictureFolder | RemoteFolder | PictureList
 
 
-def _size(path: Path, exif: ExifRule) -> Size | None:
+def _size(path: Path | PictureBytes, exif: ExifRule) -> Size | None:
     try:
         return picture_frame(path, exif="stored" if exif == "stored" else "upright").size
     except UserError:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from maskwright import __version__
+import maskwright
 from maskwright.apps.completion.plan import CompletionJob
 from maskwright.apps.named_models import AnyPredictor, load_named, memory_error_told, predictor_of_process
 from maskwright.apps.provenance import MaskSource
 from maskwright.data.annotated_pictures import read_annotated_picture
 from maskwright.data.orientation import ExifRule
+from maskwright.data.picture_folder import RemotePicture
 from maskwright.errors import UserError
 from maskwright.ops.contours import TOLERANCE, outlines
 
@@ -30,6 +34,7 @@ class CompletionSettings:
     source: names the annotation file in messages.
     labels: of the file's categories in the model's, -1 where it does not know one; the last is for no class.
     made_by: the model.
+    software: `software()` where the command was given.
     device, precision, compile: see `Predictor`.
     exif: the frame of the boxes.
     polygons: whether masks become polygons instead of run lengths.
@@ -38,11 +43,24 @@ class CompletionSettings:
     source: str
     labels: Sequence[int]
     made_by: MaskSource
+    software: str
     device: str
     precision: str
     compile: bool
     exif: ExifRule
     polygons: bool
+
+
+_COMPUTING = ("torch", "torchvision", "onnxruntime", "numpy", "pillow")
+
+
+def software() -> str:
+    """All that masks depend on but the weights: versions, and a hash of this package, which may be a checkout."""
+    package = Path(maskwright.__file__).parent
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
+    installed = ((name, list(distributions(name=name))) for name in _COMPUTING)
+    versions = (f"{name} {found[0].version}" for name, found in installed if found)
+    return f"maskwright {maskwright.__version__} (sources {sources[:12]}) with {', '.join(versions)}"
 
 
 class PictureCompleter:
@@ -62,12 +80,13 @@ class PictureCompleter:
             UserError: the model, this package, the device or the precision is not the same.
         """
         settings, model = self._settings, self._settings.made_by.model
+        if (found := software()) != settings.software:
+            raise UserError(f"{found}; expected {settings.software}, as where the command was given")
         loaded = load_named(model, settings.device, "auto")
-        found = MaskSource(model, loaded.weights, __version__)
-        if found != settings.made_by:
+        if loaded.weights != settings.made_by.weights:
             raise UserError(
-                f"maskwright {found.version} with the weights {found.weights} as --model {model}; expected "
-                f"{settings.made_by.version} with {settings.made_by.weights}, as where the command was given"
+                f"--model {model} has the weights {loaded.weights}; expected {settings.made_by.weights}, as where the "
+                "command was given"
             )
         if settings.precision == "bfloat16" and loaded.predictor.precision != "bfloat16":
             raise UserError(
@@ -86,7 +105,8 @@ class PictureCompleter:
             settings.made_by.model, settings.device, settings.precision, settings.compile
         )
         try:
-            picture = read_annotated_picture(job.path, job.image_size, settings.source, settings.exif)
+            file = job.path.read() if isinstance(job.path, RemotePicture) else job.path
+            picture = read_annotated_picture(file, job.image_size, settings.source, settings.exif)
         except UserError as error:
             return {"failed": str(error), "masks": []}
         labels = [settings.labels[row] for row in job.category_rows.tolist()]

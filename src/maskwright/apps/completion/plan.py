@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +15,7 @@ from maskwright.apps.run_summary import RunSummary, Section
 from maskwright.data.annotations import COCO_KEYS, AnnotationIndex, index_annotations, normalise_content
 from maskwright.data.categories import resolve_mask_classes
 from maskwright.data.json_text import json_text
-from maskwright.data.picture_folder import PictureFolder
+from maskwright.data.picture_folder import PictureFolder, PicturePlace, RemoteFolder
 from maskwright.data.segmentations import POLYGONS, Segmentations
 from maskwright.errors import UserError
 from maskwright.files import parse_json_object
@@ -52,7 +50,7 @@ class CompletionJob:
 
     position: int
     name: str
-    path: Path
+    path: PicturePlace
     image_size: tuple[int, int]
     rows: Int64[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
@@ -85,7 +83,7 @@ class CompletionPlan:
 
 
 def plan_completion(
-    content: bytes, source: str, pictures: PictureFolder, choice: Choice, summary: RunSummary
+    content: bytes, source: str, pictures: PictureFolder | RemoteFolder, choice: Choice, summary: RunSummary
 ) -> CompletionPlan:
     """Find the annotations that are to be completed.
 
@@ -199,13 +197,13 @@ def is_box_outline(points: Float[np.ndarray, "k 2"], box: Float[np.ndarray, " 4"
 
 
 def _jobs(
-    index: AnnotationIndex, wanted: np.ndarray, pictures: PictureFolder, summary: RunSummary
+    index: AnnotationIndex, wanted: np.ndarray, pictures: PictureFolder | RemoteFolder, summary: RunSummary
 ) -> Iterator[CompletionJob]:
     position = 0
     for image_row in np.unique(index.image_rows[wanted]).tolist():
         image, span = index.image(image_row), index.rows_of(image_row)
         path = pictures.path(image.file_name)
-        if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises: name too long)
+        if not pictures.has(image.file_name):
             summary.note("failed", "picture that is missing", path)
             continue
         rows = np.flatnonzero(wanted[span]) + span.start

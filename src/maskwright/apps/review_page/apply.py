@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskwright.apps.provenance import PROVENANCE, without_mask
+from maskwright.apps.provenance import PROVENANCE, is_completed, without_mask
 from maskwright.apps.review_page.decisions import Decision, RedrawnMask
 from maskwright.data.json_text import Edit, ObjectText, edited, element_spans, json_text
 from maskwright.errors import UserError
@@ -27,24 +27,30 @@ def apply_decisions(path: Path, decisions: Mapping[int, Decision], out: Path) ->
         out: the file to write, whole or not at all.
 
     Raises:
-        UserError: `out` is `path`, the file is not in UTF-8, or `out` cannot be written.
+        UserError: `out` is `path`, the file is not in UTF-8, no model completed an annotation that was decided on, or
+            `out` cannot be written.
     """
     if out.exists() and out.samefile(path):
         raise UserError(f"--out {out} is the file that was reviewed, which stays as it is; give another name")
     text = json_text(read_content(path), str(path))
-    write_parts(out, edited(text, _edits(text, decisions)))
+    write_parts(out, edited(text, _edits(text, str(path), decisions)))
     return Counter(decision.verdict for decision in decisions.values())
 
 
-def _edits(text: str, decisions: Mapping[int, Decision]) -> Iterator[Edit]:
+def _edits(text: str, source: str, decisions: Mapping[int, Decision]) -> Iterator[Edit]:
     for position, (start, end) in enumerate(element_spans(text, "annotations").tolist()):
         if position in decisions:
-            yield Edit(start, end, str(_decided(ObjectText.read(text, start), decisions[position])))
+            annotation = ObjectText.read(text, start)
+            provenance = annotation.get(PROVENANCE)
+            if provenance is None or not is_completed({PROVENANCE: provenance.value}):
+                raise UserError(
+                    f"{source}, annotation #{position}: there is a decision on it, but its {PROVENANCE!r} is not what "
+                    "`maskwright complete` writes"
+                )
+            yield Edit(start, end, str(_decided(annotation, provenance.value, decisions[position])))
 
 
-def _decided(annotation: ObjectText, decision: Decision) -> ObjectText:
-    member = annotation.get(PROVENANCE)
-    provenance = {} if member is None else member.value
+def _decided(annotation: ObjectText, provenance: dict[str, Any], decision: Decision) -> ObjectText:
     if decision.verdict == "rejected":
         annotation = without_mask(annotation, provenance)
         gone = ("inserted", "replaced", "replaced_text")

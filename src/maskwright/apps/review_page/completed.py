@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from maskwright.apps.provenance import PROVENANCE
+from maskwright.apps.provenance import PROVENANCE, is_completed
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import ImageColumns, match_pictures, read_images, read_normalised
 from maskwright.data.orientation import ExifRule, Size
@@ -178,9 +178,13 @@ class _Reader:
             return None
         identity = entry.get("id") if self.own_ids is None else self.own_ids[position]
         quality, box, image = provenance.get("quality"), _corners(entry.get("bbox")), self._image(entry)
+        told = f"annotation {f'#{position}' if identity is None else identity}"
         if not _is_number(quality) or not 0 <= quality <= 1 or box is None or image is None:
-            told = f"annotation {f'#{position}' if identity is None else identity}"
             self.summary.note("failed", "completed annotation without a usable quality, box or image", told)
+            return None
+        if not is_completed(entry):
+            cause = f"annotation with a key {PROVENANCE!r} that is no provenance of a mask"
+            self.summary.note("failed", cause, told)
             return None
         return CompletedMask(
             position=position,
