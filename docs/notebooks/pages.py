@@ -1,6 +1,6 @@
 """A hook of mkdocs: each notebook of the site is a page, too, its cells as text and code, with a link to the file.
 
-Other pages link to the notebook, which is what is there where they are read as files; on the site they lead to its page.
+Other pages link to the notebook, which is there when they are read as files; on the site the links lead to its page.
 """
 
 from __future__ import annotations
