@@ -68,7 +68,7 @@ def fake(monkeypatch) -> dict[str, float]:
         return MeasuredBoxes(*np.array(rows, dtype=float).T)
 
     monkeypatch.setattr(leave_classes_out, "ended_runs", ended)
-    monkeypatch.setattr(leave_classes_out, "_measure", measured)
+    monkeypatch.setattr(leave_classes_out, "measure_boxes", measured)
     return ious
 
 

@@ -155,6 +155,49 @@ class TestTable:
         assert len(colours) > 2
 
 
+class TestSmall:
+    SMALL = STUDY.replace("rows:", "published: {deep: {mask_iou_seen: 0.4, mask_iou_unseen: 0.3}, shallow: {}}\nrows:")
+
+    def test_each_of_its_keys_is_in_place_of_the_study_s(self, training):
+        Path("two.yaml").write_text(
+            self.SMALL + "small: {vary: {model.mask_size: [8]}, seeds: [5], set: {data.images: images}}"
+        )
+        full, small = read_study("two.yaml"), read_study("two.yaml", "small")
+        assert (full.name, list(full.rows), full.seeds) == ("two", ["shallow", "deep"], [0, 1])
+        assert (small.name, small.rows, small.seeds) == ("two_small", {"mask_size=8": {"model.mask_size": 8}}, [5])
+        assert small.common == {"data.images": "images"}
+        assert (small.recipe, small.measure) == (full.recipe, full.measure)
+        assert small.published == {}
+        assert main(["study", "two.yaml", "--size", "small", "--data.annotations", "instances.json"]) == 0
+        assert list(summary("two_small")["rows"]) == ["mask_size=8"]
+
+    def test_published_numbers_stay_where_it_has_their_row_and_measure(self):
+        Path("two.yaml").write_text(
+            self.SMALL + "small: {rows: {deep: {}, other: {model.mask_size: 8}}, measure: [mask_iou_unseen]}"
+        )
+        assert read_study("two.yaml", "small").published == {"deep": {"mask_iou_unseen": 0.3}}
+
+    def test_it_may_have_published_numbers_of_its_own(self):
+        Path("two.yaml").write_text(self.SMALL + "small: {published: {shallow: {mask_iou_seen: 0.2}}}")
+        assert read_study("two.yaml", "small").published == {"shallow": {"mask_iou_seen": 0.2}}
+
+    @pytest.mark.parametrize(
+        ("small", "words"),
+        [
+            ("", "toy_study.yaml: it has no small size"),
+            ("small: {row: {}}", "toy_study.yaml: small: unknown key 'row' (did you mean rows?)"),
+            ("small: {about: x}", "small: unknown key 'about'"),
+            ("small: 3", "expected keys and values under 'small'"),
+        ],
+    )
+    def test_a_mistake_is_refused_with_one_sentence(self, capsys, small, words):
+        Path("toy_study.yaml").write_text(STUDY + small)
+        assert main(["study", "toy_study.yaml", "--size", "small"]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert len(said.splitlines()) == 1
+
+
 class TestRuns:
     def test_each_row_is_trained_with_each_seed(self, training):
         assert main(["study", "toy_study.yaml", "--out", "out", "--model.mask_size", "8"]) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from documented import DOCS, ROOT
+from documented import DOCS, NOTEBOOKS, ROOT
 
 from maskwright.training.recipes import recipe_names
 
@@ -47,7 +47,7 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path: PageReader(path) for path in tmp_path.rglob("*.html")}
-    assert {path.stem for path in pages} == {"404", *(path.stem for path in DOCS.glob("*.md"))}
+    assert {path.stem for path in pages} == {"404", *(path.stem for path in [*DOCS.glob("*.md"), *NOTEBOOKS])}
     assert [(path.name, load) for path, page in pages.items() for load in page.loads if is_elsewhere(load)] == []
     for sheet in tmp_path.rglob("*.css"):
         loads = re.findall(r"url\(([^)]+)\)|@import\s+[\"']([^\"']+)", sheet.read_text())

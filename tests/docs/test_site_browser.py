@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from documented import DOCS, ROOT
+from documented import DOCS, NOTEBOOKS, ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -65,7 +65,7 @@ def test_every_page_fits_and_asks_nobody(device: str, browser, address: str):
     page.on("response", lambda response: response.status >= 400 and wrong.append(response.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-    for name in sorted(path.stem for path in DOCS.glob("*.md")):
+    for name in sorted([path.stem for path in DOCS.glob("*.md")] + [f"notebooks/{path.stem}" for path in NOTEBOOKS]):
         page.goto(f"{address}/{name}.html", wait_until="networkidle")
         width = page.evaluate("document.documentElement.scrollWidth")
         if width > WIDTHS[device]:
@@ -73,7 +73,7 @@ def test_every_page_fits_and_asks_nobody(device: str, browser, address: str):
         small = "[...document.images].filter(image => image.naturalWidth === 0).map(image => image.src)"
         wrong += page.evaluate(small)
         if SCREENSHOTS:
-            page.screenshot(path=Path(SCREENSHOTS) / f"{name}_{device}.png", full_page=True)
+            page.screenshot(path=Path(SCREENSHOTS) / f"{Path(name).name}_{device}.png", full_page=True)
     assert wrong == []
     assert [url for url in requests if not url.startswith((address, "data:"))] == []
     context.close()

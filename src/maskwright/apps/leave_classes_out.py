@@ -38,6 +38,9 @@ from maskwright.training.run_folder import LAST_WEIGHTS
 NAME = "leave-classes-out"
 ABOUT = "how good masks will be of classes without masks, and whether drawing some pays; on your own data"
 
+BOXES = Path("evaluated", "boxes.json")
+"""In a run's folder: the measured boxes."""
+
 MIN_CLASSES = 3
 """With masks; of fewer, nothing can be said about another one."""
 
@@ -217,14 +220,13 @@ def _measured(run: StudyRun, code: int, source: DataSource) -> MeasuredBoxes:
     """
     if code:
         raise UserError(f"its training ended with exit code {code}")
-    file = run.folder / "evaluated" / "boxes.json"
+    file = run.folder / BOXES
     step = run.recipe.trainer.steps
     if file.is_file():
-        content = read_json_object(file, ("step", *MeasuredBoxes._fields), kind="measurement")
-        if content["step"] == step:
-            columns = [content[name] for name in MeasuredBoxes._fields]
-            return MeasuredBoxes(*(np.array(column, dtype=float) for column in columns))
-    boxes = _measure(run.folder / LAST_WEIGHTS, source)
+        boxes, measured_step = read_boxes(file)
+        if measured_step == step:
+            return boxes
+    boxes = measure_boxes(run.folder / LAST_WEIGHTS, source)
     file.parent.mkdir(exist_ok=True)
     columns = {name: column.tolist() for name, column in boxes._asdict().items()}
     columns["ious"] = [None if math.isnan(value) else value for value in columns["ious"]]
@@ -232,8 +234,23 @@ def _measured(run: StudyRun, code: int, source: DataSource) -> MeasuredBoxes:
     return boxes
 
 
-def _measure(weights: Path, source: DataSource) -> MeasuredBoxes:
-    """The masks of the true boxes, image by image."""
+def read_boxes(file: Path) -> tuple[MeasuredBoxes, int]:
+    """What a run's file `BOXES` says, and the step of the weights that were measured.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    content = read_json_object(file, ("step", *MeasuredBoxes._fields), kind="measurement")
+    columns = [content[name] for name in MeasuredBoxes._fields]
+    return MeasuredBoxes(*(np.array(column, dtype=float) for column in columns)), content["step"]
+
+
+def measure_boxes(weights: str | Path, source: DataSource) -> MeasuredBoxes:
+    """What a model makes of the true boxes, image by image.
+
+    Raises:
+        UserError: it takes no boxes, or it or the data cannot be used.
+    """
     predictor, dataset = load(weights, precision="auto"), open_data_set(source)
     if not isinstance(predictor.model, BoxPromptedFamily):
         raise UserError(f"{weights}: this model takes no boxes")

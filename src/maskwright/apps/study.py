@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwright.apps.evaluate import evaluate
-from maskwright.apps.study_file import Study, StudyRun, Values, read_study, runs_of, study_names
+from maskwright.apps.study_file import Size, Study, StudyRun, Values, read_study, runs_of, study_names, study_sizes
 from maskwright.apps.study_table import Numbers, cells_of, text_table, write_tables
 from maskwright.apps.study_training import alone_in, ended_runs, step_of
 from maskwright.errors import UserError
@@ -27,7 +27,8 @@ class StudyOptions:
     Attributes:
         study: name of a study (`maskwright study` alone lists them) or YAML file; values of its recipe's keys may
             follow, as in --data.images DIR --data.annotations FILE, and hold for all runs.
-        out: folder of the runs and of the table; by default runs/studies/ and the study's name.
+        size: `small` for a laptop, with what the study's section `small` has in place of its own; data are yours.
+        out: folder of the runs and of the table; by default runs/studies/ and the study's name, `_small` behind it.
         seeds: number of seeds, 0, 1, ..., in place of the study's own.
         processes: trainings at the same time, which share the cores; each then writes its progress to a file
             seed_N.log beside its folder.
@@ -35,6 +36,7 @@ class StudyOptions:
     """
 
     study: str
+    size: Size = "full"
     out: str = ""
     seeds: int = 0
     processes: int = 1
@@ -65,7 +67,7 @@ def run(values: Values, **given: Any) -> int:
         UserError: the study, a recipe or a run in the folder cannot be used; nothing is trained.
     """
     options = StudyOptions(**given)
-    study = read_study(options.study).with_values(values)
+    study = read_study(options.study, options.size).with_values(values)
     if options.seeds:
         study = replace(study, seeds=list(range(options.seeds)))
     out = Path(options.out or Path("runs") / "studies" / study.name)
@@ -90,9 +92,13 @@ def run(values: Values, **given: Any) -> int:
 
 
 def list_studies() -> None:
-    """Print the studies that ship with the package: what each is about, its recipe and its rows."""
-    for study in map(read_study, study_names()):
-        print(f"{study.name}: {study.about}\n  recipe {study.recipe}; rows {', '.join(study.rows)}")
+    """Print the studies that ship with the package: what each is about, its recipe and its rows in each size."""
+    for name in study_names():
+        studies = {size: read_study(name, size) for size in study_sizes(name)}
+        print(f"{name}: {studies['full'].about}")
+        for size, study in studies.items():
+            option = "--size small: " if size == "small" else ""
+            print(f"  {option}recipe {study.recipe}; rows {', '.join(study.rows)}")
 
 
 def study_plan(study: Study, runs: Sequence[StudyRun]) -> str:

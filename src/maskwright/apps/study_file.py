@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -29,6 +29,10 @@ Values = Mapping[str, Any]
 GAP = "_gap"
 """Ends the name of a difference: `mask_iou_gap` is `mask_iou_seen` less `mask_iou_unseen`."""
 
+Size = Literal["full", "small"]
+"""Of a study: as its file says it, or with what the file's section `small` has in place of that."""
+
+_KEYS = ("about", "recipe", "set", "rows", "vary", "seeds", "measure", "evaluate", "published", "small")
 _OWN_KEYS = ("trainer.seed", "trainer.output")
 _SET_KEYS = {option.name for option in fields(EvaluateOptions)} - {"model", "json", "reliability", "save_results"}
 
@@ -107,29 +111,28 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in shipped if path.suffix == ".yaml")
 
 
-def read_study(name_or_path: str) -> Study:
+def read_study(name_or_path: str, size: Size = "full") -> Study:
     """Read a study and check its keys, its measures and the shape of its values; its recipes are not read yet.
 
     Args:
         name_or_path: a name of `study_names()`, or the path of a YAML file. The path of a recipe in the file is
             relative to the file, unless it is a recipe's name.
+        size: `small` is another study, with `_small` behind its name.
 
     Raises:
-        UserError: no such study, not a study, an unknown key or measure, or a value of the wrong kind.
+        UserError: no such study, not a study, an unknown key or measure, a value of the wrong kind, or no such size.
     """
     source, values = _read(name_or_path)
-    known = ("about", "recipe", "set", "rows", "vary", "seeds", "measure", "evaluate", "published")
-    for key in values:
-        if key not in known:
-            hint = did_you_mean(str(key), known)
-            raise UserError(f"{source}: unknown key {key!r}{hint}; a study has {', '.join(known)}")
+    _require_keys(values, _KEYS, source)
+    if size == "small":
+        values = _small(values, source)
     recipe = values.get("recipe")
     if not isinstance(recipe, str):
         raise UserError(f"{source}: recipe must be the name of a recipe or the path of a file, but got {recipe!r}")
     if recipe not in recipe_names():
         recipe = str(Path(name_or_path).parent / recipe)
     study = Study(
-        name=Path(name_or_path).stem,
+        name=Path(name_or_path).stem + ("_small" if size == "small" else ""),
         recipe=recipe,
         measure=_list_of(str, values, "measure", source),
         rows=_rows(values, source),
@@ -141,6 +144,15 @@ def read_study(name_or_path: str) -> Study:
     )
     _check(study, source)
     return study
+
+
+def study_sizes(name_or_path: str) -> list[Size]:
+    """The sizes in which a study can be read.
+
+    Raises:
+        UserError: no such study, or not a study.
+    """
+    return ["full", "small"] if "small" in _read(name_or_path)[1] else ["full"]
 
 
 def runs_of(study: Study, out: Path) -> list[StudyRun]:
@@ -189,6 +201,34 @@ def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error})") from error
     return source, parse_yaml(text, source, "a study with the keys recipe, rows or vary, and measure")
+
+
+def _require_keys(values: Mapping[str, Any], known: Sequence[str], source: str) -> None:
+    for key in values:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise UserError(f"{source}: unknown key {key!r}{hint}; a study has {', '.join(known)}")
+
+
+def _small(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values of the small size: its own, and those of the study that it does not replace.
+
+    Where it has no published numbers of its own, those of the study stay whose row and measure it has.
+    """
+    own = _mapping(values, "small", source)
+    if not own:
+        raise UserError(f"{source}: it has no small size, which is what a section 'small' would replace")
+    _require_keys(own, [key for key in _KEYS if key not in ("about", "small")], f"{source}: small")
+    dropped = {"small", *({"rows", "vary"} if own.keys() & {"rows", "vary"} else ())}
+    found = {**{key: value for key, value in values.items() if key not in dropped}, **own}
+    if "published" in values and "published" not in own:
+        rows, measures = _rows(found, source), _list_of(str, found, "measure", source)
+        found["published"] = {
+            row: {name: number for name, number in numbers.items() if name in measures}
+            for row, numbers in _mapping_of_mappings(values, "published", source).items()
+            if row in rows
+        }
+    return found
 
 
 def _rows(values: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
