@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 import maskwright
 from maskwright.cli import main
+from maskwright.signals import signals_held
 
 PROGRAM = "import sys\nfrom maskwright.cli import main\nsys.exit(main())"
 
@@ -87,6 +90,42 @@ def test_a_command_and_its_workers_end(folder: Path, command: str, processes: in
     assert running.returncode == 143, errors
     assert "Traceback" not in errors
     assert members(running.pid) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals of threads there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_held_signal_comes_at_the_end_whichever_thread_the_system_gives_it_to(number: signal.Signals):
+    """A thread that does not block signals takes them; Python's handlers then run in the main thread all the same."""
+    came: list[str] = []
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    arrived, tell = socket.socketpair()
+    arrived.settimeout(60)
+    tell.setblocking(False)
+    before, wakeup = signal.signal(number, lambda *_: came.append("handled")), signal.set_wakeup_fd(tell.fileno())
+    try:
+        with signals_held():
+            os.kill(os.getpid(), number)
+            assert arrived.recv(1) == bytes([number])  # it has been given to the other thread
+            came.append("held")
+        assert came == ["held", "handled"]
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(number, before)
+        done.set()
+        other.join()
+        arrived.close()
+        tell.close()
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize(("error", "told"), [(ConnectionResetError, False), (EOFError, False), (ValueError, True)])
+def test_a_loaders_worker_says_nothing_of_a_caller_that_is_gone(error: type[Exception], told: bool):
+    program = f"from maskwright.signals import end_late\nend_late()\nraise {error.__name__}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1
+    assert ("Traceback" in ended.stderr) == told
 
 
 def test_ctrl_c_and_sigterm_have_codes_of_their_own(

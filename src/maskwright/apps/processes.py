@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from maskwright.errors import UserError
-from maskwright.signals import signals_blocked
+from maskwright.signals import signals_held
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -155,8 +155,8 @@ def _start_worker(number: int, processes: int) -> Iterator[_Worker]:
     }
     command = [sys.executable, "-P", "-c", _START]  # -P: modules are found on the caller's path alone
     process: subprocess.Popen[bytes] | None = None
-    try:  # a signal that waits while they are blocked comes at the end of that
-        with signals_blocked():  # the caller answers them, and ends its workers
+    try:  # a signal that is held comes at the end of that
+        with signals_held():  # the caller answers them, and ends its workers
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         yield _Worker(process, f"process {number} of {processes} (pid {process.pid})")
     finally:

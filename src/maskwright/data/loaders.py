@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from maskwright.data.dataset import SegmentationDataset
 from maskwright.errors import UserError
-from maskwright.signals import end_late, signals_blocked
+from maskwright.signals import end_late, signals_held
 from maskwright.structures import PanopticTarget, Target
 
 Batch = tuple[list[Tensor], list[Any]]
@@ -112,7 +112,7 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            with signals_blocked():  # workers are forked here
+            with signals_held():  # workers are forked here
                 batches = super().__iter__()
             yield from batches
         except UserError as error:

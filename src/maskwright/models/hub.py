@@ -7,9 +7,11 @@ import importlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,7 +37,9 @@ EXPORTED = ".onnx"
 """The suffix of exported models, which have no weights folder."""
 
 _CONTENT = "a weights folder holds config.json and model.safetensors"
+_FILES = ("config.json", "model.safetensors")
 _TENSORS_AT_ONCE = 64
+_TOKEN = "a token opens what is yours, from `hf auth login` or in the environment variable HF_TOKEN"
 
 
 def family_class(family: str) -> type[Family[Any]]:
@@ -190,21 +194,52 @@ def _load_state(model: Family[Any], path: Path) -> None:
                 expected[name].copy_(file.get_tensor(name))
 
 
-def push_to_hub(folder: str | Path, repository: str) -> None:
-    """Upload a weights folder to the Hub as `owner/name` (needs a token of `huggingface_hub`).
+def push_to_hub(
+    name_or_folder: str | Path,
+    repository: str,
+    *,
+    license: str | None = None,
+    results: Mapping[str, str | Path] | None = None,
+    private: bool = False,
+) -> str:
+    """Upload weights to the Hub, with a card that it reads: `README.md`, completed by `model_card.hub_card`.
+
+    The repository is made if there is none. Its files are the configuration, the weights, the card and licence files;
+    nothing else of the folder is sent.
+
+    Args:
+        name_or_folder: a bundled model or a weights folder.
+        repository: `owner/name`.
+        license: the Hub's name of a licence (`apache-2.0`); None takes the folder's file `LICENSE*`, if there is one.
+        results: for each data set's name the file that `maskwright evaluate --json` wrote; the card lists its numbers.
+        private: of a repository that is made: only its owner sees it.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        UserError: the folder is no weights folder.
+        UserError: no weights are there, the card cannot be completed, or the Hub refuses (without a token it does).
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-    for name in ("config.json", "model.safetensors"):
-        if not (Path(folder) / name).is_file():
-            raise UserError(f"{folder}: no {name} in it; expected a weights folder")
+    from maskwright.models.model_card import CARD, hub_card
 
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    api.upload_folder(repo_id=repository, folder_path=folder)
+    folder = _bundled_or(name_or_folder)
+    for name in _FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{name_or_folder}: no {name} in it; expected a weights folder")
+    card = hub_card(folder, repository, license=license, results=results)
+    files = [folder / name for name in _FILES] + sorted(folder.glob("LICENSE*"))
+    operations = [CommitOperationAdd(path.name, path) for path in files]
+    with _hub_errors(f"{repository}: cannot be uploaded"):
+        api = HfApi(library_name="maskwright")
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(
+            repository,
+            [*operations, CommitOperationAdd(CARD, card.encode())],
+            commit_message="Weights of maskwright",
+        )
+    return commit.commit_url
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -214,10 +249,9 @@ def _find(name_or_path: str | Path) -> Path:
     in_it = [str(path / name) for name in ("best", "last") if (path / name / "config.json").is_file()]
     if in_it and not (path / "config.json").is_file():
         raise UserError(f"{path} is the folder of a training run; its weights folders are {' and '.join(in_it)}")
-    if path.is_dir():
-        return path
-    if (BUNDLED / path / "config.json").is_file():
-        return BUNDLED / path
+    local = _bundled_or(path)
+    if local.is_dir():
+        return local
     names = ", ".join(bundled_names()) or "none"
     if path.parts[:1] and path.parts[0] in FAMILIES:
         raise UserError(
@@ -230,14 +264,54 @@ def _find(name_or_path: str | Path) -> Path:
         close = get_close_matches(str(path), near, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"{name_or_path}: neither a weights folder nor a bundled model (bundled: {names}){hint}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    return _download(str(name_or_path))
 
-    files = ["config.json", "model.safetensors", "README.md"]
-    try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+def _bundled_or(name_or_path: str | Path) -> Path:
+    """The folder of a bundled name, or the path itself."""
+    bundled = BUNDLED / name_or_path
+    is_bundled = not Path(name_or_path).is_dir() and (bundled / "config.json").is_file()
+    return bundled if is_bundled else Path(name_or_path)
+
+
+def _download(repository: str) -> Path:
+    """The folder of the cache with the files of a repository of the Hub; without the Hub, as they were last."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"{repository}: neither a folder here nor a repository that the Hub gives"):
+        folder = Path(snapshot_download(repository, allow_patterns=[*_FILES, "README.md"], library_name="maskwright"))
+    absent = [name for name in _FILES if not (folder / name).is_file()]
+    if absent:
         raise UserError(
-            f"{name_or_path}: neither a folder here nor a repository that the Hub gives ({reason})"
-        ) from error
+            f"{repository}: there is no {' and no '.join(absent)} in this repository; {_CONTENT}, and nothing else is "
+            "read, above all no pickle (pytorch_model.bin)"
+        )
+    return folder
+
+
+def _client_error() -> type[Exception]:
+    """The class of all errors of the HTTP client that this version of `huggingface_hub` is built on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast("type[Exception]", HfHubHTTPError.__bases__[0])
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Errors of the Hub and of the way to it, as `UserError`s."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(f"{what} (its owner gives access on request: ask for it on its page)") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{what} (there is none of this name, or it is private: {_TOKEN})") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"{what} (the Hub cannot be reached, and the cache does not have all of it)") from error
+    except (ValueError, _client_error(), OSError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403):
+            raise UserError(f"{what} (it asks who you are: {_TOKEN})") from error
+        reason = " ".join(str(error).split(maxsplit=40)[:40]) or type(error).__name__
+        raise UserError(f"{what} ({reason})") from error
