@@ -247,8 +247,8 @@ def test_bad_pictures_are_answered(browser, boxes_address: str, tmp_path: Path):
     (tmp_path / "heavy.png").write_bytes(bytes(LIMITS.upload_bytes + 1))
     for name, words in (
         ("large.png", "10000 x 10000 pixels, and at most 2 million are taken"),
-        ("text.jpg", "not a picture in a known format"),
-        ("script.svg", "not a picture in a known format"),
+        ("text.jpg", "not an image in a known format"),
+        ("script.svg", "not an image in a known format"),
         ("heavy.png", "larger than 5 MB"),
     ):
         page.page.set_input_files("#file", tmp_path / name)
@@ -259,7 +259,7 @@ def test_bad_pictures_are_answered(browser, boxes_address: str, tmp_path: Path):
     page.draw(40, 20, 120, 100)
     page.page.mouse.move(*page.place(300, 200))
     page.page.set_input_files("#file", tmp_path / "text.jpg")
-    page.wait("#status.error", "not a picture")
+    page.wait("#status.error", "not an image")
     assert page.count() == 1  # the picture before is there still
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from maskwright.errors import UserError
 from maskwright.models.hub import from_pretrained, model_hash
@@ -26,6 +27,12 @@ class NamedModel:
             return ["panoptic"]
         takes_boxes = ["boxes"] if isinstance(self.predictor.model, BoxPrompted) else []
         return takes_boxes if self.predictor.needs_boxes else [*takes_boxes, "objects"]
+
+
+def public_name(name: str) -> str:
+    """What a page and its files call a model: of a folder here the name alone, not where it lies."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name
 
 
 def models_of_tabs(models: Sequence[NamedModel]) -> dict[str, NamedModel]:
