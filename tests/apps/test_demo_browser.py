@@ -265,12 +265,7 @@ def test_bad_pictures_are_answered(browser, boxes_address: str, tmp_path: Path):
 
 def test_500_boxes(browser, boxes_address: str, tmp_path: Path):
     page = DemoPage(browser, boxes_address, picture(tmp_path))
-    page.page.locator("#canvas").evaluate(  # each the box that arrow keys begin with, a little to the left
-        """(canvas) => {
-            for (let box = 0; box < 500; box += 1)
-                for (const key of ["ArrowLeft", "Enter"]) canvas.dispatchEvent(new KeyboardEvent("keydown", { key }));
-        }"""
-    )
+    page.draw_many(500)
     page.page.locator("#objects-list li").nth(499).wait_for(timeout=30 * WAIT)
     page.page.locator("#canvas").focus()
     page.page.keyboard.press("ArrowLeft")
