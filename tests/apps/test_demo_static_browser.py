@@ -1,7 +1,7 @@
 """The page of `maskwright demo --static` in a real browser (`browser_page.py`), from a plain file server.
 
 The environment variable MASKWRIGHT_ONNXRUNTIME_WEB names the npm package onnxruntime-web, a folder or a .tgz. With -s
-a test prints how long the first masks took.
+a test prints how long pictures and masks took.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -126,20 +127,24 @@ def assert_masks_are_those_of_python(page: StaticPage, path: Path) -> None:
     assert min(map(overlap, masks, expected)) > 0.99
 
 
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Print how long something takes the clock, and the processor in the browser."""
+    clock, used = time.perf_counter(), processor_seconds()
+    yield
+    clock, used = time.perf_counter() - clock, processor_seconds() - used
+    print(f"\n{name}: {clock:.2f} s, of the processor {used:.2f} s", end="")
+
+
 def test_draw_see_undo_download(browser, address: str, tmp_path: Path):
-    times = [(time.perf_counter(), processor_seconds())]
-    page = StaticPage(browser, address)
-    page.example()
-    before = page.pixels()
-    times.append((time.perf_counter(), processor_seconds()))
-    for box in (CAT, MIRRORED_CAT, FACE):
-        page.draw(box)
-        times.append((time.perf_counter(), processor_seconds()))
-        assert page.pixels() != before
+    with timed("page and picture"):
+        page = StaticPage(browser, address)
+        page.example()
+    for name, box in (("first mask", CAT), ("next box", MIRRORED_CAT), ("small box", FACE)):
         before = page.pixels()
-    told = ("picture", "first mask", "next box", "small box")
-    for name, (clock, used), (clock_then, used_then) in zip(told, times[1:], times, strict=False):
-        print(f"\n{name}: {clock - clock_then:.2f} s, of the processor {used - used_then:.2f} s", end="")
+        with timed(name):
+            page.draw(box)
+        assert page.pixels() != before
     if "MASKWRIGHT_SCREENSHOTS" in os.environ:
         page.page.screenshot(path=Path(os.environ["MASKWRIGHT_SCREENSHOTS"], "static.png"))
     page.page.keyboard.press("Control+z")
