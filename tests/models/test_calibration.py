@@ -15,6 +15,7 @@ import torch
 from maskwright.errors import UserError
 from maskwright.models.calibration import MaskCalibration
 from maskwright.models.hub import from_pretrained, save_pretrained, store_calibration
+from maskwright.nn.mask_quality import expected_iou
 from maskwright.predictor import Predictor
 from maskwright.training.initial_weights import start_from
 
@@ -62,8 +63,7 @@ def test_predictions_have_the_expected_iou(small, tmp_path: Path):
     for precision in ("float32", "bfloat16"):
         predicted = Predictor(loaded, "cpu", precision).predict(small.images(1)[0], torch.tensor(small.BOXES))
         probabilities = predicted.mask_probabilities
-        certainty = [rows[rows > 0.5].mean() if (rows > 0.5).any() else rows.sum() * 0 for rows in probabilities]
-        torch.testing.assert_close(predicted.mask_scores, CURVE(torch.stack(certainty)))
+        torch.testing.assert_close(predicted.mask_scores, CURVE(expected_iou(probabilities)))
         assert predicted.mask_scores.dtype == torch.float32
 
 

@@ -15,6 +15,7 @@ from maskwright.models.deep_mac.losses import MaskInstances, MaskLoss
 from maskwright.models.deep_marc.model import quality_loss
 from maskwright.models.hub import from_pretrained, save_pretrained
 from maskwright.nn.mask_heads import MASK_HEADS
+from maskwright.nn.mask_quality import expected_iou
 from maskwright.predictor import Predictor
 from maskwright.training.initial_weights import start_from
 
@@ -76,11 +77,9 @@ def test_masks_and_their_losses_are_those_without_it(small):
 
 
 @family
-def test_without_it_the_score_is_the_mean_certainty(small):
+def test_without_it_the_score_comes_from_the_probabilities(small):
     prediction = prompted(small.build(), small, BOXES)
-    for score, mask in zip(prediction.mask_scores, prediction.mask_probabilities, strict=True):
-        inside = mask[mask > 0.5]
-        torch.testing.assert_close(score, inside.mean() if len(inside) else torch.tensor(0.0))
+    assert torch.equal(prediction.mask_scores, expected_iou(prediction.mask_probabilities))
 
 
 @family

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskwright.nn.inference import fold_batch_norms, store_weights
-from maskwright.nn.mask_quality import MaskQualityHead, mask_measures
+from maskwright.nn.mask_quality import MaskQualityHead, expected_iou, mask_measures
 
 BOXES = torch.tensor([[0.0, 0.0, 32.0, 64.0], [5.0, 5.0, 69.0, 37.0], [1.0, 1.0, 1.0, 1025.0]])
 
@@ -24,9 +24,27 @@ def inputs(rows: int, upsample: int = 1) -> tuple[torch.Tensor, torch.Tensor, to
     return crops, logits, BOXES[torch.arange(rows) % 3]
 
 
+PROBABILITIES = torch.tensor([[[0.9, 0.7], [0.2, 0.4]], [[0.5, 0.1], [0.0, 0.0]]])
+
+
+def test_the_expected_iou_by_hand():
+    assert expected_iou(PROBABILITIES).tolist() == pytest.approx([(0.9 + 0.7) / (2 + 0.2 + 0.4), 0])
+    assert expected_iou(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])).tolist() == [1, 0]
+    assert expected_iou(torch.zeros(0, 2, 2)).shape == (0,)
+
+
+def test_the_expected_iou_is_the_mean_over_the_truths():
+    """Of many drawn truths, of a mask so large that a quotient's mean is the means' quotient."""
+    generator = torch.Generator().manual_seed(2)
+    probabilities = torch.rand(1, 60, 60, generator=generator)
+    truths = torch.rand(500, 60, 60, generator=generator) < probabilities
+    mask = probabilities > 0.5
+    ious = (truths & mask).sum(dim=(1, 2)) / (truths | mask).sum(dim=(1, 2))
+    assert expected_iou(probabilities).item() == pytest.approx(ious.mean().item(), abs=0.002)
+
+
 def test_measures_by_hand():
-    probabilities = torch.tensor([[[0.9, 0.7], [0.2, 0.4]], [[0.5, 0.1], [0.0, 0.0]]])
-    first, second = mask_measures(probabilities, BOXES[[0, 2]])
+    first, second = mask_measures(PROBABILITIES, BOXES[[0, 2]])
     assert first.tolist() == pytest.approx([1.6 / 2.6, 0.8, 0.5, (0.9 + 0.7) / 2, (0.9 + 0.4) / 2, 0.5, 0.6])
     assert second.tolist() == pytest.approx([0, 0, 0, (0.5 + 0.1) / 2, (0.5 + 0.0) / 2, 0.0, 1.0])
 

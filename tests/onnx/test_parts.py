@@ -125,8 +125,8 @@ def test_two_looks_as_one():
     second = {"mask_probabilities": np.array([[[0.7, 0.6]]], np.float32), "mask_scores": np.array([0.4], np.float32)}
     found = mean_of_looks(first, second, raw)
     np.testing.assert_allclose(found["mask_probabilities"], [[[0.8, 0.4]]], rtol=1e-6)
-    np.testing.assert_allclose(found["mask_scores"], [0.8], rtol=1e-6)  # the mean of what is over a half
-    np.testing.assert_allclose(mean_of_looks(first, second, calibrated)["mask_scores"], [0.6], rtol=1e-6)
+    np.testing.assert_allclose(found["mask_scores"], [0.8 / (1 + 0.4)], rtol=1e-6)
+    np.testing.assert_allclose(mean_of_looks(first, second, calibrated)["mask_scores"], [0.8 / 1.4 - 0.1], rtol=1e-6)
     logits = ({"mask_quality_logits": np.array([value], np.float32)} for value in (-2.0, 2.0))
     first, second = ({**look, **quality} for look, quality in zip((first, second), logits, strict=True))
     np.testing.assert_allclose(mean_of_looks(first, second, raw)["mask_scores"], [0.5], rtol=1e-6)

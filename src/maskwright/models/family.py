@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskwright.models.calibration import MaskCalibration
 from maskwright.models.config import BoxPromptedConfig, FamilyConfig
 from maskwright.nn.image_batch import ImageBatch, boxes_to_input, boxes_to_original
+from maskwright.nn.mask_quality import expected_iou
 from maskwright.ops.boxes import clip_boxes
 from maskwright.ops.crop import crop_around
 from maskwright.ops.frames import BoxFrame
@@ -390,18 +391,14 @@ class BoxPromptedFamily(Family[PromptedConfig]):
     def mask_scores(
         self, probabilities: Float[Tensor, "n m m"], qualities: Float[Tensor, " n"] | None
     ) -> Float[Tensor, " n"]:
-        """The score of each mask, in 0..1: its predicted IoU with the truth, else the mean certainty of its pixels;
-        calibrated, if the model is.
+        """The score of each mask, in 0..1: its predicted IoU with the truth, else what its probabilities make of it
+        (`expected_iou`); calibrated, if the model is.
 
         Args:
             probabilities: on the grids of the boxes.
             qualities: the logits of the predicted IoU; None of a model that does not predict it.
         """
-        if qualities is None:
-            inside = probabilities > 0.5
-            scores = (probabilities * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-        else:
-            scores = qualities.sigmoid()
+        scores = expected_iou(probabilities) if qualities is None else qualities.sigmoid()
         return scores if self.mask_calibration is None else self.mask_calibration(scores)
 
     def _prediction(

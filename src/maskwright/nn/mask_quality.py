@@ -71,18 +71,28 @@ class _Readout(nn.Sequential):
             return super().forward(input)
 
 
+def expected_iou(probabilities: Float[Tensor, "n m m"]) -> Float[Tensor, " n"]:
+    """The IoU of each mask with the truth that is to be expected if each pixel's probability p were right.
+
+    The mask is where p > 0.5. sum(p in the mask) / (area of the mask + sum(p outside of it)): the expected intersection
+    over the expected union. An empty mask has 0.
+    """
+    mask = probabilities > 0.5
+    intersection = (probabilities * mask).sum(dim=(1, 2))
+    union = torch.where(mask, 1, probabilities).sum(dim=(1, 2))
+    return intersection / union.clamp(min=1)  # which only that of an empty mask can be below
+
+
 def mask_measures(probabilities: Float[Tensor, "n m m"], boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 7"]:
     """What a mask says of itself, and how it fits its box; each about 0 to 1.
 
-    In this order: the IoU to be expected if each probability were right, sum(p m) / (sum(m) + sum(p (1 - m))) with the
-    mask m where p > 0.5; the mean of p in the mask; the mask's share of the grid; the mean over columns, and over rows,
-    of their largest p, which is how far the mask reaches across its box; log2 of the box's width and of its height in
-    pixels, divided by 10. An empty mask has 0 in the first two.
+    In this order: `expected_iou`; the mean of p in the mask; the mask's share of the grid; the mean over columns, and
+    over rows, of their largest p, which is how far the mask reaches across its box; log2 of the box's width and of its
+    height in pixels, divided by 10. An empty mask has 0 in the first two.
     """
     mask = (probabilities > 0.5).to(probabilities.dtype)
     inside, area = (probabilities * mask).sum(dim=(1, 2)), mask.sum(dim=(1, 2))
-    outside = probabilities.sum(dim=(1, 2)) - inside
     across = [probabilities.amax(dim=axis).mean(dim=1) for axis in (1, 2)]
     sides = (boxes[:, 2:] - boxes[:, :2]).abs().clamp(min=1).log2() / 10
-    measures = [inside / (area + outside).clamp(min=1), inside / area.clamp(min=1), mask.mean(dim=(1, 2)), *across]
+    measures = [expected_iou(probabilities), inside / area.clamp(min=1), mask.mean(dim=(1, 2)), *across]
     return torch.cat([torch.stack(measures, dim=1), sides.to(probabilities.dtype)], dim=1)

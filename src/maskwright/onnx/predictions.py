@@ -19,7 +19,7 @@ class InstancePrediction:
     labels: int64 [N], positions in `categories`; -1 where a box was given without a class.
     scores: float32 [N], of the boxes (1 for given boxes).
     mask_scores: float32 [N], in 0..1: the IoU with the truth that is to be expected, of a model that predicts it or is
-        calibrated; else the mean certainty of the mask's own pixels.
+        calibrated; else the IoU to be expected if the mask's own probabilities were right.
     mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
     image_size: (height, width) of the picture.
     frame: how the M x M grid lies on a box: `corner` or `pixel`.

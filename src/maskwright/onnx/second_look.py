@@ -41,9 +41,15 @@ def mean_of_looks(
     if "mask_quality_logits" in mean:
         scores = 1 / (1 + np.exp(-mean["mask_quality_logits"].astype(np.float64)))
     else:
-        probabilities = mean["mask_probabilities"]
-        inside = probabilities > 0.5
-        scores = (probabilities * inside).sum(axis=(1, 2)) / inside.sum(axis=(1, 2)).clip(min=1)
+        scores = _expected_iou(mean["mask_probabilities"])
     if curve := metadata.mask_calibration:
         scores = np.interp(scores, curve["scores"], curve["ious"])
     return {**mean, "mask_scores": scores.astype(np.float32)}
+
+
+def _expected_iou(probabilities: np.ndarray) -> np.ndarray:
+    """The IoU with the truth that is to be expected of each mask if each of its pixels' probabilities were right."""
+    mask = probabilities > 0.5
+    intersection = (probabilities * mask).sum(axis=(1, 2))
+    union = np.where(mask, 1, probabilities).sum(axis=(1, 2))
+    return intersection / union.clip(min=1)  # which only that of an empty mask can be below

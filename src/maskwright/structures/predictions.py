@@ -30,8 +30,8 @@ class InstancePrediction(Pictured):
     labels: int64 [N]; -1 where a box was given without a class.
     scores: float32 [N], of the boxes (1 for given boxes).
     mask_scores: float32 [N], in 0..1: of a calibrated model (`maskwright calibrate`) or one that predicts it
-        (`mask_quality`) the IoU of the mask with the truth that is to be expected; else the mean certainty of the
-        mask's own pixels, which ranks masks but is too high.
+        (`mask_quality`) the IoU of the mask with the truth that is to be expected; else what that would be if the
+        mask's own probabilities were right (`nn.mask_quality.expected_iou`), which ranks masks but is too high.
     mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
     image_size: (height, width) of the original image.
     frame: how the M x M grid lies on a box (`ops/frames.py`).

@@ -62,7 +62,7 @@ class DeepMACConfig(BoxPromptedConfig):
         box_consistency_weight: weight of the loss that compares each box, with a mask or without, with the extent of
             its predicted mask; above 0, boxes without a mask enter the mask head in training, too.
         mask_quality: predict the IoU of each mask with the truth, by a small head beside the mask head; it is then the
-            masks' score, which is otherwise the mean certainty of their pixels. Masks stay as they are.
+            masks' score, which is otherwise computed from their probabilities. Masks stay as they are.
         mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
         mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
             norms. For weights that were trained without it (`trainer.initial_weights`).

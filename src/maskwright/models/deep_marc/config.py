@@ -48,7 +48,7 @@ class DeepMARCConfig(BoxPromptedConfig):
             classes, or `proposals`, the sampled boxes that lie on an object, which include the ground truth.
         mask_weight: weight of the masks' loss; those of the boxes have weight 1.
         mask_quality: predict the IoU of each mask with the truth, by a small head beside the mask head; it is then the
-            masks' score, which is otherwise the mean certainty of their pixels. Masks stay as they are.
+            masks' score, which is otherwise computed from their probabilities. Masks stay as they are.
         mask_quality_weight: weight of the loss of that prediction, which is learnt where there is a mask.
         mask_quality_alone: learn that prediction alone: all other parts keep their weights and the statistics of their
             norms. For weights that were trained without it (`trainer.initial_weights`).
