@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,20 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
         browser.close()
+
+
+def processor_seconds() -> float:
+    """What the processes that this one started, and those that they started, have used; 0 where there is no /proc."""
+    parents, used = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[path.parent.name] = fields[1]
+            used[path.parent.name] = int(fields[11]) + int(fields[12])
+    total, generation = 0, {str(os.getpid())}
+    while generation := {process for process, parent in parents.items() if parent in generation}:
+        total += sum(used[process] for process in generation)
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 class Page:
@@ -64,6 +79,16 @@ class Page:
         self.page.mouse.down()
         self.page.mouse.move(*corners[1], steps=4)
         self.page.mouse.up()
+
+    def draw_many(self, count: int) -> None:
+        """Draw by keys: each box is the one that arrow keys begin with, a little to the left."""
+        self.page.locator("#canvas").evaluate(
+            """(canvas, count) => {
+                const press = (key) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key }));
+                for (let box = 0; box < count; box += 1) ["ArrowLeft", "Enter"].forEach(press);
+            }""",
+            count,
+        )
 
     def frame(self) -> None:
         """Until the screen is drawn again."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -55,28 +56,41 @@ def read_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 def _read_file(path: Path) -> np.ndarray:
     if path.is_dir():
         raise UserError(f"{path}: expected an image file, but this is a folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{path}: not an image, the file is empty")
+    hint = "; for HEIC: pip install pillow-heif" if path.suffix.lower() in HEIF_SUFFIXES else ""
+    with warnings.catch_warnings(), decoding(str(path), hint):
+        # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
+        warnings.filterwarnings("ignore", module="PIL|pillow_heif")
+        register_heif()
+        with Image.open(path) as image:
+            return _from_pil(image, str(path))
+
+
+@contextmanager
+def decoding(name: str, hint: str = "") -> Iterator[None]:
+    """What goes wrong while a picture is opened and decoded is told in a sentence that begins with its name.
+
+    Args:
+        name: of the picture.
+        hint: what may help where its format is unknown.
+
+    Raises:
+        UserError: it is missing, no readable picture, too large or damaged.
+    """
     try:
-        with warnings.catch_warnings():
-            # Pillow's remarks on odd EXIF blocks and on sizes below its hard limit
-            warnings.filterwarnings("ignore", module="PIL|pillow_heif")
-            register_heif()
-            with Image.open(path) as image:
-                return _from_pil(image, str(path))
+        yield
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{name}: no such file") from error
     except UnidentifiedImageError as error:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: not an image, the file is empty") from error
-        hint = "; for HEIC: pip install pillow-heif" if path.suffix.lower() in HEIF_SUFFIXES else ""
-        raise UserError(
-            f"{path}: not an image in a known format (JPEG, PNG, TIFF, WebP, BMP, GIF, ...){hint}"
-        ) from error
+        formats = "JPEG, PNG, TIFF, WebP, BMP, GIF, ..."
+        raise UserError(f"{name}: not an image in a known format ({formats}){hint}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too large an image; shrink it, or cut it into tiles ({error})") from error
+        raise UserError(f"{name}: too large an image; shrink it, or cut it into tiles ({error})") from error
     except UserError:
         raise
     except Exception as error:  # decoders report broken data in any way there is
-        raise UserError(f"{path}: the image cannot be read and may be damaged ({error})") from error
+        raise UserError(f"{name}: the image cannot be read and may be damaged ({error})") from error
 
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:

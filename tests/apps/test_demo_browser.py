@@ -247,8 +247,8 @@ def test_bad_pictures_are_answered(browser, boxes_address: str, tmp_path: Path):
     (tmp_path / "heavy.png").write_bytes(bytes(LIMITS.upload_bytes + 1))
     for name, words in (
         ("large.png", "10000 x 10000 pixels, and at most 2 million are taken"),
-        ("text.jpg", "not a picture in a known format"),
-        ("script.svg", "not a picture in a known format"),
+        ("text.jpg", "not an image in a known format"),
+        ("script.svg", "not an image in a known format"),
         ("heavy.png", "larger than 5 MB"),
     ):
         page.page.set_input_files("#file", tmp_path / name)
@@ -259,18 +259,13 @@ def test_bad_pictures_are_answered(browser, boxes_address: str, tmp_path: Path):
     page.draw(40, 20, 120, 100)
     page.page.mouse.move(*page.place(300, 200))
     page.page.set_input_files("#file", tmp_path / "text.jpg")
-    page.wait("#status.error", "not a picture")
+    page.wait("#status.error", "not an image")
     assert page.count() == 1  # the picture before is there still
 
 
 def test_500_boxes(browser, boxes_address: str, tmp_path: Path):
     page = DemoPage(browser, boxes_address, picture(tmp_path))
-    page.page.locator("#canvas").evaluate(  # each the box that arrow keys begin with, a little to the left
-        """(canvas) => {
-            for (let box = 0; box < 500; box += 1)
-                for (const key of ["ArrowLeft", "Enter"]) canvas.dispatchEvent(new KeyboardEvent("keydown", { key }));
-        }"""
-    )
+    page.draw_many(500)
     page.page.locator("#objects-list li").nth(499).wait_for(timeout=30 * WAIT)
     page.page.locator("#canvas").focus()
     page.page.keyboard.press("ArrowLeft")

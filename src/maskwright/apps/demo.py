@@ -13,6 +13,8 @@ from maskwright.apps.page.extra import require_page_libraries
 from maskwright.errors import UserError
 from maskwright.prompts import DEFAULT_MODEL
 
+_OF_A_SERVER = ("device", "port", "host", "max_waiting")
+
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -30,7 +32,8 @@ class DemoOptions:
         max_boxes: of one request.
         max_waiting: requests that may be under way at once; more are asked to come again.
         static: a new folder: write the page there, for any web server, instead of showing it. The browser then runs
-            the model, one that takes boxes, and pictures never leave it.
+            the model, one that takes boxes, and pictures never leave it. It has no use for --device, --port, --host
+            and --max-waiting.
         onnxruntime: with --static, the npm package onnxruntime-web, a folder or the .tgz of `npm pack onnxruntime-web`.
     """
 
@@ -69,8 +72,13 @@ def run(**given: Any) -> int:
         if options.onnxruntime is not None:
             raise UserError("--onnxruntime belongs to --static DIR, which writes the page as files")
         _show(options, limits)
-    else:
-        _write(Path(options.static), options, limits)
+        return 0
+    for name in _OF_A_SERVER:
+        if name in given:
+            raise UserError(
+                f"--{name.replace('_', '-')} has no use with --static, which writes files and shows nothing"
+            )
+    _write(Path(options.static), options, limits)
     return 0
 
 

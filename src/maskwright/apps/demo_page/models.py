@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from maskwright.apps.named_models import AnyPredictor, NamedModel, load_named
 from maskwright.errors import UserError
@@ -14,6 +15,12 @@ def tabs_of(predictor: AnyPredictor) -> list[str]:
         return ["panoptic"]
     takes_boxes = ["boxes"] if predictor.takes_boxes else []
     return takes_boxes if predictor.needs_boxes else [*takes_boxes, "objects"]
+
+
+def public_name(name: str) -> str:
+    """What a page and its files call a model: of a folder here the name alone, not where it lies."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name
 
 
 def models_of_tabs(models: Sequence[NamedModel]) -> dict[str, NamedModel]:

@@ -11,12 +11,12 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from starlette.exceptions import HTTPException
 
 from maskwright.apps.page.shown_masks import jpeg
 from maskwright.errors import UserError
-from maskwright.pictures import read_picture, register_heif
+from maskwright.pictures import decoding, read_picture, register_heif
 
 _COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")  # and none that other programs would read
 _KEPT = 64
@@ -89,22 +89,13 @@ def read_sent(file: IO[bytes], max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         UserError: so, or it is no picture of a common format, or is damaged.
     """
-    try:
-        with Image.open(file, formats=_formats()) as image:
-            if image.width * image.height > max_pixels:
-                raise UserError(
-                    f"this picture has {image.width} x {image.height} pixels, and at most {max_pixels / 1e6:g} million "
-                    "are taken; shrink it, or cut it into tiles"
-                )
-            return read_picture(image)
-    except UnidentifiedImageError as error:
-        raise UserError("this is not a picture in a known format (JPEG, PNG, WebP, TIFF, BMP or GIF)") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"this picture has too many pixels; at most {max_pixels / 1e6:g} million are taken") from error
-    except UserError:
-        raise
-    except Exception as error:  # decoders report broken data in any way there is
-        raise UserError(f"this picture cannot be read and may be damaged ({error})") from error
+    with decoding("this picture"), Image.open(file, formats=_formats()) as image:
+        if image.width * image.height > max_pixels:
+            raise UserError(
+                f"this picture has {image.width} x {image.height} pixels, and at most {max_pixels / 1e6:g} million are "
+                "taken; shrink it, or cut it into tiles"
+            )
+        return read_picture(image)
 
 
 @cache

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from maskwright import __version__
 from maskwright.apps.demo_page.limits import Limits
+from maskwright.apps.demo_page.models import public_name
 from maskwright.apps.demo_page.pictures import SentPictures, lossless
 from maskwright.apps.demo_page.work_queue import WorkQueue
 from maskwright.apps.named_models import NamedModel
@@ -66,7 +67,9 @@ class _Routes:
 
     async def state(self, _: Request) -> Response:
         """The tabs with their models, and the limits that a page can tell before it asks."""
-        models = {tab: {"name": model.name, "weights": model.weights} for tab, model in self._models.items()}
+        models = {
+            tab: {"name": public_name(model.name), "weights": model.weights} for tab, model in self._models.items()
+        }
         return json_response({"version": __version__, "models": models, "limits": self._limits.told})
 
     async def send(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from typing import Any
 
 from maskwright import __version__
 from maskwright.apps.demo_page.limits import Limits
+from maskwright.apps.demo_page.models import public_name
 from maskwright.errors import UserError
 from maskwright.export.files import ExportOptions, export_model, save_models
 from maskwright.files import write_json, write_whole
@@ -54,7 +55,7 @@ def write_static_page(folder: Path, model_name: str, runtime: str | None, limits
         raise UserError(f"--model {model_name}: expected a model that takes boxes, which alone has a static page")
     about = {
         "version": __version__,
-        "models": {"boxes": {"name": model_name, "weights": model_hash(model)}},
+        "models": {"boxes": {"name": public_name(model_name), "weights": model_hash(model)}},
         "limits": limits.told,
     }
     graphs = export_model(model, ExportOptions(precision="float16"))

@@ -1,13 +1,13 @@
-// Runs the exported model beside the page, which goes on meanwhile. It keeps nothing of pictures.
+// Runs the exported model beside the page, which goes on meanwhile. It keeps the last picture, and nothing of others.
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
+import { encode, masksOf } from "./model.js";
 import { paste } from "./paste.js";
-import { networkInput, resizedSize } from "./preparation.js";
-
-const BOXES_AT_ONCE = 16;
 
 ort.env.wasm.numThreads = 1; // more need headers that plain file servers do not send
 ort.env.wasm.wasmPaths = { wasm: address("ort-wasm-simd-threaded.wasm") };
+
+let opened = null; // {bitmap, picture, maps}
 
 function address(name) {
   return new URL(name, import.meta.url).href;
@@ -23,67 +23,37 @@ async function load() {
   }
 }
 
-// The outputs of a session by name; of `values` it takes those that it knows.
-async function run(session, values) {
-  const feeds = Object.fromEntries(session.inputNames.map((name) => [name, tensor(values[name])]));
-  const outputs = await session.run(feeds);
-  return Object.fromEntries(session.outputNames.map((name) => [name, plain(outputs[name])]));
-}
-
-// Messages carry arrays, not tensors.
-const tensor = ({ type, data, dims }) => new ort.Tensor(type, data, dims);
-const plain = ({ type, data, dims }) => ({ type, data, dims });
-
 const ACTIONS = {
-  // What `masksOf` needs of a picture.
-  async encode({ model, encoder, masks }, bitmap) {
-    const size = [bitmap.height, bitmap.width];
-    const data = networkInput(rowsOf(bitmap), size, model);
-    bitmap.close();
-    const image = { type: "float32", data, dims: [1, 3, model.image_size, model.image_size] };
-    const maps = { image, ...(await run(encoder, { image })) };
-    return { size, maps: Object.fromEntries(Object.entries(maps).filter(([name]) => masks.inputNames.includes(name))) };
+  // Make a bitmap the picture that `masksOf` is about.
+  async open(files, bitmap) {
+    const picture = { size: [bitmap.height, bitmap.width], read: readerOf(bitmap) };
+    const maps = await encode(files, picture);
+    opened?.bitmap.close();
+    opened = { bitmap, picture, maps };
   },
 
   // The objects in boxes, as `segmenter.js` has them.
-  async masksOf({ model, masks }, { size, maps }, boxes, threshold) {
-    const [newHeight, newWidth] = resizedSize(size, model);
-    const scale = [newWidth / size[1], newHeight / size[0]];
-    const objects = [];
-    for (let first = 0; first < boxes.length; first += BOXES_AT_ONCE) {
-      const some = boxes.slice(first, first + BOXES_AT_ONCE);
-      const count = some.length;
-      const corners = some.flatMap((box) => box.map((corner, side) => corner * scale[side % 2]));
-      const found = await run(masks, {
-        ...maps,
-        boxes: { type: "float32", data: Float32Array.from(corners), dims: [count, 4] },
-        image_index: { type: "int64", data: new BigInt64Array(count), dims: [count] },
-        labels: { type: "int64", data: new BigInt64Array(count).fill(-1n), dims: [count] },
-      });
-      const { data, dims: [, side] } = found.mask_probabilities;
-      some.forEach((box, index) => {
-        const probabilities = data.subarray(index * side * side, (index + 1) * side * side);
-        objects.push({
-          box: box.map((corner) => Math.round(100 * corner) / 100),
-          quality: Math.round(1e5 * found.mask_scores.data[index]) / 1e5,
-          category: null,
-          mask: paste(probabilities, side, box, model.box_frame, size, threshold),
-        });
-      });
-    }
-    return objects;
+  async masksOf(files, boxes, threshold) {
+    const { picture, maps } = opened;
+    const found = await masksOf(files, picture, maps, boxes);
+    return found.map(({ probabilities, side, score }, row) => ({
+      box: boxes[row],
+      quality: Math.round(1e5 * score) / 1e5,
+      category: null,
+      mask: paste(probabilities, side, boxes[row], files.model.box_frame, picture.size, threshold),
+    }));
   },
 };
 
-// A function that reads rows of a picture, transparent pixels laid on white; canvases are limited where pictures are not.
-function rowsOf(bitmap) {
+// Reads parts of a picture, transparent pixels laid on white; canvases are limited where pictures are not.
+function readerOf(bitmap) {
   const canvas = new OffscreenCanvas(1, 1);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  return (first, end) => {
-    [canvas.width, canvas.height] = [bitmap.width, end - first];
+  return (left, top, right, bottom) => {
+    [canvas.width, canvas.height] = [right - left, bottom - top];
     context.fillStyle = "#ffffff";
     context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(bitmap, 0, -first);
+    context.drawImage(bitmap, -left, -top);
     return context.getImageData(0, 0, canvas.width, canvas.height).data;
   };
 }

@@ -79,7 +79,7 @@ function narrowed(pixels, width, columns) {
 }
 
 // As Python's round.
-function roundHalfToEven(value) {
+export function roundHalfToEven(value) {
   const below = Math.floor(value);
   return value - below === 0.5 ? below + (below % 2) : Math.round(value);
 }

@@ -10,7 +10,7 @@ const broken = new Promise((_, reject) => {
 broken.catch(() => {}); // whoever asks the worker is told
 
 let limits = null;
-let opened = null; // {file, features}
+let opened = null; // the file of the worker's picture
 
 export async function start() {
   const about = await (await fetch(new URL("./model.json", import.meta.url))).json();
@@ -26,14 +26,14 @@ export async function open(file) {
   }
   const bitmap = await decode(file);
   const shown = { picture: reduced(bitmap), width: bitmap.width, height: bitmap.height };
-  const features = await ask("encode", [bitmap], [bitmap]);
-  opened = { file, features };
+  await ask("open", [bitmap], [bitmap]);
+  opened = file;
   return shown;
 }
 
-export const masksOf = (boxes, threshold) => ask("masksOf", [opened.features, boxes, threshold]);
+export const masksOf = (boxes, threshold) => ask("masksOf", [boxes, threshold]);
 
-export const original = () => decode(opened.file);
+export const original = () => decode(opened);
 
 // The answer of the worker; what is transferred is no longer here.
 function ask(action, given, transferred = []) {

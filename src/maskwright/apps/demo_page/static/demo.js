@@ -1,6 +1,7 @@
 // The demo page: a picture, objects in it (from drawn boxes, or found by a model), and files of them. Names of files and
 // classes become text, never HTML.
 
+import { once, tell } from "./actions.js";
 import { BoxCanvas } from "./canvas.js";
 import { cocoFile, cutOutFiles, maskFiles, plainName, save, zip } from "./downloads.js";
 import * as segmenter from "./segmenter.js";
@@ -13,33 +14,12 @@ let about = null; // what the segmenter tells of itself
 let tab = null;
 let picture = null; // {name, width, height}
 let lists = {}; // of the tabs that are not shown: their objects, for the canvas
-let busy = false;
 let lastId = 0;
 const thresholds = { boxes: 0.5, objects: 0.3, panoptic: 0.3 };
 const colours = new Map(); // of objects and classes, as #rrggbb
 const rows = new Map(); // of the list, by the object's id
 
 const canvas = new BoxCanvas(find("canvas"), { maskOf, onChange: showObjects, onMessage: tell });
-
-function tell(text, isError = false) {
-  find("status").textContent = text;
-  find("status").classList.toggle("error", isError);
-}
-
-// Run one action at a time; a mistake is told and changes nothing.
-async function once(action) {
-  if (busy) return;
-  busy = true;
-  update();
-  try {
-    await action();
-  } catch (error) {
-    tell(error.message, true);
-  } finally {
-    busy = false;
-    update();
-  }
-}
 
 async function start() {
   tell("");
@@ -100,7 +80,8 @@ async function maskOf(box) {
   if (!picture) throw new Error("There is no picture yet.");
   if (canvas.drawn.length >= about.limits.boxes) throw new Error(`A picture has at most ${about.limits.boxes} boxes.`);
   tell("Asking for the mask");
-  const [found] = await segmenter.masksOf([box], thresholds.boxes);
+  const written = box.map((corner) => Math.round(100 * corner) / 100); // as in files: they give the same mask again
+  const [found] = await segmenter.masksOf([written], thresholds.boxes);
   if (!found.mask) throw new Error("The model sees nothing in this box; draw another one.");
   tell(`Mask ${canvas.drawn.length + 1}, quality ${found.quality.toFixed(2)}`);
   return object(found, find("category").value.trim() || "object");
@@ -237,7 +218,6 @@ function update() {
   find("clear").disabled = !canvas.drawn.length;
   find("undo").disabled = !canvas.past.length && !canvas.waiting.length;
   for (const id of ["save-coco", "save-masks", "save-cut-outs"]) find(id).disabled = !hasObjects;
-  document.body.setAttribute("aria-busy", String(busy));
 }
 
 function toggle(button) {
@@ -294,4 +274,5 @@ document.addEventListener("drop", (event) => {
   once(() => open(event.dataTransfer.files[0]));
 });
 
+update();
 once(start);

@@ -1,6 +1,7 @@
 // The page of `maskwright review`: shows the worst mask that nobody has looked at, and sends what is decided.
 // Names out of files become text, never HTML.
 
+import { once, tell } from "./actions.js";
 import { BoxCanvas } from "./canvas.js";
 import { ask, loadPicture } from "./requests.js";
 
@@ -11,29 +12,8 @@ const find = (id) => document.getElementById(id);
 
 let shown = null; // the mask on the canvas, as the server tells it
 let redrawn = null; // the mask of the box that was drawn last, or null
-let busy = false;
 
 const canvas = new BoxCanvas(find("canvas"), { maskOf, onChange: showRedrawn, onMessage: tell });
-
-function tell(text, isError = false) {
-  find("status").textContent = text;
-  find("status").classList.toggle("error", isError);
-}
-
-// Run one action at a time; a mistake is told and changes nothing.
-async function once(action) {
-  if (busy) return;
-  busy = true;
-  update();
-  try {
-    await action();
-  } catch (error) {
-    tell(error.message, true);
-  } finally {
-    busy = false;
-    update();
-  }
-}
 
 const categoryQuery = () => (find("category").value === "" ? "" : `category=${find("category").value}`);
 
@@ -47,6 +27,7 @@ async function show(mask) {
   const changed = shown?.image !== mask?.image;
   shown = mask;
   redrawn = mask?.redrawn ?? null;
+  update();
   stopDrawing();
   find("mask").hidden = mask === null;
   if (mask === null) {
@@ -218,7 +199,6 @@ const range = ([low, high]) => `${Math.round(100 * low)} to ${Math.round(100 * h
 
 function update() {
   for (const id of ["accept", "reject", "skip", "redraw"]) find(id).disabled = !shown;
-  document.body.setAttribute("aria-busy", String(busy));
 }
 
 const ACTIONS = {
