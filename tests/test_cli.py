@@ -363,7 +363,7 @@ class TestArguments:
 
 def run(*arguments: str, code: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

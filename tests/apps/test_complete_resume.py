@@ -208,7 +208,7 @@ def test_sigterm_to_the_whole_group_ends_it_with_its_workers(weights: list[str])
     while running.poll() is None and (not JOURNAL.exists() or JOURNAL.read_bytes().count(b"\n") < 2):
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=600)
     assert running.returncode == 143
     assert "Traceback" not in errors
     assert "images are done (in done.json.journal): the same command goes on from there" in errors

@@ -39,7 +39,7 @@ class Demo:
 
     def end(self, number: int = signal.SIGINT) -> tuple[int, str]:
         os.kill(self.process.pid, number)
-        return self.process.wait(timeout=60), self.process.communicate()[1]
+        return self.process.wait(timeout=600), self.process.communicate()[1]
 
     def memory(self) -> int:
         """Bytes of the process that are in memory."""
@@ -103,7 +103,7 @@ def ask_at_once(people: list[Person], times: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
 def test_100_requests_of_8_people_at_once():
     with demo("--device", "cpu") as running:
-        with httpx.Client(base_url=running.address, timeout=120) as client:
+        with httpx.Client(base_url=running.address, timeout=600) as client:
             people = [Person(client, number, (1200, 800)) for number in range(8)]
             before = running.memory()
             ask_at_once(people, 13)

@@ -252,12 +252,14 @@ def test_too_many_at_once_are_told_so(ellipse_model):
 
         def ask() -> httpx.Response:
             while True:  # a place may be taken for a moment by those who look whether there is one
-                answer = httpx.post(f"{address}api/pictures", content=encoded(noise(80, 60)), headers=BYTES, timeout=60)
+                answer = httpx.post(
+                    f"{address}api/pictures", content=encoded(noise(80, 60)), headers=BYTES, timeout=600
+                )
                 if answer.status_code != 503:
                     return answer
 
         def look() -> httpx.Response:  # it names no picture, so that it needs a place but waits for no one's work
-            return httpx.post(f"{address}api/boxes", json={}, timeout=60)
+            return httpx.post(f"{address}api/boxes", json={}, timeout=600)
 
         try:
             asked = [threads.submit(ask) for _ in range(2)]
@@ -277,10 +279,10 @@ def test_who_leaves_while_sending_leaves_nothing(ellipse_model, capfd):
             head = f"POST /api/pictures HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
             connection.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\nhalf of it".encode())
             while (
-                httpx.get(f"{address}api/pictures/x/original", timeout=60).status_code != 503
+                httpx.get(f"{address}api/pictures/x/original", timeout=600).status_code != 503
             ):  # until it has the place
                 pass
-        while httpx.get(f"{address}api/pictures/x/original", timeout=60).status_code != 404:  # until the place is free
+        while httpx.get(f"{address}api/pictures/x/original", timeout=600).status_code != 404:  # until the place is free
             pass
     assert capfd.readouterr().err == ""
 

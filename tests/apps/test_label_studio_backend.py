@@ -169,5 +169,5 @@ def test_the_server_as_a_process(images: Path):
         assert re.fullmatch(r"deep-mac-tiny [0-9a-f]{8}", content["model_version"])
         assert len(content["results"]) == 1
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
+        assert process.wait(timeout=600) == 130
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")

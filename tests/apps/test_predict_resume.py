@@ -157,7 +157,7 @@ def killed_until_done(command: list[str], kills: int) -> None:
         time.sleep(rng.uniform(0, 0.03))
         running.send_signal(signal.SIGKILL)
         running.wait()
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 3
+    assert subprocess.run(command, capture_output=True, timeout=600, check=False).returncode == 3
 
 
 @pytest.mark.parametrize(("kills", "pictures"), [(2, 60), pytest.param(50, 200, marks=pytest.mark.slow)])
@@ -165,7 +165,7 @@ def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(
     weights: list[str], kills: int, pictures: int
 ):
     make_pictures(pictures)
-    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=300, check=False)
+    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=600, check=False)
     assert whole.returncode == 3, whole.stderr
     killed_until_done(weights, kills)
     assert Path("masks/predictions.json").read_bytes() == Path("whole/predictions.json").read_bytes()
@@ -174,7 +174,7 @@ def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(
 
 @pytest.mark.skipif(os.name == "nt", reason="no process groups there")
 def test_sigterm_to_the_whole_group_ends_it_with_its_workers_and_several_processes_give_the_same(weights: list[str]):
-    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=300, check=False)
+    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=600, check=False)
     assert whole.returncode == 3, whole.stderr
     command = [*weights, "--processes", "2"]
     running = subprocess.Popen(
@@ -183,12 +183,12 @@ def test_sigterm_to_the_whole_group_ends_it_with_its_workers_and_several_process
     assert running.stdout is not None
     running.stdout.readline()
     os.killpg(running.pid, signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=600)
     assert running.returncode == 143
     assert "Traceback" not in errors
     assert "images are done (in masks/predictions.journal): the same command goes on from there" in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(running.pid, 0)
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 3, ended.stderr
     assert Path("masks/predictions.json").read_bytes() == Path("whole/predictions.json").read_bytes()

@@ -47,15 +47,15 @@ class Unpicklable:
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, **options)
 
 
 def wait_for(condition) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("waited for two minutes")
+    raise AssertionError("waited for ten minutes")
 
 
 def test_a_script_without_a_guard_is_run_once(tmp_path: Path):
@@ -131,7 +131,7 @@ def test_workers_end_with_their_caller(tmp_path: Path, number: signal.Signals):
     caller = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)], stderr=subprocess.PIPE, process_group=0)
     wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     (os.killpg if number == signal.SIGINT else os.kill)(caller.pid, number)
-    _, said = caller.communicate(timeout=120)
+    _, said = caller.communicate(timeout=600)
     workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert said.count(b"KeyboardInterrupt") == (number == signal.SIGINT)  # the caller's alone

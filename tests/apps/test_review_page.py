@@ -233,12 +233,12 @@ class Server:
     def ask(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)
 
     def end(self, number: int) -> tuple[int, str]:
         os.kill(self.process.pid, number)
-        return self.process.wait(timeout=60), self.process.communicate()[1]
+        return self.process.wait(timeout=600), self.process.communicate()[1]
 
 
 def test_a_killed_server_goes_on_and_two_browsers_lose_nothing(folder: ReviewFolder):

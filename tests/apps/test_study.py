@@ -279,7 +279,7 @@ def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(c
     while study.poll() is None and not (losses.is_file() and losses.stat().st_size):
         time.sleep(0.02)
     study.terminate()
-    assert study.communicate() == (b"", None)
+    assert study.communicate(timeout=600) == (b"", None)
     assert study.returncode == 128 + signal.SIGTERM
     assert "checkpoint of step" in capfd.readouterr().err
     stopped, other = runs_of(replace(read_study(command[1]).with_values({"trainer.steps": 40}), seeds=[0]), out)

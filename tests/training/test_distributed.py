@@ -47,7 +47,7 @@ def test_two_processes_see_different_images_and_keep_the_same_weights(arguments,
     recipe = resolve_recipe(arguments[0], arguments[1:])
     run = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), *arguments],
-        check=False, capture_output=True, text=True, timeout=120,
+        check=False, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
 

@@ -66,7 +66,7 @@ def test_averaged_gradients_of_two_processes_are_those_of_one_on_the_joint_batch
     ]
     try:
         for process in started:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors.decode()
     finally:
         for process in started:

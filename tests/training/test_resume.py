@@ -31,7 +31,7 @@ def count_lines(path):
     return path.read_text().count("\n") if path.is_file() else 0
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
@@ -55,7 +55,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(arguments, tmp_
     killed = start(arguments)
     wait_for(lambda: count_lines(run / "losses.jsonl") >= 5 and (run / "last.ckpt").is_file(), killed)
     os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    assert killed.wait(timeout=600) == -signal.SIGKILL
     assert count_lines(run / "losses.jsonl") < 12
 
     assert main([*arguments, "--resume", "last"]) == 0
@@ -69,7 +69,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(arguments, t
     stopped = start([*arguments, "--data.num_workers=2"])
     wait_for(lambda: count_lines(run / "losses.jsonl") >= 3, stopped)
     os.killpg(stopped.pid, signal.SIGTERM)
-    assert stopped.wait(timeout=120) == 128 + signal.SIGTERM, stopped.stderr.read()
+    assert stopped.wait(timeout=600) == 128 + signal.SIGTERM, stopped.stderr.read()
     said = stopped.stderr.read()
     assert "Traceback" not in said
     assert f"go on with: maskwright train {run} --resume last" in said

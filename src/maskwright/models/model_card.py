@@ -75,9 +75,15 @@ def _numbers(task: str, data_set: str, file: Path) -> list[EvalResult]:
     found = {name: summary[name] for name in _METRICS if isinstance(summary.get(name), float)}
     if not found:
         raise UserError(f"{file}: none of the numbers {', '.join(_METRICS)} is in it; {hint}")
-    common = {"task_type": task, "dataset_type": data_set, "dataset_name": data_set}
     return [
-        EvalResult(**common, metric_type=name, metric_name=name.replace("_", " "), metric_value=value)
+        EvalResult(
+            task_type=task,
+            dataset_type=data_set,
+            dataset_name=data_set,
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=value,
+        )
         for name, value in found.items()
     ]
 
