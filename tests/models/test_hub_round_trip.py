@@ -206,7 +206,6 @@ def test_an_interrupted_download_is_told_and_goes_on(hub: Hub, weights: Path, tm
     maskwright.push_to_hub(weights, "somebody/small")
     hub.cut_off = True
     said = refused(capsys, "somebody/small", tmp_path)
-    print(said)
     assert re.search(r"somebody/small: neither a folder here nor a repository that the Hub gives \(.*\)", said)
     hub.cut_off = False
     back = maskwright.from_pretrained("somebody/small")
