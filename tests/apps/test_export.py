@@ -125,7 +125,9 @@ def test_other_verbs_say_what_takes_it(folder, tmp_path, capsys):
     data = ["--images", str(folder), "--annotations", str(tmp_path / "file.json")]
     assert main(["calibrate", str(folder / "model.onnx"), *data]) == 2
     assert "model.onnx" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is an exported model, for `maskwright predict` and `evaluate`"):
+    with pytest.raises(
+        UserError, match="is an exported model, for `maskwright predict`, `complete`, `demo` and `evaluate`"
+    ):
         maskwright.from_pretrained(folder / "model.onnx")
     with pytest.raises(UserError, match="computes in float32, and cannot be compiled"):
         maskwright.load(folder / "model.onnx", precision="bfloat16")

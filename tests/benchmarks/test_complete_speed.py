@@ -25,7 +25,7 @@ def benchmark():
 def test_every_way_has_a_rate_and_pictures_come_several_times(
     benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model, capsys
 ):
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     for number in range(3):
         Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
     images = [{"id": number, "file_name": f"{number}.png", "height": 20, "width": 30} for number in range(3)]

@@ -60,7 +60,7 @@ def test_all_steps_run_and_the_table_counts_what_the_files_hold(
 
     command = benchmark.maskwright
     monkeypatch.setattr(benchmark, "maskwright", lambda *given: (train if given[0] == "train" else command)(*given))
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     out = tmp_path / "out"
     files = ["--images", str(truth.images), "--annotations", str(truth.annotations), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["loop.py", *files, "--every", "4", "--trainer.steps=3"])
@@ -89,7 +89,7 @@ def test_all_steps_run_and_the_table_counts_what_the_files_hold(
 def test_poor_masks_are_rejected_and_good_ones_accepted(
     benchmark, truth: CocoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model
 ):
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     monkeypatch.setattr(benchmark, "REVIEWED_SHARE", 1)
     content = json.loads(truth.annotations.read_text())
     for entry in content["annotations"][:6]:

@@ -245,7 +245,8 @@ def push_to_hub(
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == EXPORTED:
-        raise UserError(f"{path} is an exported model, for `maskwright predict` and `evaluate`; {_CONTENT}")
+        told = "is an exported model, for `maskwright predict`, `complete`, `demo` and `evaluate`"
+        raise UserError(f"{path} {told}; {_CONTENT}")
     in_it = [str(path / name) for name in ("best", "last") if (path / name / "config.json").is_file()]
     if in_it and not (path / "config.json").is_file():
         raise UserError(f"{path} is the folder of a training run; its weights folders are {' and '.join(in_it)}")
