@@ -27,13 +27,18 @@ function partAround(center, wanted, length) {
 export function meanOfLooks(first, second, { mask_calibration: curve }) {
   const probabilities = first.probabilities.map((value, place) => (value + second.probabilities[place]) / 2);
   const logit = first.logit === undefined ? undefined : (first.logit + second.logit) / 2;
-  const score = logit === undefined ? certainty(probabilities) : 1 / (1 + Math.exp(-logit));
+  const score = logit === undefined ? expectedIou(probabilities) : 1 / (1 + Math.exp(-logit));
   return { probabilities, side: first.side, score: curve === null ? score : calibrated(score, curve), logit };
 }
 
-function certainty(probabilities) {
-  const inside = probabilities.filter((value) => value > 0.5);
-  return inside.reduce((sum, value) => sum + value, 0) / Math.max(1, inside.length);
+// The IoU with the truth that is to be expected if each pixel's probability were right.
+function expectedIou(probabilities) {
+  let [intersection, union] = [0, 0];
+  for (const value of probabilities) {
+    intersection += value > 0.5 ? value : 0;
+    union += value > 0.5 ? 1 : value;
+  }
+  return intersection / Math.max(1, union);
 }
 
 // On the curve through (scores, ious), which is flat beyond its ends.
