@@ -31,11 +31,14 @@ export function meanOfLooks(first, second, { mask_calibration: curve }) {
   return { probabilities, side: first.side, score: curve === null ? score : calibrated(score, curve), logit };
 }
 
-// The IoU with the truth that is to be expected if the mask's own probabilities were right.
+// The IoU with the truth that is to be expected if each pixel's probability were right.
 function expectedIou(probabilities) {
-  const sum = (values) => values.reduce((total, value) => total + value, 0);
-  const inside = probabilities.filter((value) => value > 0.5);
-  return sum(inside) / Math.max(1, inside.length + sum(probabilities) - sum(inside));
+  let [intersection, union] = [0, 0];
+  for (const value of probabilities) {
+    intersection += value > 0.5 ? value : 0;
+    union += value > 0.5 ? 1 : value;
+  }
+  return intersection / Math.max(1, union);
 }
 
 // On the curve through (scores, ious), which is flat beyond its ends.
