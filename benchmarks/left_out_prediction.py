@@ -150,7 +150,7 @@ def trials_in(study: Path) -> Iterator[Trial]:
     """The trainings of a study without masks of their folds: the classes that had none, and what was reached."""
     for file in sorted(study.glob(f"*/seed_*/{leave_classes_out.BOXES}")):
         content = read_json_object(study / "data" / f"{file.parents[2].name}.json", ("annotations", "categories"))
-        yield Trial(names_without_masks(content), 0, leave_classes_out.read_boxes(file)[0])
+        yield Trial(names_without_masks(content), 0, leave_classes_out.read_measured_boxes(file)[0])
 
 
 def foretold(masks: Mapping[str, int], trials: Sequence[Trial], names: Sequence[str]) -> list[Foretold]:

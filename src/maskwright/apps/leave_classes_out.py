@@ -223,7 +223,7 @@ def _measured(run: StudyRun, code: int, source: DataSource) -> MeasuredBoxes:
     file = run.folder / BOXES
     step = run.recipe.trainer.steps
     if file.is_file():
-        boxes, measured_step = read_boxes(file)
+        boxes, measured_step = read_measured_boxes(file)
         if measured_step == step:
             return boxes
     boxes = measure_boxes(run.folder / LAST_WEIGHTS, source)
@@ -234,7 +234,7 @@ def _measured(run: StudyRun, code: int, source: DataSource) -> MeasuredBoxes:
     return boxes
 
 
-def read_boxes(file: Path) -> tuple[MeasuredBoxes, int]:
+def read_measured_boxes(file: Path) -> tuple[MeasuredBoxes, int]:
     """What a run's file `BOXES` says, and the step of the weights that were measured.
 
     Raises:
