@@ -170,7 +170,7 @@ def read_set(folder: Path) -> Content:
     annotations: list[dict[str, Any]] = []
     for entry in content["annotations"]:
         size = images[entry["image_id"]]["height"], images[entry["image_id"]]["width"]
-        ids = read_id_map(folder / "panoptic" / entry["file_name"], size, str(folder / "panoptic.json")).numpy()
+        ids = read_id_map(folder / "panoptic" / entry["file_name"], size, str(folder / "panoptic.json"))
         for segment in entry["segments_info"]:
             code = code_of_runs(runs_of_plane(ids == segment["id"]), size)
             kept = {key: segment[key] for key in ("category_id", "area", "bbox", "iscrowd")}
