@@ -25,7 +25,7 @@ from maskwright.cli import main
 FIRST = int(os.environ.get("MASKWRIGHT_FUZZ_FIRST", "0"))
 CASES = int(os.environ.get("MASKWRIGHT_FUZZ_CASES", "300"))
 AT_ONCE = 20
-PATCHED = ("predictor", "apps.complete")
+PATCHED = ("predictor", "apps.weights")
 HANG = 60  # seconds; a case takes a tenth of one
 
 

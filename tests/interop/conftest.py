@@ -53,4 +53,5 @@ def panoptic(tmp_path: Path) -> PanopticFolder:
 @pytest.fixture(autouse=True)
 def _ellipses(monkeypatch: pytest.MonkeyPatch, ellipse_model) -> None:
     """The ellipse model for every model name."""
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: ellipse_model)
+    for home in ("maskwright.predictor", "maskwright.apps.weights"):
+        monkeypatch.setattr(f"{home}.from_pretrained", lambda _: ellipse_model)

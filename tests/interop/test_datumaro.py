@@ -105,7 +105,8 @@ def test_it_reads_a_panoptic_file_made_of_instances(scene: Scene, instances: Pat
 def test_it_reads_predicted_panoptic_maps(panoptic: PanopticFolder, tmp_path: Path, monkeypatch, command: str):
     panoptic.write(*[(stripes(5, 9), [segment(5, 3), segment(9, 200)])] * 2)
     categories = [Category(id=3, name="dog", isthing=True), Category(id=200, name="sky", isthing=False)]
-    monkeypatch.setattr("maskwright.predictor.from_pretrained", lambda _: Painter(categories))
+    for home in ("maskwright.predictor", "maskwright.apps.weights"):
+        monkeypatch.setattr(f"{home}.from_pretrained", lambda _: Painter(categories))
     out = tmp_path / "out"
     if command == "predict":
         assert main(["predict", str(panoptic.images), "--model", "painter", "--out", str(out)]) == 0

@@ -33,7 +33,7 @@ BOXES = {"a": ["1 0.5 0.5 0.4 0.6", "0 0.2 0.2 0.3 0.3", "1 0.9 0.9 0.2 0.2"], "
 @pytest.fixture
 def completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ellipse_model) -> Path:
     """A data set of boxes whose completed labels were copied over it; the completed COCO file lies beside it."""
-    monkeypatch.setattr("maskwright.apps.complete.from_pretrained", lambda _: ellipse_model)
+    monkeypatch.setattr("maskwright.apps.weights.from_pretrained", lambda _: ellipse_model)
     monkeypatch.chdir(tmp_path)
     images, labels = tmp_path / "set" / "images" / "train", tmp_path / "set" / "labels" / "train"
     images.mkdir(parents=True)

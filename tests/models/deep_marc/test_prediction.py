@@ -3,6 +3,8 @@
 The network's `detect` and `mask_logits` say here what the tests want to hear.
 """
 
+import math
+
 import pytest
 import torch
 from small_deep_marc import BOXES, CATEGORIES, build, images
@@ -126,14 +128,16 @@ def test_boxes_enter_the_mask_head_in_chunks_and_come_back_in_order():
     torch.testing.assert_close(found, expected[:, None, None].expand(-1, 16, 16))
 
 
-def test_the_score_of_a_mask_is_the_mean_probability_inside_it():
+def test_the_score_of_a_mask_is_the_iou_that_its_probabilities_promise():
     model = build()
     logits = torch.full((3, 16, 16), -5.0)
     logits[0, :4] = torch.tensor(3.0).log()
     logits[1, 8, 8:10] = torch.tensor([[1.0, 9.0]]).log() + 1e-6
     answer(model, lambda boxes: logits)
     (prediction,) = prompt(model, images(1), [[*BOXES, BOXES[0]]])
-    torch.testing.assert_close(prediction.mask_scores, torch.tensor([0.75, 0.7, 0.0]), atol=1e-5, rtol=0)
+    outside = 1 / (1 + math.exp(5))  # of each pixel of the 256 that is not in the mask
+    expected = torch.tensor([64 * 0.75 / (64 + 192 * outside), (0.5 + 0.9) / (2 + 254 * outside), 0.0])
+    torch.testing.assert_close(prediction.mask_scores, expected, atol=1e-5, rtol=0)
 
 
 def test_masks_lie_on_the_image_as_their_training_targets_were_cut_from_it():
