@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from maskwright.errors import UserError
 from maskwright.files import read_json_object
 from maskwright.models.hub import family_class
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 CARD = "README.md"
 LIBRARY = "maskwright"
@@ -40,6 +42,8 @@ def hub_card(
     Raises:
         UserError: a file cannot be read, or the front matter is none.
     """
+    from huggingface_hub import ModelCardData
+
     config = read_json_object(folder / "config.json", ("family", "model"), kind="configuration")
     family, values = config["family"], config["model"]
     family_class(family)
@@ -70,6 +74,8 @@ def _license(folder: Path, name: str | None) -> dict[str, str]:
 
 
 def _numbers(task: str, data_set: str, file: Path) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
     hint = "`maskwright evaluate --json` writes it"
     summary = read_json_object(file, (), kind="file of numbers", hint=hint)
     found = {name: summary[name] for name in _METRICS if isinstance(summary.get(name), float)}
@@ -90,6 +96,8 @@ def _numbers(task: str, data_set: str, file: Path) -> list[EvalResult]:
 
 def _own_card(folder: Path) -> tuple[dict[str, Any], str]:
     """The front matter of the folder's card, and the text after it; both empty where there is none."""
+    from huggingface_hub import ModelCard
+
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not text.startswith("---\n"):

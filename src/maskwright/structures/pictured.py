@@ -114,10 +114,10 @@ def require_picture(image: UInt8[Tensor, "3 h w"] | None) -> UInt8[np.ndarray, "
             "this prediction does not hold its image, as those of Predictor.predict do: give it one with "
             "dataclasses.replace(prediction, image=maskwright.read_image(FILE))"
         )
-    return picture_of(image)
+    return as_picture(image)
 
 
-def picture_of(image: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def as_picture(image: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image in the order in which pictures hold them."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True))
 

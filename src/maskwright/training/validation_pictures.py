@@ -28,7 +28,7 @@ from maskwright.structures import (
     encoded_masks,
     select_rows,
 )
-from maskwright.structures.pictured import picture_of
+from maskwright.structures.pictured import as_picture
 
 _PICTURES = 4
 _LONGEST_SIDE = 512  # of an image in TensorBoard, whose files hold every picture of every validation
@@ -77,7 +77,7 @@ def draw_beside_truth(
     target: Target | PanopticTarget,
 ) -> Image.Image:
     """The prediction of an image, uint8 RGB, and beside it the truth."""
-    shown = picture_of(image)
+    shown = as_picture(image)
     if isinstance(prediction, PanopticPrediction):
         truth = _true_map(cast(PanopticTarget, target), prediction)
         style = OverlayStyle(color_by="class")
