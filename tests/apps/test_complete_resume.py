@@ -177,7 +177,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child(command), 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
 @pytest.mark.parametrize(
     ("kills", "processes"),
-    [(5, 1), pytest.param(50, 1, marks=pytest.mark.slow), pytest.param(50, 2, marks=pytest.mark.slow)],
+    [(3, 1), pytest.param(50, 1, marks=pytest.mark.slow), pytest.param(50, 2, marks=pytest.mark.slow)],
 )
 def test_killed_at_random_moments_it_ends_with_the_file_of_an_unbroken_run(
     weights: list[str], kills: int, processes: int

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskwright.data.segmentations import SegmentationPacker
 from maskwright.data.transforms import Square
 from maskwright.evaluation.mask_iou import MaskIoU
-from maskwright.structures import InstancePrediction, Target
+from maskwright.structures import EncodedMasks, InstancePrediction, Target
 
 SIZE, COUNT = 12_000, 400
 LIMIT = 20e6  # bytes; a plane has 144e6
@@ -52,7 +52,7 @@ def roofs() -> Target:
         reason = packer.add({"size": [SIZE, SIZE], "counts": counts} if number % 2 else [polygon], (SIZE, SIZE))
         assert reason is None
     packer.add([[0, 0, SIZE, 0, SIZE, SIZE, 0, SIZE]], (SIZE, SIZE))
-    masks = packer.pack().encode(range(COUNT), (SIZE, SIZE))
+    masks = EncodedMasks(packer.pack().encode(range(COUNT), (SIZE, SIZE)), (SIZE, SIZE))
     return Target(
         boxes=torch.tensor([*boxes, [0, 0, SIZE, SIZE]], dtype=torch.float32),
         labels=torch.zeros(COUNT, dtype=torch.int64),
