@@ -95,6 +95,7 @@ class StaticPage(Page):
         self.page.locator("#status").filter(has_text="Drag on the picture").wait_for(timeout=LONG)
 
     def draw(self, box: list[int], width: int = WIDTH, height: int = HEIGHT) -> None:
+        self.page.locator("#canvas").scroll_into_view_if_needed()  # buttons below it have been clicked
         bounds = self.page.locator("#canvas").bounding_box()
         scale = min(bounds["width"] / width, bounds["height"] / height)
         left, top = (bounds["width"] - width * scale) / 2, (bounds["height"] - height * scale) / 2
