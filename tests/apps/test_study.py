@@ -177,6 +177,10 @@ class TestSmall:
         )
         assert read_study("two.yaml", "small").published == {"deep": {"mask_iou_unseen": 0.3}}
 
+    def test_a_size_that_there_is_not_is_refused(self, capsys):
+        assert main(["study", "paper_table_4", "--size", "medium"]) == 2
+        assert "size must be one of full, small, but got 'medium'" in capsys.readouterr().err
+
     def test_it_may_have_published_numbers_of_its_own(self):
         Path("two.yaml").write_text(self.SMALL + "small: {published: {shallow: {mask_iou_seen: 0.2}}}")
         assert read_study("two.yaml", "small").published == {"shallow": {"mask_iou_seen": 0.2}}

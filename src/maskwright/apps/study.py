@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from maskwright.apps.evaluate import evaluate
 from maskwright.apps.study_file import Size, Study, StudyRun, Values, read_study, runs_of, study_names, study_sizes
@@ -36,13 +36,15 @@ class StudyOptions:
     """
 
     study: str
-    size: Size = "full"
+    size: str = "full"
     out: str = ""
     seeds: int = 0
     processes: int = 1
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        if self.size not in get_args(Size):
+            raise UserError(f"size must be one of {', '.join(get_args(Size))}, but got {self.size!r}")
         if self.seeds < 0 or self.processes < 1:
             raise UserError(f"expected seeds >= 1 and processes >= 1, but got {self.seeds} and {self.processes}")
 
@@ -67,7 +69,7 @@ def run(values: Values, **given: Any) -> int:
         UserError: the study, a recipe or a run in the folder cannot be used; nothing is trained.
     """
     options = StudyOptions(**given)
-    study = read_study(options.study, options.size).with_values(values)
+    study = read_study(options.study, cast(Size, options.size)).with_values(values)
     if options.seeds:
         study = replace(study, seeds=list(range(options.seeds)))
     out = Path(options.out or Path("runs") / "studies" / study.name)
