@@ -22,7 +22,7 @@ from maskwright.errors import UserError
 from maskwright.models.exported import load_exported
 from maskwright.models.family import Family
 from maskwright.models.hub import EXPORTED, from_pretrained
-from maskwright.nn.inference import fold_batch_norms, store_weights
+from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights
 from maskwright.prompts import (
     DEFAULT_MODEL,
     MAX_DETECTIONS,
@@ -92,7 +92,10 @@ class Predictor:
     ) -> None:
         self.device = choose_device(device)
         self.precision = resolve_precision(precision, self.device)
-        folded = fold_batch_norms(model, in_place=in_place).to(self.device).to(memory_format=torch.channels_last)
+        folded = fold_batch_norms(model, in_place=in_place)
+        if self.device.type == "cpu":
+            speed_up_convolutions(folded)
+        folded = folded.to(self.device).to(memory_format=torch.channels_last)
         self.model = cast(Family[Any], folded)  # or any other `SegmentationModel`
         if self.precision == "bfloat16":
             store_weights(self.model, torch.bfloat16)

@@ -15,7 +15,7 @@ from torch import nn
 from maskwright.nn import inference
 from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES, create_backbone, create_detection_backbone
 from maskwright.nn.feature_maps import BackboneOptions
-from maskwright.nn.inference import fold_batch_norms, store_weights, without_autocast
+from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights, without_autocast
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -55,6 +55,62 @@ def test_every_backbone_without_its_norms_computes_the_same(name):
     images = torch.randn(1, 3, backbone.size_divisor, backbone.size_divisor)
     for ours, plain in zip(folded(images), backbone(images), strict=True):
         assert_same(ours, plain)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.inference_mode()
+def test_every_backbone_with_faster_convolutions_computes_the_same(name):
+    torch.manual_seed(0)
+    plain = with_random_norms(create_backbone(name, width=1 / 16))
+    fast = copy.deepcopy(plain)
+    speed_up_convolutions(fast)
+    assert not [layer for layer in fast.modules() if isinstance(layer, nn.ZeroPad2d)]
+    images = torch.randn(1, 3, plain.size_divisor, 2 * plain.size_divisor)
+    for ours, expected in zip(fast(images), plain(images), strict=True):
+        assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("name", MASK_HEADS)
+@torch.inference_mode()
+def test_every_mask_head_with_faster_convolutions_computes_the_same(name):
+    torch.manual_seed(0)
+    size = {"hourglass52": 32, "hourglass100": 32}.get(name, 8)
+    plain = with_random_norms(create_mask_head(name, 5, 4, mask_size=size))
+    fast = copy.deepcopy(plain)
+    speed_up_convolutions(fast)
+    crops = torch.randn(3, 5, size, size)
+    assert_same(fast(crops), plain(crops))
+
+
+def test_a_single_tap_is_dilated():
+    module = nn.Sequential(nn.Conv2d(2, 3, 1, stride=2, padding=1), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3))
+    image = torch.randn(2, 2, 9, 9)
+    expected = module(image)
+    speed_up_convolutions(module)
+    assert [layer.dilation for layer in module] == [(2, 2), (1, 1), (1, 1)]
+    torch.testing.assert_close(module(image), expected)
+
+
+def test_padding_moves_into_a_kernel_only_where_it_means_the_same():
+    def inside(padding: tuple[int, ...], layer: nn.Module) -> nn.Sequential:
+        module = nn.Sequential(nn.ZeroPad2d(padding), nn.Sequential(layer))
+        speed_up_convolutions(module)
+        return module
+
+    image = torch.arange(24.0).view(1, 1, 4, 6)
+    layer = nn.Conv2d(1, 1, 3, stride=2, bias=False)
+    expected = layer(nn.functional.pad(image, (0, 1, 0, 1)))
+    moved = inside((0, 1, 0, 1), layer)
+    torch.testing.assert_close(moved(image), expected)
+    assert (layer.kernel_size, layer.padding) == ((4, 4), (1, 1))
+    assert not layer.weight[..., 0, :].any()
+    for padding, other in (
+        ((1, 0, 0, 1), nn.Conv2d(1, 1, 3)),
+        ((0, 1, 0, 1), nn.Conv2d(1, 1, 3, padding=1)),
+        ((0, 1, 0, 1), nn.Conv2d(1, 1, 3, dilation=2)),
+        ((0, 1, 0, 1), nn.ReLU()),
+    ):
+        assert isinstance(inside(padding, other)[0], nn.ZeroPad2d)
 
 
 @pytest.mark.parametrize("name", DETECTION_BACKBONES)
