@@ -234,13 +234,21 @@ def test_deep_marc_of_any_class(tmp_path):
     check_boxes_to_masks(*both(settled(small_deep_marc.build(mask_quality=True), 128), tmp_path))
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few blocks", "all blocks"])
-def test_max_deeplab(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("backbone", "whole"),
+    [
+        ("max_deeplab_s", False),
+        pytest.param("max_deeplab_s", True, marks=pytest.mark.slow),
+        ("efficientnet_lite0", True),
+    ],
+    ids=["few blocks", "all blocks", "trunk"],
+)
+def test_max_deeplab(backbone, whole, tmp_path, monkeypatch):
     if not whole:
         few = replace(ENCODER_SIZES["max_deeplab_s"], blocks={2: 1, 3: 1, 4: 1, 5: 1})
         monkeypatch.setitem(ENCODER_SIZES, "max_deeplab_s", few)
     values = {"class_threshold": 0.2, "pixel_threshold": 0.1, "thing_area_limit": 0, "stuff_area_limit": 0}
-    model = small_max_deeplab.small_model(**values).eval()
+    model = small_max_deeplab.small_model(backbone=backbone, **values).eval()
     torch_predictor, exported = both(model, tmp_path)
     for picture in pictures():
         expected = torch_predictor.predict(picture, score_threshold=0.0)

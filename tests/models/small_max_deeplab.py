@@ -31,12 +31,14 @@ SMALL: dict[str, Any] = {
     "pixel_feature_channels": 8,
 }
 
-# A softmax does not see an offset of all its logits: the gradients of these are zero but for rounding.
+# A softmax does not see an offset of all its logits, nor a norm one of its input behind a 1 x 1 convolution: the
+# gradients of these are zero but for rounding.
 WITHOUT_GRADIENT = (
     "similarity_norm.bias",
     "similarity_norms.0.bias",
     "similarity_norms.1.bias",
     "similarity_norms.2.bias",
+    "project.1.bias",
 )
 
 

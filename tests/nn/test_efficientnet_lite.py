@@ -52,6 +52,19 @@ def test_stride_2_pads_as_tensorflow_does():
     assert (norm.eps, stem(x).max() <= 6) == (1e-3, True)
 
 
+def test_odd_sizes_are_padded_alike_on_all_sides():
+    """SAME on an odd size: output (i, j) is centred on input (2 i, 2 j), and every map has one pixel more."""
+    maps = EfficientNetLite("efficientnet_lite0", width=0.25).eval()(torch.randn(2, 3, 65, 97))
+    assert [tuple(m.shape[2:]) for m in maps] == [(17, 25), (9, 13), (5, 7), (3, 4)]
+    block = EfficientNetLite("efficientnet_lite0", width=1 / 16).stages[2][0]
+    pad, (conv, *_) = block.depthwise[0], block.depthwise[1]
+    nn.init.zeros_(conv.weight)
+    with torch.no_grad():
+        conv.weight[:, 0, 2, 2] = 1
+    x = torch.arange(25.0).reshape(1, 1, 5, 5).expand(1, conv.in_channels, 5, 5)
+    torch.testing.assert_close(conv(pad(x))[0, 0], x[0, 0, ::2, ::2])
+
+
 def test_five_by_five_with_stride_2_pads_one_before_and_two_after():
     block = EfficientNetLite("efficientnet_lite0", width=1 / 16).stages[2][0]
     pad, (conv, *_) = block.depthwise[0], block.depthwise[1]

@@ -408,7 +408,13 @@ def test_published_panoptic_recipes_have_the_originals_values(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["max_deeplab/l_os16_res1025_100k", "max_deeplab/s_os16_res641_100k", "max_deeplab/tiny"]
+    "name",
+    [
+        "max_deeplab/l_os16_res1025_100k",
+        "max_deeplab/s_os16_res641_100k",
+        "max_deeplab/tiny",
+        "max_deeplab/tiny_pretrained",
+    ],
 )
 def test_panoptic_recipes_headers_say_their_size(name):
     header = header_of(name)

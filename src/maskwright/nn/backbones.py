@@ -154,6 +154,13 @@ def create_backbone(
     return _create(BACKBONES, name, options)
 
 
+def create_trunk(name: str, options: BackboneOptions) -> Trunk:
+    """Build the trunk `name` of `TRUNKS`, its first `options.frozen_levels` levels frozen. Raises as above."""
+    trunk = TRUNKS[name].create(options)
+    trunk.freeze(options.frozen_levels)
+    return trunk
+
+
 def create_detection_backbone(name: str, options: BackboneOptions) -> Backbone:
     """Build the backbone `name` of `DETECTION_BACKBONES`. Raises what `create_backbone` does."""
     return _create(DETECTION_BACKBONES, name, options)

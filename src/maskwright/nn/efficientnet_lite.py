@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
 
 from maskwright.nn.feature_maps import Trunk
@@ -61,7 +62,7 @@ _NORM_EPSILON = 1e-3
 
 
 class EfficientNetLite(Trunk):
-    """EfficientNet-Lite without its classifier. H and W must be multiples of 32.
+    """EfficientNet-Lite without its classifier. H and W must be multiples of 32, or one more.
 
     Args:
         name: of `SIZES`.
@@ -157,11 +158,11 @@ class _InvertedResidual(nn.Module):
 def _convolution(
     before: int, after: int, kernel: int, *, stride: int, groups: int, norm: partial[nn.BatchNorm2d]
 ) -> nn.Sequential:
-    """Convolution, norm and ReLU6; with stride 2 the padding is TensorFlow's SAME, one less on the left and top."""
+    """Convolution, norm and ReLU6; with stride 2 the padding is TensorFlow's SAME."""
     layers: list[nn.Module] = []
     padding = kernel // 2
     if stride == 2:
-        layers.append(nn.ZeroPad2d((padding - 1, padding, padding - 1, padding)))
+        layers.append(_SamePadding(padding))
         padding = 0
     layers.append(
         Conv2dNormActivation(
@@ -169,6 +170,19 @@ def _convolution(
         )
     )
     return nn.Sequential(*layers)
+
+
+class _SamePadding(nn.Module):
+    """Zeros for a stride of 2: on the left and top one less than on the right and bottom where the size is even."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        left, top = (self.padding - 1 + size % 2 for size in (width, height))
+        return functional.pad(x, (left, self.padding, top, self.padding))
 
 
 def _scaled(channels: int, width: float) -> int:

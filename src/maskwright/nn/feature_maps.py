@@ -96,9 +96,11 @@ class Trunk(nn.Module, ABC):
     """A classification network without its classifier: `[B, 3, H, W]` to maps at strides 4, 8, 16 and 32.
 
     channels: of the four maps.
+    frozen_levels: see `freeze`.
     """
 
     channels: list[int]
+    frozen_levels: int = 0
 
     @abstractmethod
     def levels(self) -> list[list[nn.Module]]:
@@ -113,6 +115,23 @@ class Trunk(nn.Module, ABC):
             maps.append(x)
         return maps
 
+    def freeze(self, levels: int) -> None:
+        """Keep the weights and the norms' statistics of the first `levels` levels, also in training mode."""
+        self.frozen_levels = levels
+        for part in self._frozen_parts():
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Set the training mode; frozen levels stay in inference mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        # Computed at each call: a conversion to synchronised norms replaces modules.
+        return [part for level in self.levels()[: self.frozen_levels] for part in level]
+
 
 class TrunkBackbone(Backbone):
     """A trunk, the first `frozen_levels` of its levels frozen, and what `merge` makes of its four maps."""
@@ -122,24 +141,11 @@ class TrunkBackbone(Backbone):
     ) -> None:
         super().__init__(channels, strides, size_divisor)
         self.trunk = trunk
-        self.frozen_levels = frozen_levels
-        for part in self._frozen_parts():
-            part.requires_grad_(False).eval()
+        trunk.freeze(frozen_levels)
 
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """See `Backbone.trunk_parameters`."""
         return self.trunk.parameters()
-
-    def train(self, mode: bool = True) -> TrunkBackbone:
-        """Set the training mode; frozen levels stay in inference mode and keep their norms' statistics."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        return self
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        # Computed at each call: a conversion to synchronised norms replaces modules.
-        return [part for level in self.trunk.levels()[: self.frozen_levels] for part in level]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """See `Backbone.forward`."""

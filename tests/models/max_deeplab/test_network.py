@@ -10,9 +10,12 @@ from small_max_deeplab import WITHOUT_GRADIENT, config_of
 from torch import Tensor, nn
 
 from maskwright.models.max_deeplab.blocks import AxialBlock, BottleneckStageBlock, StageBlock
+from maskwright.models.max_deeplab.config import ENCODER_SIZES
 from maskwright.models.max_deeplab.dual_path import DualPathLayer
+from maskwright.models.max_deeplab.model import backbone_parameters
 from maskwright.models.max_deeplab.network import MaXDeepLabNetwork
 from maskwright.models.max_deeplab.stages import keep_probability
+from maskwright.nn.efficientnet_lite import SIZES, published_weights
 from maskwright.nn.inference import fold_batch_norms
 
 WIDTHS: dict[str, Any] = {
@@ -65,7 +68,7 @@ def test_published_sizes(backbone: str, encoder: int, whole: int):
     assert sum(parameter.numel() for parameter in network.parameters()) == whole
 
 
-@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+@pytest.mark.parametrize("backbone", list(ENCODER_SIZES))
 @pytest.mark.parametrize("num_classes", [1, 5])
 def test_training_step_reaches_every_parameter(backbone: str, num_classes: int):
     network = small(backbone=backbone, num_classes=num_classes, drop_path_keep=1.0)
@@ -98,8 +101,10 @@ def test_images_of_a_batch_are_independent_at_inference():
         torch.testing.assert_close(both[1:], one)
 
 
-def test_a_larger_image_than_in_training_and_a_size_that_does_not_fit():
-    network = small().eval()
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "efficientnet_lite0"])
+def test_a_larger_image_than_in_training_and_a_size_that_does_not_fit(backbone: str):
+    network = small(backbone=backbone).eval()
+    assert network(torch.zeros(1, 3, 81, 81)).mask_logits.shape == (1, 6, 21, 21)
     assert network(torch.zeros(1, 3, 97, 129)).mask_logits.shape == (1, 6, 25, 33)
     for size in ((64, 65), (65, 70)):
         with pytest.raises(ValueError, match="16 k \\+ 1"):
@@ -137,7 +142,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_statistics():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+@pytest.mark.parametrize("backbone", list(ENCODER_SIZES))
 def test_gradients_are_the_slopes_of_the_outputs(backbone: str, training: bool):
     """Whatever is computed in place, checkpointed or dropped: also the outputs without gradients are the same."""
     network = small(backbone=backbone, activation_checkpointing=True, drop_path_keep=0.5).double().train(training)
@@ -246,7 +251,7 @@ def test_drop_path_leaves_single_images_as_they_are():
     assert 15 < (block(pixel) == pixel).flatten(1).all(dim=1).sum() < 45
 
 
-@pytest.mark.parametrize("backbone", ["max_deeplab_s", "max_deeplab_l"])
+@pytest.mark.parametrize("backbone", list(ENCODER_SIZES))
 def test_branches_begin_at_nothing(backbone: str):
     encoder = small(backbone=backbone).encoder.eval()
     for module in encoder.modules():
@@ -259,6 +264,51 @@ def test_branches_begin_at_nothing(backbone: str):
                 assert torch.equal(new, old)
 
 
+def test_a_trunk_replaces_the_stages_up_to_stride_16():
+    with torch.device("meta"):
+        encoder = MaXDeepLabNetwork(config_of(5, backbone="efficientnet_lite0")).encoder
+    assert encoder.trunk is not None
+    assert list(encoder.stages) == ["5"]
+    assert not hasattr(encoder, "stem")
+    low_level, pixel = encoder.trunk(torch.empty(2, 3, 321, 321, device="meta"))
+    assert {stride: tuple(x.shape) for stride, x in low_level.items()} == {4: (2, 128, 81, 81), 8: (2, 256, 41, 41)}
+    assert pixel.shape == (2, 256, 21, 21)
+    assert len([layer for layer in encoder.modules() if isinstance(layer, DualPathLayer)]) == 3
+    own = {id(parameter) for parameter in encoder.trunk.trunk.parameters()}
+    assert {id(parameter) for parameter in backbone_parameters(encoder)} == own
+
+
+def test_a_trunk_keeps_the_weights_of_imagenet():
+    pytest.importorskip(SIZES["efficientnet_lite0"].package)
+    network = small(backbone="efficientnet_lite0", backbone_width=1.0, pretrained_backbone=True)
+    assert network.encoder.trunk is not None
+    published = published_weights("efficientnet_lite0")
+    weight = network.encoder.trunk.trunk.get_parameter("stages.3.0.project.0.weight")
+    assert torch.equal(weight, published["_blocks.5._project_conv.weight"])
+    with pytest.raises(ValueError, match="ImageNet weights fit width 1"):
+        small(backbone="efficientnet_lite0", pretrained_backbone=True)
+
+
+def test_frozen_levels_of_a_trunk_do_not_learn():
+    network = small(backbone="efficientnet_lite0", frozen_levels=2).train()
+    assert network.encoder.trunk is not None
+    before = {name: value.clone() for name, value in network.encoder.trunk.trunk.state_dict().items()}
+    outputs = network(torch.rand(2, 3, 65, 65))
+    (outputs.mask_logits.square().mean() + outputs.semantic_logits.square().mean()).backward()
+    learning = {n for n, p in network.encoder.trunk.trunk.named_parameters() if p.grad is not None}
+    changed = {n for n, value in network.encoder.trunk.trunk.state_dict().items() if not torch.equal(value, before[n])}
+    stages = {"stages.3", "stages.4", "stages.5", "stages.6"}  # those of the levels of strides 16 and 32
+    assert {name[:8] for name in learning} == {name[:8] for name in changed} == stages
+
+
+@pytest.mark.parametrize("values", [{"pretrained_backbone": True}, {"frozen_levels": 1}])
+def test_published_sizes_have_nothing_pretrained_to_start_from(values: dict[str, Any]):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(values))} is for the backbones efficientnet_lite0; max_deeplab_l"
+    ):
+        config_of(backbone="max_deeplab_l", **values)
+
+
 def test_blocks_of_the_published_small_network():
     with torch.device("meta"):
         encoder = MaXDeepLabNetwork(config_of(133)).encoder
@@ -267,8 +317,9 @@ def test_blocks_of_the_published_small_network():
     assert len(layers) == 4
 
 
-def test_export():
-    network = small().eval()
+@pytest.mark.parametrize("backbone", ["max_deeplab_s", "efficientnet_lite0"])
+def test_export(backbone: str):
+    network = small(backbone=backbone).eval()
     image = torch.rand(1, 3, 65, 65)
     exported = torch.export.export(network, (image,), strict=False).module()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The values of a MaX-DeepLab model, and its published sizes."""
+"""The values of a MaX-DeepLab model, and its sizes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ OUTPUT_STRIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSize:
-    """One published size.
+    """One size of the encoder.
 
     wide: basic blocks (Wide-ResNet) instead of bottlenecks.
     blocks: residual blocks by number of the stage; the first has stride 2 in S and L alike.
-    channels: of the stages' outputs.
+    channels: of the stages' outputs; behind a trunk, of what stages 2, 3 and 4 would give.
     attention_share: channels within an axial block, as a share of its output's.
     transformer_stride: blocks whose output has this stride or more are followed by a dual-path layer.
     transformer_widths: of the dual-path layers, by number of the stage; the last one's are the decoder's, too.
@@ -29,6 +29,8 @@ class EncoderSize:
     extra_stacks: hourglasses of the decoder that it does not know.
     extra_blocks: blocks per stage of those.
     stem_channels: of the first layer.
+    decoder_channels: of a decoder stage, per pixel of its stride.
+    trunk: name of the network of `nn.backbones.TRUNKS` that replaces the stem and the stages up to stride 16.
     """
 
     wide: bool
@@ -43,6 +45,8 @@ class EncoderSize:
     extra_stacks: int
     extra_blocks: int
     stem_channels: int = 64
+    decoder_channels: int = 64
+    trunk: str | None = None
 
 
 ENCODER_SIZES = {
@@ -72,6 +76,22 @@ ENCODER_SIZES = {
         extra_stacks=1,
         extra_blocks=3,
     ),
+    # for laptops
+    "efficientnet_lite0": EncoderSize(
+        wide=False,
+        blocks={5: 2},
+        channels={2: 128, 3: 256, 4: 256, 5: 256},
+        attention_share=0.5,
+        transformer_stride=32,
+        transformer_widths={5: 64},
+        drop_path_stride=16,
+        memory_channels=128,
+        backbone_stacks=0,
+        extra_stacks=0,
+        extra_blocks=1,
+        decoder_channels=32,
+        trunk="efficientnet_lite0",
+    ),
 }
 
 
@@ -84,7 +104,10 @@ class MaXDeepLabConfig(FamilyConfig):
             without `isthing` is a thing. Null in a recipe takes the annotation file's.
         mask_classes: without effect: all masks are learnt.
         image_size: side of the square network input, in pixels; `16 k + 1`.
-        backbone: the published size, one of {backbone}.
+        backbone: the size, one of {backbone}: the published ones, and one for laptops whose pixel path begins with that
+            network.
+        pretrained_backbone: start that network from ImageNet weights; the published sizes have none.
+        frozen_levels: the first N of the four levels of that network are frozen, the finest first.
         num_mask_slots: most masks that can be found in an image.
         stem_width: factor on the channels of the first layers.
         backbone_width: factor on the channels of the stages and of the decoder.
@@ -130,6 +153,8 @@ class MaXDeepLabConfig(FamilyConfig):
 
     image_size: int = setting(641, at_least=1)
     backbone: str = setting("max_deeplab_s", one_of=ENCODER_SIZES)
+    pretrained_backbone: bool = setting(False, initial_only=True)
+    frozen_levels: int = setting(0, at_least=0, at_most=4, training_only=True)
     num_mask_slots: int = setting(128, at_least=1)
     stem_width: float = setting(1.0, above=0)
     backbone_width: float = setting(1.0, above=0)
@@ -169,8 +194,12 @@ class MaXDeepLabConfig(FamilyConfig):
     width: float = setting(1.0, above=0)
 
     def __post_init__(self) -> None:
-        """See `FamilyConfig`; a model without categories is refused, too."""
+        """See `FamilyConfig`; a model without categories, and what its backbone does not have, are refused, too."""
         super().__post_init__()
+        for name in ("pretrained_backbone", "frozen_levels"):
+            if getattr(self, name) and self.size.trunk is None:
+                known = ", ".join(key for key, size in ENCODER_SIZES.items() if size.trunk)
+                raise ValueError(f"{name} is for the backbones {known}; {self.backbone} has no use for it")
         if not self.categories:
             raise ValueError("MaXDeepLab needs categories, the classes that it tells apart, but got none")
         if self.image_size <= 1 or self.image_size % OUTPUT_STRIDE != 1:
@@ -180,7 +209,7 @@ class MaXDeepLabConfig(FamilyConfig):
 
     @property
     def size(self) -> EncoderSize:
-        """The published size."""
+        """The size of the encoder."""
         return ENCODER_SIZES[self.backbone]
 
     @property

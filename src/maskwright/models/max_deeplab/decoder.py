@@ -16,7 +16,6 @@ from maskwright.models.max_deeplab.stages import Stage
 
 DECODER_STRIDE = 4
 _EARLIER = 2  # at most this many earlier maps of the same stride join a decoder stage
-_CHANNELS_PER_STRIDE = 64
 
 
 def resize_to(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c i j"]:
@@ -102,7 +101,7 @@ class StackedDecoder(nn.Module):
         current, current_stride = in_channels, OUTPUT_STRIDE
         for number, stride in enumerate(self.strides, 1):
             resnet_stride = 2 * OUTPUT_STRIDE if stride == OUTPUT_STRIDE else stride
-            out = round(resnet_stride * _CHANNELS_PER_STRIDE * config.backbone_width)
+            out = round(resnet_stride * size.decoder_channels * config.backbone_width)
             joining = earlier[stride][-_EARLIER:]
             fuse = ResizedFuse([current, *joining], [current_stride] + [stride] * len(joining), out, stride)
             create = partial(Stage, config, 5, out, out, input_stride=resnet_stride)

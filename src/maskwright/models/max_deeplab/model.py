@@ -96,7 +96,11 @@ class MaXDeepLab(Family[MaXDeepLabConfig]):
 
 
 def backbone_parameters(encoder: MaXDeepLabEncoder) -> list[nn.Parameter]:
-    """The encoder without its memory, its dual-path layers, and the stages and features behind the pretrained ones."""
+    """The encoder's trunk; or, without one, all but its memory, its dual-path layers, and the stages and features
+    behind the pretrained ones.
+    """
+    if encoder.trunk is not None:
+        return list(encoder.trunk.trunk.parameters())
     later: list[nn.Module | None] = [encoder.stage5_extra, encoder.class_feature, encoder.mask_feature]
     later += [module for module in encoder.modules() if isinstance(module, DualPathLayer)]
     for stage in encoder.decoder.stages:

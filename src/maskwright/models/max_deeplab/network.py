@@ -61,10 +61,17 @@ class MaXDeepLabNetwork(nn.Module):
         self._initialize(config.norm_momentum)
 
     def _initialize(self, norm_momentum: float) -> None:
-        """He's truncated normal distribution for all but the last layers of the heads and the queries."""
+        """He's truncated normal distribution for all but the last layers of the heads and the queries.
+
+        A trunk keeps its weights, which may be ImageNet's.
+        """
         last = {self.semantic_head.logits, self.pixel_head.features, self.class_head.logits}
         queries = {layer.qkv.conv for layer in self.modules() if isinstance(layer, AxialAttention)}
+        trunk = self.encoder.trunk
+        kept = set() if trunk is None else set(trunk.trunk.modules())
         for layer in self.modules():
+            if layer in kept:
+                continue
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.momentum = norm_momentum
             if isinstance(layer, nn.Conv2d | nn.Linear):
