@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import maskwright
-from maskwright.apps.cluster import _Actor
+from maskwright.apps.cluster import _Actor, check_address
 from maskwright.apps.completion.pictures import CompletionSettings, PictureCompleter, software
 from maskwright.apps.processes import result_of
 from maskwright.apps.provenance import MaskSource
@@ -308,6 +308,35 @@ def test_options_that_do_not_fit(options: list[str], told: str, capsys: pytest.C
     make_data(3)
     assert main([*COMMAND, "--out", "done.json", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield closed.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address", ["nowhere.invalid", "nowhere.invalid:1", "127.0.0.1", "127.0.0.1:{}", "127.0.0.1:x"]
+)
+def test_an_address_where_nothing_listens_is_refused_before_any_work(
+    address: str, closed_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("maskwright.apps.cluster.PORT", closed_port)
+    address = address.format(closed_port)
+    assert main([*RAY, "--address", address]) == 2  # though boxes.json is not there either
+    said = capsys.readouterr().err
+    assert said.startswith(f"maskwright: error: --address {address}: no Ray cluster can be reached there (")
+    assert len(said.splitlines()) == 1
+
+
+def test_an_address_where_something_listens_is_taken(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        check_address(f"127.0.0.1:{port}")
+        monkeypatch.setattr("maskwright.apps.cluster.PORT", port)
+        check_address("127.0.0.1")
 
 
 @dataclass(frozen=True)
