@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--model", default="deep-mac-tiny")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="the number of pictures")
-    parser.add_argument("--copies", type=int, default=1, help="how often each picture is completed")
+    parser.add_argument("--copies", type=int, default=1, help="how often the command completes each picture")
     parser.add_argument("--processes", type=int, default=2, help="of the third row; 1 leaves it out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -96,12 +96,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
     )
     plan = complete.completion_plan(options, None, RunSummary())
     predictor = complete.load_completer(options).predictor
+    once = plan.jobs[:: arguments.copies]
 
     def read() -> list[torch.Tensor]:
-        return [image_of(read_annotated_picture(job.path, job.image_size, plan.source)) for job in plan.jobs]
+        return [image_of(read_annotated_picture(job.path, job.image_size, plan.source)) for job in once]
 
     pictures = read()
-    prompts = [torch.from_numpy(job.boxes) for job in plan.jobs]
+    prompts = [torch.from_numpy(job.boxes) for job in once]
 
     def network(count: int | None = None) -> None:
         with predictor.inference():
@@ -123,10 +124,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
             spent[name].append(seconds(work))
     loading = np.median([seconds(lambda: complete.load_completer(options)) for _ in range(3)], axis=0)
     count = sum(map(len, prompts))
-    return {
-        name: count / (np.median(times, axis=0) - (loading if name.startswith("complete") else 0))
-        for name, times in spent.items()
-    }
+    rates: dict[str, np.ndarray] = {}
+    for name, times in spent.items():
+        is_command = name.startswith("complete")
+        boxes_done = count * (arguments.copies if is_command else 1)
+        rates[name] = boxes_done / (np.median(times, axis=0) - (loading if is_command else 0))
+    return rates
 
 
 if __name__ == "__main__":
