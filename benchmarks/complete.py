@@ -3,12 +3,12 @@
     python benchmarks/complete.py ANNOTATIONS --images DIR [--model deep-mac-tiny] [--precision auto] [--limit N]
         [--processes 2] [--repeats 3] [--json OUT]
 
-All masks of a COCO file are made anew. "network" is the model on pictures that are in memory, with all boxes of each at
-once, and without pasting. "complete" is the whole of the command after the model is loaded: reading pictures, masks,
-run lengths, the journal and the completed file. Each process has one thread. With several processes it includes their
-start; give more pictures (or each several times, `--copies`) to make that matter less. Runs alternate, and numbers are
-medians: boxes for each second on the clock, and for each second of the processor, which other programs on the machine
-disturb less.
+All masks of a COCO file are made anew. "network" is the model on pictures that are in memory, with all boxes of each
+at once, and without pasting. "reading" is reading the pictures from their files, and nothing more. "complete" is the
+whole of the command after the model is loaded: reading pictures, masks, run lengths, the journal and the completed
+file. Each process has one thread. With several processes it includes their start; give more pictures (or each several
+times, `--copies`) to make that matter less. Runs alternate, and numbers are medians: boxes for each second on the
+clock, and for each second of the processor, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from maskwright.data.annotated_pictures import read_annotated_picture
 from maskwright.data.images import image_of
 from maskwright.evaluation.report import format_table
 from maskwright.files import write_json
+
+WARM_UP = 10  # pictures
 
 
 def without_masks(annotations: Path, limit: int | None, copies: int, out: Path) -> None:
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--model", default="deep-mac-tiny")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="the number of pictures")
-    parser.add_argument("--copies", type=int, default=1, help="how often each picture is completed")
+    parser.add_argument("--copies", type=int, default=1, help="how often the command completes each picture")
     parser.add_argument("--processes", type=int, default=2, help="of the third row; 1 leaves it out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -94,12 +96,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
     )
     plan = complete.completion_plan(options, None, RunSummary())
     predictor = complete.load_completer(options).predictor
-    pictures = [image_of(read_annotated_picture(job.path, job.image_size, plan.source)) for job in plan.jobs]
-    prompts = [torch.from_numpy(job.boxes) for job in plan.jobs]
+    once = plan.jobs[:: arguments.copies]
 
-    def network() -> None:
+    def read() -> list[torch.Tensor]:
+        return [image_of(read_annotated_picture(job.path, job.image_size, plan.source)) for job in once]
+
+    pictures = read()
+    prompts = [torch.from_numpy(job.boxes) for job in once]
+
+    def network(count: int | None = None) -> None:
         with predictor.inference():
-            for pixels, given in zip(pictures, prompts, strict=True):
+            for pixels, given in list(zip(pictures, prompts, strict=True))[:count]:
                 features = predictor.model.encode([pixels])
                 predictor.model.masks_from_boxes(features, [given], [torch.full((len(given),), -1)])
 
@@ -107,20 +114,22 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, np.ndarray
         with redirect_stdout(StringIO()):
             complete.run(**vars(options) | {"processes": processes})
 
-    ways = {"network": network, "complete": lambda: command(1)}
+    ways: dict[str, Callable[[], object]] = {"network": network, "reading": read, "complete": lambda: command(1)}
     if arguments.processes > 1:
         ways[f"complete, {arguments.processes} processes"] = lambda: command(arguments.processes)
-    network()  # warm
+    network(WARM_UP)
     spent: dict[str, list[np.ndarray]] = {name: [] for name in ways}
     for _ in range(arguments.repeats):
         for name, work in ways.items():
             spent[name].append(seconds(work))
     loading = np.median([seconds(lambda: complete.load_completer(options)) for _ in range(3)], axis=0)
     count = sum(map(len, prompts))
-    return {
-        name: count / (np.median(times, axis=0) - (0 if name == "network" else loading))
-        for name, times in spent.items()
-    }
+    rates: dict[str, np.ndarray] = {}
+    for name, times in spent.items():
+        is_command = name.startswith("complete")
+        boxes_done = count * (arguments.copies if is_command else 1)
+        rates[name] = boxes_done / (np.median(times, axis=0) - (loading if is_command else 0))
+    return rates
 
 
 if __name__ == "__main__":

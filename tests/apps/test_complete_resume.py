@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 import maskwright
+from exported_by_hand import save_exported
+from killed_runs import run_killed
 from maskwright.apps.completion.pictures import PictureCompleter
 from maskwright.cli import main
 from maskwright.errors import UserError
@@ -131,64 +133,32 @@ def weights() -> list[str]:
     return [*COMMAND, "--model", "weights", "--device", "cpu"]
 
 
-# In a process of its own, which imports everything once: each run is a child of it. Each kill hits a run at work; what
-# stands in the journal stays there, byte for byte, and no picture is made twice.
-KILLER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-import maskwright.apps.complete
-from maskwright.cli import main
-
-def child(command):
-    pid = os.fork()
-    if not pid:
-        os._exit(main(command))
-    return pid
-
-def lines(journal):
-    content = journal.read_bytes() if journal.exists() else b""
-    return content[: content.rfind(b"\\n") + 1]  # what a kill tore counts as not written
-
-journal, kills, command = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-if os.waitstatus_to_exitcode(os.waitpid(child([*command, "--out", "whole.json", "--processes", "1"]), 0)[1]) != 3:
-    sys.exit("the unbroken run failed")
-moments, kept = random.Random(0), b""
-for kill in range(kills):
-    running = child(command)
-    while lines(journal).count(b"\\n") <= max(1, kept.count(b"\\n")):  # the first line says what the run is
-        if os.waitpid(running, os.WNOHANG)[0]:
-            sys.exit(f"the run ended before kill {kill}")
-        time.sleep(0.001)
-    time.sleep(moments.uniform(0, 0.05))
-    if os.waitpid(running, os.WNOHANG)[0]:
-        sys.exit(f"the run ended before kill {kill}")
-    os.kill(running, signal.SIGKILL)
-    os.waitpid(running, 0)
-    before, kept = kept, lines(journal)
-    if not kept.startswith(before):
-        sys.exit(f"kill {kill} lost something")
-positions = [json.loads(line)[1][0] for line in kept.splitlines()]
-if len(positions) != len(set(positions)):
-    sys.exit("a picture was made twice")
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child(command), 0)[1]))
-"""
+@pytest.fixture
+def exported() -> list[str]:
+    """The command with a model whose processes start at once."""
+    save_exported(Path("light.onnx"))
+    return [*COMMAND, "--model", "light.onnx", "--device", "cpu"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
-@pytest.mark.parametrize(
-    ("kills", "processes"),
-    [(3, 1), pytest.param(50, 1, marks=pytest.mark.slow), pytest.param(50, 2, marks=pytest.mark.slow)],
-)
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+
+
+@forks
+@pytest.mark.parametrize(("kills", "processes"), [(3, 1), pytest.param(50, 2, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_file_of_an_unbroken_run(
-    weights: list[str], kills: int, processes: int
+    exported: list[str], kills: int, processes: int
 ):
-    make_data(30 * kills)  # more than are made between kills
-    command = [sys.executable, "-c", KILLER, JOURNAL, str(kills), *weights, "--processes", str(processes)]
-    ended = subprocess.run(command, capture_output=True, timeout=3600, check=False, text=True)
-    assert ended.returncode == 3, ended.stderr
-    assert ended.stderr.count("going on; ") == kills
+    make_data(100 * kills)  # more than are made between kills
+    run_killed([*exported, "--processes", str(processes)], JOURNAL, kills, "whole.json", "maskwright.apps.complete")
     assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
-    assert not JOURNAL.exists()
+
+
+@forks
+@pytest.mark.slow
+def test_so_does_a_model_of_torch(weights: list[str]):
+    make_data(30 * 50)
+    run_killed(weights, JOURNAL, 50, "whole.json", "maskwright.apps.weights")
+    assert Path("done.json").read_bytes() == Path("whole.json").read_bytes()
 
 
 def test_two_processes_give_the_same_file(weights: list[str]):
@@ -199,9 +169,9 @@ def test_two_processes_give_the_same_file(weights: list[str]):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no process groups there")
-def test_sigterm_to_the_whole_group_ends_it_with_its_workers(weights: list[str]):
-    make_data(300)
-    command = [sys.executable, "-m", "maskwright", *weights, "--processes", "2"]
+def test_sigterm_to_the_whole_group_ends_it_with_its_workers(exported: list[str]):
+    make_data(1000)
+    command = [sys.executable, "-m", "maskwright", *exported, "--processes", "2"]
     running = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -17,10 +17,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import small_deep_mac
 from PIL import Image
 
+from exported_by_hand import save_exported
 from maskwright.apps.page.local_server import listen
 from maskwright.cli import main
+from maskwright.models.hub import save_pretrained
 
 MEGABYTE = 2**20
 
@@ -101,13 +104,14 @@ def ask_at_once(people: list[Person], times: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
-def test_100_requests_of_8_people_at_once():
-    with demo("--device", "cpu") as running:
+def test_100_requests_of_8_people_at_once(tmp_path: Path):
+    save_pretrained(small_deep_mac.build(mask_head="resnet4"), tmp_path / "small")
+    with demo("--device", "cpu", "--model", str(tmp_path / "small")) as running:
         with httpx.Client(base_url=running.address, timeout=600) as client:
             people = [Person(client, number, (1200, 800)) for number in range(8)]
             before = running.memory()
             ask_at_once(people, 13)
-        # If each request left the pixels or features of its picture behind, it would be several hundred.
+        # If each request left the pixels of its picture behind, it would be three hundred.
         assert running.memory() - before < 100 * MEGABYTE
         code, told = running.end()
         assert (code, "Traceback" in told) == (130, False)
@@ -128,8 +132,9 @@ def test_memory_stays_as_it_is():
         assert running.memory() - memory[-1] < 100 * MEGABYTE
 
 
-def test_other_machines_are_let_in_with_a_word():
-    with demo("--device", "cpu", "--host", "0.0.0.0") as running:
+def test_other_machines_are_let_in_with_a_word(tmp_path: Path):
+    save_exported(tmp_path / "light.onnx")
+    with demo("--device", "cpu", "--model", str(tmp_path / "light.onnx"), "--host", "0.0.0.0") as running:
         port = running.address.rpartition(":")[2]
         assert httpx.get(f"http://127.0.0.1:{port}").status_code == 200
         code, told = running.end(signal.SIGTERM)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-import maskwright
+from exported_by_hand import save_exported
+from killed_runs import run_killed
 from maskwright.apps.predict import PredictOptions, predict_files
 from maskwright.apps.predict_pictures import PicturePredictor
 from maskwright.cli import main
 from maskwright.errors import UserError
-
-PROGRAM = "import sys\nfrom maskwright.cli import main\nsys.exit(main())"
 
 
 @pytest.fixture
@@ -134,51 +131,32 @@ def test_strict_stops_at_the_first_failure(in_process: None, capsys: pytest.Capt
 
 
 @pytest.fixture
-def weights(folder: Path) -> list[str]:
-    """The command of a real model on 60 pictures, for processes of their own."""
-    make_pictures(60)
-    torch.manual_seed(0)
-    size = {"image_size": 32, "mask_size": 8, "width": 0.1}
-    model = maskwright.DeepMAC(backbone="resnet18_fpn", mask_head="resnet4", box_frame="pixel", **size)
-    maskwright.save_pretrained(model, folder / "weights")
-    arguments = ["predict", "photos", "--boxes", "boxes.json", "--model", "weights", "--device", "cpu", "--no-overlays"]
-    return [sys.executable, "-c", PROGRAM, *arguments]
+def command(folder: Path) -> list[str]:
+    """The command with a model whose processes start at once."""
+    save_exported(folder / "light.onnx")
+    return ["predict", "photos", "--boxes", "boxes.json", "--model", "light.onnx", "--device", "cpu", "--no-overlays"]
 
 
-def killed_until_done(command: list[str], kills: int) -> None:
-    """Run a command until it ends, and kill it after random times `kills` times, at least once in its work."""
-    rng = random.Random(0)
-    journal = Path("masks/predictions.journal")
-    for _ in range(kills):
-        size = journal.stat().st_size if journal.exists() else 0
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while running.poll() is None and (not journal.exists() or journal.stat().st_size <= size):
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.03))
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-    assert subprocess.run(command, capture_output=True, timeout=600, check=False).returncode == 3
-
-
-@pytest.mark.parametrize(("kills", "pictures"), [(2, 60), pytest.param(50, 200, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(
-    weights: list[str], kills: int, pictures: int
-):
-    make_pictures(pictures)
-    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=600, check=False)
-    assert whole.returncode == 3, whole.stderr
-    killed_until_done(weights, kills)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_with_the_results_of_an_unbroken_run(command: list[str], kills: int):
+    make_pictures(100 * kills)  # more than are made between kills
+    run_killed(command, Path("masks/predictions.journal"), kills, "whole", "maskwright.apps.predict")
     assert Path("masks/predictions.json").read_bytes() == Path("whole/predictions.json").read_bytes()
     assert [path.name for path in Path("masks").iterdir()] == ["predictions.json"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no process groups there")
-def test_sigterm_to_the_whole_group_ends_it_with_its_workers_and_several_processes_give_the_same(weights: list[str]):
-    whole = subprocess.run([*weights, "--out", "whole"], capture_output=True, timeout=600, check=False)
-    assert whole.returncode == 3, whole.stderr
-    command = [*weights, "--processes", "2"]
+def test_sigterm_to_the_whole_group_ends_it_with_its_workers_and_several_processes_give_the_same(command: list[str]):
+    make_pictures(400)
+    assert main([*command, "--out", "whole"]) == 3
+    command = [*command, "--processes", "2"]
     running = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "maskwright", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert running.stdout is not None
     running.stdout.readline()
@@ -189,6 +167,5 @@ def test_sigterm_to_the_whole_group_ends_it_with_its_workers_and_several_process
     assert "images are done (in masks/predictions.journal): the same command goes on from there" in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(running.pid, 0)
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == 3, ended.stderr
+    assert main(command) == 3
     assert Path("masks/predictions.json").read_bytes() == Path("whole/predictions.json").read_bytes()

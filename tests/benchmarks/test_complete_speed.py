@@ -38,6 +38,6 @@ def test_every_way_has_a_rate_and_pictures_come_several_times(
     monkeypatch.setattr(sys, "argv", ["complete.py", *files, *options])
     benchmark.main()
     rates = json.loads((tmp_path / "rates.json").read_text())
-    assert list(rates) == ["network", "complete"]
-    assert ellipse_model.encoded == 18  # warm-up, network, command: 2 pictures, 3 times each
+    assert list(rates) == ["network", "reading", "complete"]
+    assert ellipse_model.encoded == 10  # 2 pictures: warm-up and network once, the command 3 times each
     assert ellipse_model.told[0] == [-1]  # of picture 0, without its crowd

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from maskwright.apps.export import ExportArguments, export
 from maskwright.models.hub import save_pretrained
+from maskwright.onnx.metadata import encoder_path
 from maskwright.predictor import load
 
 ROOT = Path(__file__).parents[2]
@@ -68,10 +69,26 @@ def python(tmp_path: Path) -> Path:
     return make_python(tmp_path, ALONE)
 
 
-@pytest.fixture
-def container(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that sees what the container's has."""
-    return make_python(tmp_path, LISTED)
+    return make_python(tmp_path_factory.mktemp("container"), LISTED)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model of Deep-MAC in reduced size, and beside it the folder of its weights."""
+    folder = tmp_path_factory.mktemp("model")
+    crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
+    twice = {"second_look_below": 10.0, "second_look_size": 32}  # of four boxes
+    save_pretrained(small_deep_mac.build(mask_head="resnet4", **crops, **twice), folder / "deep-mac-tiny")
+    file = folder / "deep-mac-tiny.onnx"
+    config.update("jaxtyping_disable", True)  # to compare the sizes of shapes would make constants of them
+    try:
+        export(ExportArguments(str(folder / "deep-mac-tiny"), str(file)))
+    finally:
+        config.update("jaxtyping_disable", False)
+    return file
 
 
 def make_python(folder: Path, requirements: Sequence[str]) -> Path:
@@ -98,38 +115,24 @@ def brought(requirements: Sequence[str], *others: str) -> set[str]:
     return found
 
 
-def exported(folder: Path, **values) -> Path:
-    """A model of Deep-MAC in reduced size as weights, and its export beside them; returns the path of the latter."""
-    model = small_deep_mac.build(mask_head="resnet4", **values)
-    save_pretrained(model, folder / "deep-mac-tiny")
-    file = folder / "deep-mac-tiny.onnx"
-    config.update("jaxtyping_disable", True)  # to compare the sizes of shapes would make constants of them
-    try:
-        export(ExportArguments(str(folder / "deep-mac-tiny"), str(file)))
-    finally:
-        config.update("jaxtyping_disable", False)
-    return file
-
-
-def test_it_predicts_the_same(python: Path, tmp_path: Path):
-    crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
-    twice = {"second_look_below": 10.0, "second_look_size": 32}  # of four boxes
-    file = exported(tmp_path, **crops, **twice)
+def test_it_predicts_the_same(python: Path, model: Path, tmp_path: Path):
     picture = ROOT / "examples" / "cat.jpg"
     (boxes,) = json.loads((ROOT / "examples" / "cat_boxes.json").read_text()).values()
-    arguments = [file, picture, json.dumps(boxes), tmp_path / "found.npz"]
+    arguments = [model, picture, json.dumps(boxes), tmp_path / "found.npz"]
     ran = subprocess.run([python, "-I", "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    found, expected = np.load(tmp_path / "found.npz"), load(tmp_path / "deep-mac-tiny", "cpu").predict(picture, boxes)
+    found, expected = np.load(tmp_path / "found.npz"), load(model.with_suffix(""), "cpu").predict(picture, boxes)
     np.testing.assert_allclose(found["probabilities"], expected.mask_probabilities, rtol=0, atol=1e-3)
     np.testing.assert_allclose(found["scores"], expected.mask_scores, rtol=0, atol=1e-3)
     assert (found["masks"] != expected.masks.numpy()).mean() < 1e-4
-    check_the_page_s_example(python, tmp_path)
+    check_the_page_s_example(python, model, tmp_path)
 
 
-def check_the_page_s_example(python: Path, folder: Path) -> None:
-    """The Python of docs/export.md does what it says, in the folder of the exported file."""
+def check_the_page_s_example(python: Path, model: Path, folder: Path) -> None:
+    """The Python of docs/export.md does what it says, in a folder with the exported file."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    for file in (model, encoder_path(model)):
+        (folder / file.name).symlink_to(file)
     (folder / "cat.jpg").symlink_to(ROOT / "examples" / "cat.jpg")
     ran = subprocess.run([python, "-I", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -146,8 +149,7 @@ def run(python: Path | str, script: str, folder: Path, *arguments: str) -> str:
     return ran.stdout
 
 
-def test_predict_and_complete_write_the_same_files(container: Path, tmp_path: Path):
-    exported(tmp_path)
+def test_predict_and_complete_write_the_same_files(container: Path, model: Path, tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "cat.jpg").symlink_to(ROOT / "examples" / "cat.jpg")
     (boxes,) = json.loads((ROOT / "examples" / "cat_boxes.json").read_text()).values()
@@ -159,13 +161,13 @@ def test_predict_and_complete_write_the_same_files(container: Path, tmp_path: Pa
     (tmp_path / "coco.json").write_text(json.dumps(content))
     written: list[dict[str, bytes]] = []
     for where, interpreter, script in (("without", container, COMMAND), ("with", sys.executable, WITH_TORCH)):
-        model = ("--model", "deep-mac-tiny.onnx", "--device", "cpu")
+        asked = ("--model", str(model), "--device", "cpu")
         pictures = ("pictures", "--boxes", "boxes.json", "--masks", "--out", f"{where}/predicted")
-        run(interpreter, script, tmp_path, "predict", *pictures, *model)
+        run(interpreter, script, tmp_path, "predict", *pictures, *asked)
         for form in ((), ("--polygons",)):
             out = f"{where}/completed{len(form)}.json"
             given = ("coco.json", "--images", "pictures", "--out", out)
-            run(interpreter, script, tmp_path, "complete", *given, *model, *form)
+            run(interpreter, script, tmp_path, "complete", *given, *asked, *form)
         files = sorted(path for path in (tmp_path / where).rglob("*") if path.is_file())
         written.append({str(path.relative_to(tmp_path / where)): path.read_bytes() for path in files})
     without, with_torch = written
@@ -175,9 +177,8 @@ def test_predict_and_complete_write_the_same_files(container: Path, tmp_path: Pa
     assert result["segmentation"]["counts"]
 
 
-def test_the_demo_answers(container: Path, tmp_path: Path):
-    exported(tmp_path)
-    arguments = ("demo", "--model", "deep-mac-tiny.onnx", "--device", "cpu", "--port", "0")
+def test_the_demo_answers(container: Path, model: Path, tmp_path: Path):
+    arguments = ("demo", "--model", str(model), "--device", "cpu", "--port", "0")
     with subprocess.Popen(
         [container, "-I", "-c", COMMAND, *arguments],
         cwd=tmp_path,

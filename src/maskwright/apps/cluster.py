@@ -12,6 +12,7 @@ import pickle
 import platform
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
 
 from maskwright.apps.processes import answer_job, result_of
 from maskwright.data.picture_folder import PicturePlace, is_there
@@ -27,8 +29,14 @@ from maskwright.errors import UserError
 LOCAL = "local"
 """The address of a cluster that is started on this machine, and ended."""
 
+AUTO = "auto"
+"""The address of the cluster that this machine belongs to."""
+
 PORT = 6379
 """Where the head of a cluster listens, if its address does not say."""
+
+SECONDS_TO_ANSWER = 5.0
+"""So long the head may take to accept a connection."""
 
 JOBS_AT_ONCE = 8
 """So many jobs an actor gets and answers at once, at most: more cost less on the way, and are lost with the actor."""
@@ -76,6 +84,25 @@ class Cluster:
     address: str
     actors: int
     gpu: bool
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a head where nothing listens, which Ray itself would try to reach for minutes.
+
+    Raises:
+        UserError: so; nothing is known about `local` and `auto`.
+    """
+    if address in (LOCAL, AUTO):
+        return
+    try:
+        head = urlsplit(f"//{address}")
+        socket.create_connection((head.hostname, head.port or PORT), SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError) as error:  # ValueError: no port, or a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--address {address}: no Ray cluster can be reached there ({reason}); start its head (`ray start --head "
+            f"--port {PORT}`), give HOST or HOST:PORT of one that runs, or leave out --address"
+        ) from error
 
 
 def run_jobs_on_cluster(work: ClusterWork, jobs: Sequence[Job], cluster: Cluster) -> Iterator[tuple[Job, Any]]:
@@ -159,7 +186,7 @@ def _connected(ray: ModuleType, cluster: Cluster) -> Iterator[None]:
         UserError: there is none.
     """
     address, own = cluster.address, cluster.address == LOCAL
-    if not own and address != "auto" and ":" not in address:
+    if not own and address != AUTO and ":" not in address:
         address = f"{address}:{PORT}"
     settings: dict[str, Any] = {"num_cpus": cluster.actors or None, "include_dashboard": False} if own else {}
     if own:  # Ray would write a token into the home folder, and clusters that are started later would ask for it

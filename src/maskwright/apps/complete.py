@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from maskwright import __version__
-from maskwright.apps.cluster import LOCAL, Cluster, run_jobs_on_cluster
+from maskwright.apps.cluster import LOCAL, Cluster, check_address, run_jobs_on_cluster
 from maskwright.apps.completion.pictures import CompletionRecord, CompletionSettings, PictureCompleter, software
 from maskwright.apps.completion.plan import REPLACEABLE, Choice, CompletionJob, CompletionPlan, plan_completion
 from maskwright.apps.completion.result import (
@@ -151,6 +151,7 @@ def run(**given: Any) -> int:
         print(f"{options.out}: {count} annotations as they were before")
         return 0
     if not options.dry_run:
+        check_address(options.address)
         _check_outputs(options)
     summary = RunSummary()
     data_set = read_yolo(Path(options.annotations), options.images, summary) if options.is_yolo else None
