@@ -58,17 +58,17 @@ def compare(predictors: Mapping[str, Predictor], dataset: CocoInstances) -> list
             equal[name].append(mask_ious(prediction.masks, exact.masks))
             differences = (prediction.mask_probabilities - exact.mask_probabilities).abs().flatten().tolist()
             farthest[name] = max(farthest[name], *differences, 0.0)
-    numbers = [
+    if not sum(map(len, equal["float32"])):
+        raise UserError("no annotation has a mask")
+    return [
         {
-            **metrics[name].compute(),
+            "masks": metrics[name].compute()["instances"],
+            "mask_iou": metrics[name].compute()["mask_iou"],
             "iou_with_float32": float(torch.cat(equal[name]).mean()),
             "difference": farthest[name],
         }
         for name in predictors
     ]
-    if not numbers[0]["instances"]:
-        raise UserError("no annotation has a mask")
-    return numbers
 
 
 def main() -> None:
@@ -87,12 +87,12 @@ def main() -> None:
         print(f"export_precision: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     rows = [
-        [name, size / 1e6, each["mask_iou"], each["iou_with_float32"], each["difference"]]
+        [name, f"{size / 1e6:.1f}", *(f"{each[key]:.4f}" for key in ("mask_iou", "iou_with_float32", "difference"))]
         for (name, (_, size)), each in zip(made.items(), numbers, strict=True)
     ]
     if arguments.json:
         write_json(arguments.json, dict(zip(made, numbers, strict=True)))
-    print(f"{numbers[0]['instances']:.0f} masks")
+    print(f"{numbers[0]['masks']:.0f} masks")
     print(format_table(["precision", "MB", "mask IoU", "with float32", "difference"], rows))
 
 

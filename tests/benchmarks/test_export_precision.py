@@ -48,7 +48,7 @@ def test_each_precision_beside_float32(tmp_path, monkeypatch, capsys):
     run(monkeypatch, tmp_path / "model", *files, "--json", tmp_path / "out.json")
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert list(numbers) == ["float32", "float16", "int8"]
-    assert {each["instances"] for each in numbers.values()} == {1}
+    assert {each["masks"] for each in numbers.values()} == {1}
     assert (numbers["float32"]["iou_with_float32"], numbers["float32"]["difference"]) == (1, 0)
     assert 0 < numbers["float16"]["difference"] < numbers["int8"]["difference"] < 0.5
     assert "1 masks" in capsys.readouterr().out
