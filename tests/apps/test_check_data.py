@@ -410,6 +410,15 @@ def test_a_report_without_classes_has_no_table():
     ]
 
 
+def test_classes_without_annotations_are_counted():
+    rows = [{"class": "cat 2", "boxes": "0", "masks": "0"}, {"class": "dog", "boxes": "10", "masks": "0"}]
+    assert str(DataReport("a.json", [], rows, Repairs(), [])).splitlines()[2:5] == [
+        "class     boxes     masks",
+        "dog          10         0",
+        "classes without annotations: 1",
+    ]
+
+
 def test_a_name_too_long_for_a_file_costs_its_own_image(coco):
     coco.write([annotation(1), annotation(2)], images=2)
     content = json.loads(coco.annotations.read_text())

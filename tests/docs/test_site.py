@@ -104,3 +104,10 @@ def test_the_figures_are_what_their_script_draws():
     figures = runpy.run_path(str(DOCS / "figures" / "draw.py"))["FIGURES"]
     for name, draw in figures.items():
         assert (DOCS / "figures" / f"{name}.svg").read_text() == draw()
+
+
+def test_names_with_hyphens_are_whole():
+    mark = runpy.run_path(str(DOCS / "whole_names.py"))["on_page_content"]
+    page = '<p id="a-b">not-code <code class="c-d">x --out a-b.json, 3 - 1</code></p>'
+    whole = '<span class="whole">--out</span>', '<span class="whole">a-b.json</span>'
+    assert mark(page) == '<p id="a-b">not-code <code class="c-d">x {} {}, 3 - 1</code></p>'.format(*whole)

@@ -56,12 +56,17 @@ class DataReport:
         return any(problem.effect in effects for problem in self.problems)
 
     def __str__(self) -> str:
-        """The report as lines of text: counts, a table of classes, all repairs by kind, all problems, the verdict."""
+        """The report as lines of text: counts, a table of the classes that have annotations, all repairs by kind, all
+        problems, the verdict.
+        """
+        used = [row for row in self.classes if _has_annotations(row)]
+        unused = len(self.classes) - len(used)
         lines = [
             self.source,
             *self.summary,
             "",
-            *table(self.classes),
+            *table(used),
+            *([f"classes without annotations: {unused}"] if unused else []),
             "",
             f"repaired: {sum(self.repairs.counts.values())}",
             *(f"  {line}" for line in self.repairs.lines),
@@ -76,6 +81,11 @@ class DataReport:
         if self.usable:
             return "yes"
         return "not before it has masks, which `maskwright complete` makes" if self.completable else "no"
+
+
+def _has_annotations(row: Mapping[str, str]) -> bool:
+    _, *counts = row.values()
+    return any(set(count) & set("123456789") for count in counts)
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
