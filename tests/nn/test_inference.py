@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 
 import pytest
@@ -17,6 +18,7 @@ from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES, create_backb
 from maskwright.nn.feature_maps import BackboneOptions
 from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights, without_autocast
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
+from maskwright.nn.same_padding import SamePadding
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -64,7 +66,7 @@ def test_every_backbone_with_faster_convolutions_computes_the_same(name):
     plain = with_random_norms(create_backbone(name, width=1 / 16))
     fast = copy.deepcopy(plain)
     speed_up_convolutions(fast)
-    assert not [layer for layer in fast.modules() if isinstance(layer, nn.ZeroPad2d)]
+    assert not [layer for layer in fast.modules() if isinstance(layer, SamePadding)]
     images = torch.randn(1, 3, plain.size_divisor, 2 * plain.size_divisor)
     for ours, expected in zip(fast(images), plain(images), strict=True):
         assert_same(ours, expected)
@@ -91,26 +93,18 @@ def test_a_single_tap_is_dilated():
     torch.testing.assert_close(module(image), expected)
 
 
-def test_padding_moves_into_a_kernel_only_where_it_means_the_same():
-    def inside(padding: tuple[int, ...], layer: nn.Module) -> nn.Sequential:
-        module = nn.Sequential(nn.ZeroPad2d(padding), nn.Sequential(layer))
-        speed_up_convolutions(module)
-        return module
-
-    image = torch.arange(24.0).view(1, 1, 4, 6)
-    layer = nn.Conv2d(1, 1, 3, stride=2, bias=False)
-    expected = layer(nn.functional.pad(image, (0, 1, 0, 1)))
-    moved = inside((0, 1, 0, 1), layer)
-    torch.testing.assert_close(moved(image), expected)
-    assert (layer.kernel_size, layer.padding) == ((4, 4), (1, 1))
-    assert not layer.weight[..., 0, :].any()
-    for padding, other in (
-        ((1, 0, 0, 1), nn.Conv2d(1, 1, 3)),
-        ((0, 1, 0, 1), nn.Conv2d(1, 1, 3, padding=1)),
-        ((0, 1, 0, 1), nn.Conv2d(1, 1, 3, dilation=2)),
-        ((0, 1, 0, 1), nn.ReLU()),
-    ):
-        assert isinstance(inside(padding, other)[0], nn.ZeroPad2d)
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_convolution_does_the_padding_before_it(kernel, size):
+    layer = nn.Conv2d(2, 4, kernel, stride=2, groups=2)
+    module = nn.Sequential(SamePadding(kernel // 2), nn.Sequential(layer, nn.ReLU()))
+    image = torch.randn(1, 2, *size)
+    expected = module(image)
+    assert expected.shape[-2:] == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+    speed_up_convolutions(module)
+    assert module[1][0].weight is layer.weight
+    torch.testing.assert_close(module(image), expected)
+    assert not [part for part in module if isinstance(part, SamePadding)]
 
 
 @pytest.mark.parametrize("name", DETECTION_BACKBONES)

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
 
 from maskwright.nn.feature_maps import Trunk
+from maskwright.nn.same_padding import SamePadding
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _convolution(
     layers: list[nn.Module] = []
     padding = kernel // 2
     if stride == 2:
-        layers.append(_SamePadding(padding))
+        layers.append(SamePadding(padding))
         padding = 0
     layers.append(
         Conv2dNormActivation(
@@ -170,19 +170,6 @@ def _convolution(
         )
     )
     return nn.Sequential(*layers)
-
-
-class _SamePadding(nn.Module):
-    """Zeros for a stride of 2: on the left and top one less than on the right and bottom where the size is even."""
-
-    def __init__(self, padding: int) -> None:
-        super().__init__()
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        left, top = (self.padding - 1 + size % 2 for size in (width, height))
-        return functional.pad(x, (left, self.padding, top, self.padding))
 
 
 def _scaled(channels: int, width: float) -> int:

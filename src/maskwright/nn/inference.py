@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from maskwright.nn.same_padding import SamePaddedConv2d, SamePadding
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -68,31 +69,20 @@ def speed_up_convolutions(module: nn.Module) -> None:
 
     - 1 x 1 convolutions get a dilation of 2, which means nothing to a single tap: with one thread torch gives
       undilated ones to its own kernel, which is slower than oneDNN's.
-    - Uneven zero padding (an `nn.ZeroPad2d` right before a convolution) becomes zero taps of the kernel and even
-      padding, since a padded copy of a large map costs more than the taps.
+    - A convolution behind a `SamePadding` pads itself.
 
-    The module computes the same up to rounding, and fits no state dict that it fitted before.
+    The module computes the same up to rounding.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
             layer.dilation = (2, 2)
-    for parent in module.modules():
-        for (name, padding), (_, layer) in pairwise(list(parent.named_children())):
-            while isinstance(layer, nn.Sequential) and len(layer):
-                layer = layer[0]
-            if isinstance(padding, nn.ZeroPad2d) and isinstance(layer, nn.Conv2d) and _pad_inside(layer, padding):
+    for parent in list(module.modules()):
+        for (name, padding), (path, layer) in pairwise(list(parent.named_children())):
+            if isinstance(padding, SamePadding):
+                while isinstance(layer, nn.Sequential):
+                    path, layer = f"{path}.0", layer[0]
+                parent.set_submodule(path, SamePaddedConv2d.of(padding, cast(nn.Conv2d, layer)))
                 parent.set_submodule(name, nn.Identity())
-
-
-def _pad_inside(layer: nn.Conv2d, padding: nn.ZeroPad2d) -> bool:
-    """Let `layer` do the padding; false, and nothing done, if it pads already, is dilated or would lose taps."""
-    left, right, top, bottom = padding.padding
-    if layer.padding != (0, 0) or layer.dilation != (1, 1) or left > right or top > bottom:
-        return False
-    weight = functional.pad(layer.weight, (right - left, 0, bottom - top, 0))
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    layer.kernel_size, layer.padding = (weight.shape[2], weight.shape[3]), (bottom, right)
-    return True
 
 
 def store_weights(module: nn.Module, dtype: torch.dtype) -> None:
