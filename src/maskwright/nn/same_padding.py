@@ -37,8 +37,9 @@ class SamePaddedConv2d(nn.Conv2d):
     @classmethod
     def of(cls, padding: SamePadding, layer: nn.Conv2d) -> SamePaddedConv2d:
         """Both in one; it shares the layer's parameters."""
-        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding.padding
-        made = cls(*sizes, groups=layer.groups, bias=layer.bias is not None, device="meta")
+        made = cls(layer.in_channels, layer.out_channels, 1, groups=layer.groups, bias=False, device="meta")
+        made.kernel_size, made.stride = layer.kernel_size, layer.stride
+        made.padding = (padding.padding, padding.padding)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
 
