@@ -18,6 +18,7 @@ import pytest
 import small_deep_mac
 from jaxtyping import config
 from packaging.requirements import Requirement
+from torch import nn
 
 from maskwright.apps.export import ExportArguments, export
 from maskwright.models.hub import save_pretrained
@@ -81,7 +82,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
     twice = {"second_look_below": 10.0, "second_look_size": 32}  # of four boxes
-    save_pretrained(small_deep_mac.build(mask_head="resnet4", **crops, **twice), folder / "deep-mac-tiny")
+    built = small_deep_mac.build(mask_head="resnet4", **crops, **twice)
+    nn.init.ones_(built.network.mask_head.project_out.bias)  # no mask is empty
+    save_pretrained(built, folder / "deep-mac-tiny")
     file = folder / "deep-mac-tiny.onnx"
     config.update("jaxtyping_disable", True)  # to compare the sizes of shapes would make constants of them
     try:

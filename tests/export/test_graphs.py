@@ -93,7 +93,7 @@ def both(model: Any, folder: Path, **options: Any) -> tuple[Predictor, exported_
 
 def test_deep_mac_as_a_pair(tmp_path):
     crops = {"use_image_crop": True, "box_frame": "pixel", "box_margin": 0.1}
-    model = settled(small_deep_mac.build(mask_quality=True, **crops, **SECOND_LOOK), 64)
+    model = settled(small_deep_mac.build(mask_head="resnet4", mask_quality=True, **crops, **SECOND_LOOK), 64)
     model.mask_calibration = CURVE
     torch_predictor, exported = both(model, tmp_path)
     check_boxes_to_masks(torch_predictor, exported)
@@ -193,7 +193,7 @@ def test_every_mask_head(mask_head, tmp_path):
 
 
 def test_the_detector(tmp_path):
-    model = settled_detector()
+    model = settled_detector(mask_head="resnet4")
     torch_predictor, exported = both(model, tmp_path, detector=True, max_detections=20)
     for picture in pictures():
         expected = torch_predictor.predict(picture, score_threshold=0.05, max_detections=20)
@@ -245,7 +245,7 @@ def test_deep_marc_of_any_class(tmp_path):
 )
 def test_max_deeplab(backbone, whole, tmp_path, monkeypatch):
     if not whole:
-        few = replace(ENCODER_SIZES["max_deeplab_s"], blocks={2: 1, 3: 1, 4: 1, 5: 1})
+        few = replace(ENCODER_SIZES["max_deeplab_s"], blocks={2: 1, 3: 1, 4: 1, 5: 1}, extra_blocks=0)
         monkeypatch.setitem(ENCODER_SIZES, "max_deeplab_s", few)
     values = {"class_threshold": 0.2, "pixel_threshold": 0.1, "thing_area_limit": 0, "stuff_area_limit": 0}
     model = small_max_deeplab.small_model(backbone=backbone, **values).eval()
