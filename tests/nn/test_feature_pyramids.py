@@ -7,7 +7,8 @@ from torch import nn
 
 from maskwright.nn.backbones import create_detection_backbone
 from maskwright.nn.feature_maps import BackboneOptions
-from maskwright.nn.feature_pyramids import DetectionPyramidBackbone, SamePaddedConv2d, SamePaddedMaxPool2d
+from maskwright.nn.feature_pyramids import DetectionPyramidBackbone
+from maskwright.nn.same_padding import SamePaddedConv2d, SamePaddedMaxPool2d
 
 
 def create(name: str, **options) -> DetectionPyramidBackbone:

@@ -18,7 +18,7 @@ from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES, create_backb
 from maskwright.nn.feature_maps import BackboneOptions
 from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights, without_autocast
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
-from maskwright.nn.same_padding import SamePadding
+from maskwright.nn.same_padding import SamePaddedConv2d, SamePadding
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -95,16 +95,17 @@ def test_a_single_tap_is_dilated():
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7)])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_a_convolution_does_the_padding_before_it(kernel, size):
-    layer = nn.Conv2d(2, 4, kernel, stride=2, groups=2)
-    module = nn.Sequential(SamePadding(kernel // 2), nn.Sequential(layer, nn.ReLU()))
+def test_no_map_is_padded_by_a_copy(kernel, size):
+    behind = nn.Sequential(SamePadding(kernel), nn.Sequential(nn.Conv2d(2, 4, kernel, stride=2, groups=2), nn.ReLU()))
+    inside = nn.Sequential(SamePaddedConv2d(2, 3, kernel, stride=2, bias=False))
     image = torch.randn(1, 2, *size)
-    expected = module(image)
-    assert expected.shape[-2:] == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
-    speed_up_convolutions(module)
-    assert module[1][0].weight is layer.weight
-    torch.testing.assert_close(module(image), expected)
-    assert not [part for part in module if isinstance(part, SamePadding)]
+    for module in (behind, inside):
+        expected, weights = module(image), list(module.parameters())
+        assert expected.shape[-2:] == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+        speed_up_convolutions(module)
+        assert next(module.parameters()) is weights[0]
+        torch.testing.assert_close(module(image), expected)
+        assert not [part for part in module.modules() if isinstance(part, SamePadding | SamePaddedConv2d)]
 
 
 @pytest.mark.parametrize("name", DETECTION_BACKBONES)

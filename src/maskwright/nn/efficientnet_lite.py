@@ -162,7 +162,7 @@ def _convolution(
     layers: list[nn.Module] = []
     padding = kernel // 2
     if stride == 2:
-        layers.append(SamePadding(padding))
+        layers.append(SamePadding(kernel))
         padding = 0
     layers.append(
         Conv2dNormActivation(

@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from maskwright.nn.feature_maps import TRUNK_STRIDES, BackboneOptions, Trunk, TrunkBackbone
 from maskwright.nn.layers import ConvBlock, initialize_glorot, normalize
+from maskwright.nn.same_padding import SamePaddedConv2d, SamePaddedMaxPool2d
 
 
 class SummedPyramidBackbone(TrunkBackbone):
@@ -154,22 +155,6 @@ class CoarserLevel(ExtraFPNBlock):
         return list(map(normalize, self.norms, maps)), [*names, str(int(names[-1]) + 1)]
 
 
-class SamePaddedConv2d(nn.Conv2d):
-    """A convolution with stride 2 that pads as TensorFlow's SAME does: an even size on the right and bottom only."""
-
-    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """Map `[B, c, h, w]` to `[B, d, ceil(h / 2), ceil(w / 2)]`."""
-        return super().forward(_pad_same(input, self.kernel_size[0]))
-
-
-class SamePaddedMaxPool2d(nn.MaxPool2d):
-    """Max-pooling of values that are not negative, with stride 2 and the padding of `SamePaddedConv2d`."""
-
-    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-        """Map `[B, c, h, w]` to `[B, c, ceil(h / 2), ceil(w / 2)]`."""
-        return F.max_pool2d(_pad_same(input, 3), 3, stride=2)
-
-
 def pad_as_tensorflow(network: nn.Module) -> None:
     """Replace the convolutions of `network` that pad and have stride 2, and its max-pooling, by `SamePadded...`."""
     for name, layer in list(network.named_modules()):
@@ -180,11 +165,3 @@ def pad_as_tensorflow(network: nn.Module) -> None:
             network.set_submodule(name, replaced)
         elif isinstance(layer, nn.MaxPool2d):
             network.set_submodule(name, SamePaddedMaxPool2d(3, stride=2))
-
-
-def _pad_same(x: Tensor, kernel: int) -> Tensor:
-    padding: list[int] = []
-    for size in (x.shape[-1], x.shape[-2]):
-        total = kernel - 2 + size % 2
-        padding += [total // 2, total - total // 2]
-    return F.pad(x, padding)

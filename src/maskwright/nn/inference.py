@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from maskwright.nn.same_padding import SamePaddedConv2d, SamePadding
+from maskwright.nn.same_padding import EvenlyPaddedConv2d, SamePaddedConv2d, SamePadding
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -69,7 +69,7 @@ def speed_up_convolutions(module: nn.Module) -> None:
 
     - 1 x 1 convolutions get a dilation of 2, which means nothing to a single tap: with one thread torch gives
       undilated ones to its own kernel, which is slower than oneDNN's.
-    - A convolution behind a `SamePadding` pads itself.
+    - Convolutions with TensorFlow's SAME padding become an `EvenlyPaddedConv2d`.
 
     The module computes the same up to rounding.
     """
@@ -77,11 +77,15 @@ def speed_up_convolutions(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
             layer.dilation = (2, 2)
     for parent in list(module.modules()):
-        for (name, padding), (path, layer) in pairwise(list(parent.named_children())):
+        children = list(parent.named_children())
+        for path, layer in children:
+            if isinstance(layer, SamePaddedConv2d):
+                parent.set_submodule(path, EvenlyPaddedConv2d.of(layer))
+        for (name, padding), (path, layer) in pairwise(children):
             if isinstance(padding, SamePadding):
                 while isinstance(layer, nn.Sequential):
                     path, layer = f"{path}.0", layer[0]
-                parent.set_submodule(path, SamePaddedConv2d.of(padding, cast(nn.Conv2d, layer)))
+                parent.set_submodule(path, EvenlyPaddedConv2d.of(cast(nn.Conv2d, layer)))
                 parent.set_submodule(name, nn.Identity())
 
 
