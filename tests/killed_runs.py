@@ -33,6 +33,7 @@ def _child(command: list[str]) -> int:
 
     pid = os.fork()
     if not pid:
+        os.nice(10)  # on a busy machine the killer comes first, or the run would end before it is killed
         os._exit(main(command))
     return pid
 
