@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=118287)
     parser.add_argument("--boxes", type=int, default=860001)
     arguments = parser.parse_args()
+    if min(arguments.pictures, arguments.boxes) < 1:
+        parser.error("--pictures and --boxes must be at least 1")
     write_boxes(arguments.out, arguments.pictures, arguments.boxes)
     command = [sys.executable, "-m", "maskwright", "complete", str(arguments.out / "boxes.json"), "--dry-run"]
     command += ["--images", str(arguments.out / "images"), "--out", str(arguments.out / "completed.json")]

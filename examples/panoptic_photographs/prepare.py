@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import yaml
 
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, panoptic_to_coco, write_panoptic
+from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_text
 from maskwright.ops.panoptic_map import segment_areas
 from maskwright.structures import Category, PanopticTarget
@@ -44,13 +46,13 @@ def merged_classes(categories: Sequence[Mapping[str, Any]]) -> tuple[list[Catego
     """The supercategories in the order of the file, things first, and the label of each class by its id.
 
     Raises:
-        SystemExit: a supercategory has classes of things and of stuff.
+        UserError: a supercategory has classes of things and of stuff.
     """
     kinds: dict[str, set[bool]] = {}
     for category in categories:
         kinds.setdefault(category["supercategory"], set()).add(bool(category["isthing"]))
     if mixed := [name for name, kind in kinds.items() if len(kind) > 1]:
-        raise SystemExit(f"supercategories with both things and stuff: {mixed}")
+        raise UserError(f"supercategories with both things and stuff: {mixed}")
     names = sorted(kinds, key=lambda name: True not in kinds[name])
     merged: list[Category] = [
         {"id": number, "name": name, "isthing": True in kinds[name]} for number, name in enumerate(names, 1)
@@ -133,7 +135,7 @@ def prepare(data: Path, out: Path, held_out: int = HELD_OUT) -> None:
     data, out = data.resolve(), out.resolve()
     names = sorted((image["file_name"] for image in read_json_object(data / "panoptic.json")["images"]), key=order)
     if not 0 < held_out < len(names):
-        raise SystemExit(f"--held-out must lie between 0 and the {len(names)} photographs, but is {held_out}")
+        raise UserError(f"--held-out must lie between 0 and the {len(names)} photographs, but is {held_out}")
     out.mkdir(parents=True, exist_ok=True)
     pixels = write_part(data, out, "train", set(names[held_out:]))
     write_part(data, out, "held_out", set(names[:held_out]))
@@ -152,4 +154,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N", help="photographs to hold out")
     arguments = parser.parse_args()
-    prepare(arguments.data, arguments.out, arguments.held_out)
+    try:
+        prepare(arguments.data, arguments.out, arguments.held_out)
+    except UserError as error:
+        print(f"prepare: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

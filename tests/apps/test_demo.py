@@ -139,7 +139,6 @@ def test_memory_stays_as_it_is(tmp_path: Path):
             for number in range(10):
                 Person(client, 1000 + 10 * turn + number, size)
             memory.append(running.memory())
-        print([round(number / MEGABYTE) for number in memory])
         # In each turn some 100 pictures of 0.7 MB are read and encoded again, and ten new ones come.
         assert max(memory) - memory[0] < 30 * MEGABYTE
 

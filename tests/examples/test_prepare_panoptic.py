@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from maskwright.data.panoptic import CocoPanoptic, PanopticEntry, panoptic_to_coco, write_panoptic
+from maskwright.errors import UserError
 from maskwright.structures import PanopticTarget
 from maskwright.training.recipes import resolve_recipe
 
@@ -85,7 +88,7 @@ def test_a_photograph_stays_on_its_side_when_more_are_held_out(prepare, data: Pa
         content = json.loads((tmp_path / str(count) / "held_out.json").read_text())
         held_out.append({image["file_name"] for image in content["images"]})
     assert held_out[0] < held_out[1]
-    with pytest.raises(SystemExit, match="must lie between 0 and the 10 photographs, but is 10"):
+    with pytest.raises(UserError, match="must lie between 0 and the 10 photographs, but is 10"):
         prepare.prepare(data, tmp_path / "all", held_out=10)
 
 
@@ -106,5 +109,12 @@ def test_one_class_is_the_stuff_of_the_most_pixels(prepare, data: Path, tmp_path
 
 def test_a_supercategory_of_both_kinds_is_refused(prepare):
     mixed = [*CLASSES, {"id": 11, "name": "herd", "supercategory": "animal", "isthing": 0}]
-    with pytest.raises(SystemExit, match="both things and stuff: \\['animal'\\]"):
+    with pytest.raises(UserError, match="both things and stuff: \\['animal'\\]"):
         prepare.merged_classes(mixed)
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path):
+    command = [sys.executable, SCRIPT, tmp_path / "no", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
+    assert str(tmp_path / "no" / "panoptic.json") in ran.stderr
