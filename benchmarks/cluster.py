@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.apps.cluster import Cluster, run_jobs_on_cluster
+from maskwright.apps.cluster import Cluster, check_address, run_jobs_on_cluster
 from maskwright.apps.completion.plan import CompletionJob
 from maskwright.apps.journalled import keep_results
+from maskwright.errors import UserError
 from maskwright.journal import Journal
 
 
@@ -41,6 +43,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--address", default="local")
     arguments = parser.parse_args()
+    try:
+        check_address(arguments.address)
+    except UserError as error:
+        print(f"cluster: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     rows, boxes = np.arange(arguments.boxes), np.zeros((arguments.boxes, 4), dtype=np.float32)
     jobs = [
         CompletionJob(position, "000000123456.jpg", Path(__file__), (480, 640), rows, boxes, rows)

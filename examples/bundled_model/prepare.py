@@ -37,6 +37,7 @@ from typing import Any
 import yaml
 
 from maskwright.data.panoptic import read_id_map
+from maskwright.errors import UserError
 from maskwright.files import write_json, write_text
 from maskwright.ops.run_lengths import code_of_runs, runs_of_plane
 
@@ -96,7 +97,7 @@ def group_of(name: str, file_name: str) -> str:
         return file_name
     match = pattern.fullmatch(file_name)
     if match is None:
-        raise SystemExit(f"{name}: file name {file_name!r} must match {pattern.pattern!r}, the naming of this set")
+        raise UserError(f"{name}: file name {file_name!r} must match {pattern.pattern!r}, the naming of this set")
     return match[1]
 
 
@@ -142,7 +143,7 @@ def check_list(path: Path, chosen: Mapping[str, set[str]]) -> None:
     committed = path.read_text().split("\n")[:-1]
     difference = sorted(set(committed) ^ set(lines))
     if difference or committed != lines:
-        raise SystemExit(
+        raise UserError(
             f"{path} and the hash of the file names disagree on {len(difference)} files "
             f"({', '.join(difference[:3])}): the sets are not those that the model was trained on"
         )
@@ -153,12 +154,12 @@ def check_disjoint(data: Path, parts: Mapping[str, Mapping[str, set[str]]]) -> N
     photographs = {part: {f for name in COCO_SETS for f in names[name]} for part, names in parts.items()}
     for one, other in combinations(photographs, 2):
         if both := sorted(photographs[one] & photographs[other]):
-            raise SystemExit(f"photographs are in both {one} and {other}: {both[:5]}")
+            raise UserError(f"photographs are in both {one} and {other}: {both[:5]}")
     for name in NEVER_TRAINED_ON:
         file = data / name / "instances.json"
         never = set(file_names_of(json.loads(file.read_text()))) if file.exists() else set()
         if both := sorted(never & (photographs["train"] | photographs["development"])):
-            raise SystemExit(f"images of {name} that are never trained on are on the training side: {both[:5]}")
+            raise UserError(f"images of {name} that are never trained on are on the training side: {both[:5]}")
 
 
 def read_set(folder: Path) -> Content:
@@ -234,9 +235,7 @@ def prepare(data: Path, out: Path, leave_out: Sequence[str] = ()) -> None:
     """Read the sets in `data`, split them, check the split, write the files of the module's docstring to `out`."""
     data, out = data.resolve(), out.resolve()
     if missing := [name for name in SETS if not (data / name / "instances.json").is_file()]:
-        raise SystemExit(
-            f"{data} must hold the folders {', '.join(SETS)}, each with instances.json; missing: {missing}"
-        )
+        raise UserError(f"{data} must hold the folders {', '.join(SETS)}, each with instances.json; missing: {missing}")
     sets = {name: read_set(data / name) for name in SETS}
     parts = split({name: file_names_of(content) for name, content in sets.items()})
     check_list(HELD_OUT_LIST, parts["held_out"])
@@ -272,4 +271,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--leave-out", nargs="+", default=[], choices=SETS, metavar="SET", help="sets not to train on")
     arguments = parser.parse_args()
-    prepare(arguments.data, arguments.out, arguments.leave_out)
+    try:
+        prepare(arguments.data, arguments.out, arguments.leave_out)
+    except UserError as error:
+        print(f"prepare: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

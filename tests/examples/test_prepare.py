@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from maskwright.apps.check_recipe import check_recipe
+from maskwright.errors import UserError
 from maskwright.training.recipes import resolve_recipe
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "bundled_model" / "prepare.py"
@@ -225,7 +226,7 @@ def test_it_stops_where_a_committed_list_says_otherwise(prepare, parts, data: Pa
     prepare.prepare(data, tmp_path / "again")
     first = (tmp_path / f"{part}.txt").read_text().split("\n", 1)
     (tmp_path / f"{part}.txt").write_text(first[1])
-    with pytest.raises(SystemExit, match=f"{part}.txt .*disagree on 1 files .{first[0]}"):
+    with pytest.raises(UserError, match=f"{part}.txt .*disagree on 1 files .{first[0]}"):
         prepare.prepare(data, tmp_path / "out")
 
 
@@ -233,15 +234,15 @@ def test_a_photograph_of_a_set_never_trained_on_stops_it(prepare, parts, data: P
     trained = min(parts["development"]["coco_person"])
     (data / "cocostuff10").mkdir()
     (data / "cocostuff10" / "instances.json").write_text(json.dumps(coco_file([trained], "cow")))
-    with pytest.raises(SystemExit, match=f"images of cocostuff10 .*{trained}"):
+    with pytest.raises(UserError, match=f"images of cocostuff10 .*{trained}"):
         prepare.prepare(data, tmp_path / "out")
 
 
 def test_missing_sets_and_strange_names_are_named(prepare, data: Path, tmp_path: Path):
-    with pytest.raises(SystemExit, match=r"davis18: file name 'odd\.jpg' must match"):
+    with pytest.raises(UserError, match=r"davis18: file name 'odd\.jpg' must match"):
         prepare.choose("davis18", ["odd.jpg"], 0.15, {})
     (data / "nuts" / "instances.json").unlink()
-    with pytest.raises(SystemExit, match=r"missing: \['nuts'\]"):
+    with pytest.raises(UserError, match=r"missing: \['nuts'\]"):
         prepare.prepare(data, tmp_path / "out")
 
 

@@ -16,6 +16,7 @@ from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from maskwright.nn.feature_maps import Backbone, BackboneOptions
 from maskwright.nn.layers import check_divisible
+from maskwright.nn.same_padding import SamePadding
 
 Norm = Callable[[int], nn.Module]
 
@@ -154,7 +155,7 @@ class SpineNet(Backbone):
         norm = partial(nn.BatchNorm2d, eps=options.norm_epsilon, momentum=options.norm_momentum)
         self.plan = plan_nodes(size.filter_scale * options.width)
         stem, *_ = self.plan
-        self.stem = nn.Sequential(nn.ZeroPad2d((2, 3, 2, 3)), *_convolution(3, _STEM_CHANNELS, 7, 2, norm), _halving())
+        self.stem = nn.Sequential(SamePadding(7), *_convolution(3, _STEM_CHANNELS, 7, 2, norm), _halving())
         self.stem_groups = nn.ModuleList(
             _residual_blocks(before, stem, size.repeats, norm) for before in (_STEM_CHANNELS, stem.channels)
         )
@@ -234,7 +235,7 @@ class Resample(nn.Module):
         halvings = target.level - source.level
         if halvings > 0:
             pools = (_halving() for _ in range(halvings - 1))
-            self.scale = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), *_convolution(between, between, 3, 2, norm), *pools)
+            self.scale = nn.Sequential(SamePadding(3), *_convolution(between, between, 3, 2, norm), *pools)
         elif halvings < 0:
             self.scale = nn.Upsample(scale_factor=2**-halvings, mode="nearest")
         self.expand = Conv2dNormActivation(between, target.channels, 1, norm_layer=norm, activation_layer=None)
