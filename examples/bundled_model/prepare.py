@@ -12,6 +12,8 @@ DATA holds one folder per set of `SETS`, each with `images/` and `instances.json
 - `<set>_held_out.json`, measured once, at the end;
 - `calibration.json`, the development parts of the COCO sets in one, to calibrate with: their file names are relative to
   DATA, their ids are new;
+- `things_train.json` and `things_measured.json`, the things of `STUDY_SETS` in one file each, for studies: their
+  training parts, and their development and held-out parts together; file names and ids as in `calibration.json`;
 - `recipe.yaml`, which trains on all sets together, each with its share of the draws, and validates on the development
   parts.
 
@@ -75,6 +77,7 @@ WITHOUT_DEVELOPMENT = ("camvid",)
 # Sets whose file names are COCO's own, so that equal names are equal photographs. Two sets are never trained
 # on; the photographs of theirs that others repeat are held out there, on top of the share.
 COCO_SETS = ("coco_dev", "coco_person", "coco_panoptic200", "coco_street")
+STUDY_SETS = ("coco_dev", "coco_panoptic200", "coco_street")  # those with many classes
 NEVER_TRAINED_ON = ("coco_panoptic", "cocostuff10")
 ALWAYS_HELD_OUT = ("000000000009.jpg", "000000000139.jpg", "000000004495.jpg", "000000007977.jpg")
 
@@ -192,6 +195,20 @@ def part_of(content: Content, file_names: set[str]) -> Content:
     return {**content, "images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
 
 
+def things(parts: Mapping[str, Content]) -> dict[str, Content]:
+    """The instances of classes of things; of a photograph that several sets have, those of the first."""
+    kept: dict[str, Content] = {}
+    known: set[str] = set()
+    for name, content in parts.items():
+        fresh = part_of(content, set(file_names_of(content)) - known)
+        known.update(file_names_of(content))
+        categories = [category for category in content["categories"] if category.get("isthing", 1)]
+        ids = {category["id"] for category in categories}
+        annotations = [annotation for annotation in fresh["annotations"] if annotation["category_id"] in ids]
+        kept[name] = {**fresh, "categories": categories, "annotations": annotations}
+    return kept
+
+
 def united(parts: Mapping[str, Content]) -> Content:
     """Parts of several sets in one file; images are found below the folder of all sets."""
     names = sorted({category["name"] for content in parts.values() for category in content["categories"]})
@@ -261,6 +278,11 @@ def prepare(data: Path, out: Path, leave_out: Sequence[str] = ()) -> None:
     coco = {name: sets[name] for name in trained if name in COCO_SETS}
     development = {name: part_of(content, parts["development"][name]) for name, content in coco.items()}
     write_json(out / "calibration.json", united(development), indent=None)
+    for file, chosen in (("train", ("train",)), ("measured", ("development", "held_out"))):
+        names = {name: set[str]().union(*(parts[part][name] for part in chosen)) for name in STUDY_SETS}
+        write_json(
+            out / f"things_{file}.json", united(things({n: part_of(sets[n], names[n]) for n in names})), indent=None
+        )
     recipe = yaml.safe_dump(recipe_of(data, out, trained), sort_keys=False)
     write_text(out / "recipe.yaml", f"# maskwright train {out / 'recipe.yaml'}\n{recipe}")
 

@@ -275,7 +275,8 @@ class TestRuns:
 
 
 def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(capfd):
-    Path("toy_study.yaml").write_text(STUDY + "evaluate: {all: {images: images, annotations: instances.json}}")
+    named = STUDY + "evaluate: {all: {images: images, annotations: instances.json}, validation: {batch_size: 2}}"
+    Path("toy_study.yaml").write_text(named.replace("set: {", "set: {data.validation_annotations: instances.json, "))
     command = ["study", "toy_study.yaml", "--seeds", "1", "--trainer.steps", "40"]
     study = subprocess.Popen([sys.executable, "-m", "maskwright", *command], stdout=subprocess.PIPE)
     out = Path("runs/studies/toy_study")
@@ -299,7 +300,11 @@ def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(c
         assert measured["step"] == 40
         assert [measured["numbers"][f"instances{group}"] for group in ("", "_seen", "_unseen")] == [16, 8, 8]
         assert "finished 40 steps" in run.log.read_text()
-    assert [(cell["data_set"], list(cell["by_seed"])) for cell in summary()["cells"]] == [("all", ["0"])] * 6
+        own = json.loads((run.folder / "evaluated" / "validation.json").read_text())
+        assert own["options"] == {"batch_size": 2, "images": "images", "annotations": "instances.json"}
+        assert own["numbers"] == pytest.approx(measured["numbers"], abs=1e-6, nan_ok=True)
+    cells = [(cell["data_set"], list(cell["by_seed"])) for cell in summary()["cells"]]
+    assert cells == [*[("all", ["0"])] * 3, *[("validation", ["0"])] * 3] * 2
 
     file = stopped.folder / "evaluated" / "all.json"
     before = file.stat().st_mtime_ns
@@ -321,7 +326,8 @@ def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(c
         ("  deep:", "  ../deep:", "the name of a row must be of letters"),
         ("set: {", "set: {trainer.seed: 3, ", "trainer.seed is given by the study itself"),
         ("seeds:", "published: {deeep: {mask_iou_seen: 1}}\nseeds:", "'deeep' is no row of this study (did you"),
-        ("seeds:", "evaluate: {a: {images: x}}\nseeds:", "evaluate: a: expected annotations"),
+        ("seeds:", "evaluate: {a: {images: x}}\nseeds:", "evaluate: a: expected both images and annotations"),
+        ("seeds:", "evaluate: {a: {seen: voc}}\nseeds:", "a: no annotations are given, and the recipe leaves data.val"),
         ("seeds:", "evaluate: {a: {image: x}}\nseeds:", "did you mean images?"),
         ("seeds:", "evaluate: {a: {images: 5, annotations: y}}\nseeds:", "evaluate: a: images cannot be 5"),
         ("seeds:", "evaluate: {a: {images: x, annotations: y, boxes: z}}\nseeds:", "a: boxes must be one of"),

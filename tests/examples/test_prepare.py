@@ -175,6 +175,22 @@ def test_the_file_to_calibrate_with_unites_the_development_parts_of_coco(prepare
     assert len(skies) == len(parts["development"]["coco_panoptic200"])
 
 
+def test_the_files_for_studies_have_the_things_of_each_photograph_once(prepare, parts, tmp_path: Path):
+    out = tmp_path / "out"
+    first_set: dict[str, str] = {}
+    for name in ("coco_street", "coco_panoptic200", "coco_dev"):
+        for names in (parts["train"], parts["development"], parts["held_out"]):
+            first_set |= dict.fromkeys(names[name], name)
+    for file, chosen in (("train", ["train"]), ("measured", ["development", "held_out"])):
+        content = read(out / f"things_{file}.json")
+        wanted = {
+            f"{first_set[n]}/images/{n}" for part in chosen for name in prepare.STUDY_SETS for n in parts[part][name]
+        }
+        assert sorted(image["file_name"] for image in content["images"]) == sorted(wanted)
+        assert [category["name"] for category in content["categories"]] == ["person"]
+        assert len(content["annotations"]) == len(wanted)  # one person each, no sky
+
+
 def test_things_and_stuff_of_panoptic_maps_become_instances(prepare, parts, tmp_path: Path):
     content = read(tmp_path / "out" / "coco_panoptic200_train.json")
     assert [category["name"] for category in content["categories"]] == ["person", "sky"]

@@ -17,6 +17,7 @@ from maskwright.apps.study_table import Numbers, cells_of, text_table, write_tab
 from maskwright.apps.study_training import alone_in, ended_runs, step_of
 from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json
+from maskwright.training.options import Recipe
 from maskwright.training.run_folder import LAST_WEIGHTS, VALIDATION
 
 
@@ -129,10 +130,22 @@ def _require_data(study: Study, runs: Sequence[StudyRun]) -> None:
     """Refuse what would be found missing only after hours."""
     for each in runs:
         each.recipe.data.training_source()  # says which key is open
-    for name, options in study.evaluate.items():
-        for key, is_there in (("images", Path.is_dir), ("annotations", Path.is_file)):
-            if not is_there(Path(options[key])):
-                raise UserError(f"study {study.name}: evaluate: {name}: {key} {options[key]} does not exist")
+        for name, options in study.evaluate.items():
+            source = f"study {study.name}: evaluate: {name}"
+            files = _with_files(options, each.recipe, source)
+            for key, is_there in (("images", Path.is_dir), ("annotations", Path.is_file)):
+                if not is_there(Path(files[key])):
+                    raise UserError(f"{source}: {key} {files[key]} does not exist")
+
+
+def _with_files(options: Values, recipe: Recipe, source: str) -> Values:
+    """Options of `maskwright evaluate`, with the files that the recipe validates on where they name none."""
+    if "annotations" in options:
+        return options
+    data = recipe.data
+    if data.validation_annotations is None:
+        raise UserError(f"{source}: no annotations are given, and the recipe leaves data.validation_annotations open")
+    return {**options, "images": data.validation_images or data.images, "annotations": data.validation_annotations}
 
 
 def _result(study: Study, run: StudyRun, code: int) -> Numbers:
@@ -145,7 +158,10 @@ def _result(study: Study, run: StudyRun, code: int) -> Numbers:
         raise UserError(f"its training ended with exit code {code}")
     if not study.evaluate:
         return {"validation": _validation(run)}
-    return {name: _evaluated(run, name, options) for name, options in study.evaluate.items()}
+    return {
+        name: _evaluated(run, name, _with_files(options, run.recipe, f"evaluate: {name}"))
+        for name, options in study.evaluate.items()
+    }
 
 
 def _validation(run: StudyRun) -> dict[str, float]:

@@ -49,8 +49,9 @@ class Study:
         rows: of the table by name: the values that each has in place of the recipe's.
         common: values that all rows have in place of the recipe's.
         seeds: of the runs of each row.
-        evaluate: data sets by name that the weights are measured on: options of `maskwright evaluate`. Without any,
-            the numbers are those of each run's own validation.
+        evaluate: data sets by name that the weights are measured on: options of `maskwright evaluate`, with the files
+            that the recipe validates on where they name none. Without any set, the numbers are those of each run's own
+            validation.
         published: numbers of others by row and measure, to be shown beside ours.
         about: what it asks, in a sentence.
     """
@@ -308,9 +309,10 @@ def _check(study: Study, source: str) -> None:
         _require_file_name(name, f"{source}: the name of a set")
         for key in options:
             _require_known(key, _SET_KEYS, f"{source}: evaluate: {name}", "option of `maskwright evaluate`")
-        if missing := {"images", "annotations"} - options.keys():
-            raise UserError(f"{source}: evaluate: {name}: expected {' and '.join(sorted(missing))}")
-        _check_evaluate(options, f"{source}: evaluate: {name}")
+        if ("images" in options) != ("annotations" in options):
+            raise UserError(f"{source}: evaluate: {name}: expected both images and annotations, or neither of them")
+        files = {} if "annotations" in options else {"images": "DIR", "annotations": "FILE"}  # the recipe's
+        _check_evaluate({**options, **files}, f"{source}: evaluate: {name}")
     for row, numbers in study.published.items():
         _require_known(row, study.rows, f"{source}: published", "row of this study")
         for name in numbers:
