@@ -38,9 +38,10 @@ class ImageGeometry:
 class ImageFeatures:
     """What `encode` keeps of a batch.
 
-    maps: feature maps [B, C, H, W] by name.
-    geometry: of each image.
-    images: the images themselves, as they were given.
+    Attributes:
+        maps: feature maps [B, C, H, W] by name.
+        geometry: of each image.
+        images: the images themselves, as they were given.
     """
 
     maps: Mapping[str, Tensor]

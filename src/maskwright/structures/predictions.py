@@ -27,17 +27,18 @@ from maskwright.structures.plain import Category
 class InstancePrediction(Pictured):
     """The instances of one image, in the frame of the original image.
 
-    boxes: float32 [N, 4], xyxy pixels.
-    labels: int64 [N]; -1 where a box was given without a class.
-    scores: float32 [N], of the boxes (1 for given boxes).
-    mask_scores: float32 [N], in 0..1: of a calibrated model (`maskwright calibrate`) or one that predicts it
-        (`mask_quality`) the IoU of the mask with the truth that is to be expected; else what that would be if the
-        mask's own probabilities were right (`nn.mask_quality.expected_iou`), which ranks masks but is too high.
-    mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
-    image_size: (height, width) of the original image.
-    frame: how the M x M grid lies on a box (`ops/frames.py`).
-    categories: the label space, or empty where the model is class-agnostic.
-    image: the original image, uint8 RGB, if a `Predictor` made the prediction.
+    Attributes:
+        boxes: float32 [N, 4], xyxy pixels.
+        labels: int64 [N]; -1 where a box was given without a class.
+        scores: float32 [N], of the boxes (1 for given boxes).
+        mask_scores: float32 [N], in 0..1: of a calibrated model (`maskwright calibrate`) or one that predicts it
+            (`mask_quality`) the IoU of the mask with the truth that is to be expected; else what that would be if the
+            mask's own probabilities were right (`nn.mask_quality.expected_iou`), which ranks masks but is too high.
+        mask_probabilities: float32 [N, M, M], on the grid that `frame` lays on each box.
+        image_size: (height, width) of the original image.
+        frame: how the M x M grid lies on a box (`ops/frames.py`).
+        categories: the label space, or empty where the model is class-agnostic.
+        image: the original image, uint8 RGB, if a `Predictor` made the prediction.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -176,11 +177,12 @@ class SegmentInfo(TypedDict):
 class PanopticPrediction(Pictured):
     """The segments of one image as a map, in the frame of the original image.
 
-    segmentation: int32 [H, W]; 0 is void, every other value is the `id` of one of `segments_info`.
-    segments_info: the segments.
-    image_size: (height, width) of the original image.
-    categories: the label space.
-    image: the original image, uint8 RGB, if a `Predictor` made the prediction.
+    Attributes:
+        segmentation: int32 [H, W]; 0 is void, every other value is the `id` of one of `segments_info`.
+        segments_info: the segments.
+        image_size: (height, width) of the original image.
+        categories: the label space.
+        image: the original image, uint8 RGB, if a `Predictor` made the prediction.
     """
 
     segmentation: Int32[Tensor, "h w"]
@@ -238,9 +240,10 @@ class PanopticPrediction(Pictured):
     def things(self, mask_size: int | None = None) -> InstancePrediction:
         """The thing segments as instances: tight boxes, and the masks on the boxes' grids.
 
-        mask_size: M, the side of each grid. None takes twice the longest side of a box: then each pixel's centre lies
-            between two samples that were taken from that same pixel, and `masks` of the result are exactly the
-            segments (a smaller grid gives them up to its own resolution). It holds N * M * M floats.
+        Args:
+            mask_size: M, the side of each grid. None takes twice the longest side of a box: then each pixel's centre
+                lies between two samples that were taken from that same pixel, and `masks` of the result are exactly
+                the segments (a smaller grid gives them up to its own resolution). It holds N * M * M floats.
 
         Source: ours; a box-frame grid in the `pixel` frame, each sample from the pixel it falls into.
         """

@@ -15,14 +15,15 @@ from maskwright.structures.encoding import EncodedMasks
 class Target(TypedDict):
     """What is known of one image. Boxes and masks are in the frame of the image they come with.
 
-    boxes: float32 [N, 4], xyxy pixels.
-    labels: int64 [N], in 0..C-1.
-    masks: bool [N, H, W]; a row without a mask (`has_mask` false) is all False and is never read. In training, planes
-        of the crop. Before the crop and in evaluation, run lengths (`EncodedMasks`) or planes.
-    has_mask: bool [N]; this is partial supervision, and the data set alone decides it.
-    iscrowd: bool [N].
-    ids: int64 [N], the annotation ids of the file.
-    image_id: the image's id in the file.
+    Attributes:
+        boxes: float32 [N, 4], xyxy pixels.
+        labels: int64 [N], in 0..C-1.
+        masks: bool [N, H, W]; a row without a mask (`has_mask` false) is all False and is never read. In training,
+            planes of the crop. Before the crop and in evaluation, run lengths (`EncodedMasks`) or planes.
+        has_mask: bool [N]; this is partial supervision, and the data set alone decides it.
+        iscrowd: bool [N].
+        ids: int64 [N], the annotation ids of the file.
+        image_id: the image's id in the file.
     """
 
     boxes: Tensor
@@ -39,11 +40,12 @@ class PanopticTarget(TypedDict):
 
     It stays a map of indices through augmentation; masks are made last, where a loss needs them.
 
-    segmentation: int32 [H, W], each pixel's row in the fields below; -1 is void.
-    labels: int64 [S], in 0..C-1.
-    iscrowd: bool [S].
-    ids: int64 [S], the segment ids of the file.
-    image_id: the image's id in the file.
+    Attributes:
+        segmentation: int32 [H, W], each pixel's row in the fields below; -1 is void.
+        labels: int64 [S], in 0..C-1.
+        iscrowd: bool [S].
+        ids: int64 [S], the segment ids of the file.
+        image_id: the image's id in the file.
     """
 
     segmentation: Tensor

@@ -35,6 +35,7 @@ class DeepMARC(BoxPromptedFamily[DeepMARCConfig]):
 
     Source: arXiv 2104.00613, section 3 and appendix; official/projects/deepmac_maskrcnn of the TensorFlow Model Garden.
     Departures; the detector is torchvision's:
+
     - The first stage has no batch norms; anchors lie on the upper left corners of cells, not their centres, and have
       sides of whole pixels. Its class loss is the mean over the 256 anchors per image that are sampled (the original:
       their sum, divided by 512 per image, which is half of it). Its box loss is the smooth L1 of beta 1 / 9 (nine
