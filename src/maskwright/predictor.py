@@ -22,7 +22,7 @@ from maskwright.errors import UserError
 from maskwright.models.exported import load_exported
 from maskwright.models.family import Family
 from maskwright.models.hub import EXPORTED, from_pretrained
-from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights
+from maskwright.nn.inference import fold_batch_norms, keep_freed_memory, speed_up_convolutions, store_weights
 from maskwright.prompts import (
     DEFAULT_MODEL,
     MAX_DETECTIONS,
@@ -95,6 +95,7 @@ class Predictor:
         folded = fold_batch_norms(model, in_place=in_place)
         if self.device.type == "cpu":
             speed_up_convolutions(folded)
+            keep_freed_memory()
         folded = folded.to(self.device).to(memory_format=torch.channels_last)
         self.model = cast(Family[Any], folded)  # or any other `SegmentationModel`
         if self.precision == "bfloat16":

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import platform
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -16,7 +20,13 @@ from torch import nn
 from maskwright.nn import inference
 from maskwright.nn.backbones import BACKBONES, DETECTION_BACKBONES, create_backbone, create_detection_backbone
 from maskwright.nn.feature_maps import BackboneOptions
-from maskwright.nn.inference import fold_batch_norms, speed_up_convolutions, store_weights, without_autocast
+from maskwright.nn.inference import (
+    fold_batch_norms,
+    keep_freed_memory,
+    speed_up_convolutions,
+    store_weights,
+    without_autocast,
+)
 from maskwright.nn.mask_heads import MASK_HEADS, create_mask_head
 from maskwright.nn.same_padding import SamePaddedConv2d, SamePadding
 
@@ -91,6 +101,31 @@ def test_a_single_tap_is_dilated():
     speed_up_convolutions(module)
     assert [layer.dilation for layer in module] == [(2, 2), (1, 1), (1, 1)]
     torch.testing.assert_close(module(image), expected)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to keep memory")
+def test_freed_memory_is_used_again():
+    assert keep_freed_memory()
+    script = """
+import resource, sys, torch
+from maskwright.nn.inference import keep_freed_memory
+
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.zeros(5 << 20) for _ in range(5)]  # 20 MB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1:]:
+    keep_freed_memory()
+print(fresh_pages(), min(fresh_pages() for _ in range(5)))
+"""
+    # By default glibc learns which sizes come again and may keep some; a fixed threshold, which is replaced, does not.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    for arguments, is_fresh in (([], True), (["keep"], False)):
+        command = [sys.executable, "-c", script, *arguments]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        first, least = map(int, told.stdout.split())
+        assert (least > first / 2) is is_fresh
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7)])
