@@ -73,7 +73,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 256 MB of what it frees, in blocks of 32 MB (the most that glibc allows) or less.
 
     By default glibc gives blocks of the size of feature maps back to the system whenever they are freed. They come back
-    as pages that are cleared one by one, which on a virtual machine may take a fifth of a prediction's time.
+    as pages that are cleared one by one, which on a virtual machine may take a tenth of a prediction's time.
 
     Returns:
         Whether it is so from now on: where the C library is glibc.
