@@ -142,10 +142,12 @@ def _with_files(options: Values, recipe: Recipe, source: str) -> Values:
     """Options of `maskwright evaluate`, with the files that the recipe validates on where they name none."""
     if "annotations" in options:
         return options
-    data = recipe.data
-    if data.validation_annotations is None:
-        raise UserError(f"{source}: no annotations are given, and the recipe leaves data.validation_annotations open")
-    return {**options, "images": data.validation_images or data.images, "annotations": data.validation_annotations}
+    images, annotations = recipe.data.validation_images or recipe.data.images, recipe.data.validation_annotations
+    if images is None or annotations is None:  # as of shards and of several sets
+        raise UserError(
+            f"{source}: no annotations are given, and the recipe leaves data.validation_annotations or data.images open"
+        )
+    return {**options, "images": images, "annotations": annotations}
 
 
 def _result(study: Study, run: StudyRun, code: int) -> Numbers:
