@@ -41,11 +41,7 @@ def export(model: str, folder: Path) -> dict[str, tuple[Predictor, int]]:
 
 
 def compare(predictors: Mapping[str, Predictor], dataset: CocoInstances) -> list[dict[str, float]]:
-    """Of each precision, what its masks are like on all images; the first is float32.
-
-    Raises:
-        UserError: there is nothing to compare.
-    """
+    """Of each precision, what its masks are like on all images; the first is float32."""
     metrics = {name: MaskIoU(dataset.categories, []) for name in predictors}
     equal: dict[str, list[torch.Tensor]] = {name: [] for name in predictors}
     farthest = dict.fromkeys(predictors, 0.0)
@@ -58,8 +54,6 @@ def compare(predictors: Mapping[str, Predictor], dataset: CocoInstances) -> list
             equal[name].append(mask_ious(prediction.masks, exact.masks))
             differences = (prediction.mask_probabilities - exact.mask_probabilities).abs().flatten().tolist()
             farthest[name] = max(farthest[name], *differences, 0.0)
-    if not sum(map(len, equal["float32"])):
-        raise UserError("no annotation has a mask")
     return [
         {
             "masks": metrics[name].compute()["instances"],
@@ -80,6 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         dataset = CocoInstances(arguments.images, arguments.annotations)
+        if not dataset.instances.has_mask.any():
+            raise UserError(f"{arguments.annotations}: no annotation has a mask to compare with")
         with tempfile.TemporaryDirectory() as folder:
             made = export(arguments.model, Path(folder))
             numbers = compare({name: predictor for name, (predictor, _) in made.items()}, dataset)

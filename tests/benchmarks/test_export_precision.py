@@ -54,8 +54,8 @@ def test_each_precision_beside_float32(tmp_path, monkeypatch, capsys):
     assert "1 masks" in capsys.readouterr().out
 
 
-def test_no_mask_to_compare_with(tmp_path, monkeypatch, capsys):
-    save_pretrained(build(categories=[{"id": 1, "name": "cat"}]), tmp_path / "model")
+def test_no_mask_to_compare_with_is_told_before_anything_is_exported(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, tmp_path / "model", *write_set(tmp_path))
-    assert capsys.readouterr().err.splitlines()[-1] == "export_precision: error: no annotation has a mask"
+        run(monkeypatch, "deep-mac-tiny", *write_set(tmp_path))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"export_precision: error: {tmp_path / 'file.json'}: no annotation has a mask to compare with"

@@ -239,7 +239,7 @@ def test_deep_marc_of_any_class(tmp_path):
     [
         ("max_deeplab_s", False),
         pytest.param("max_deeplab_s", True, marks=pytest.mark.slow),
-        ("efficientnet_lite0", True),
+        pytest.param("efficientnet_lite0", True, marks=pytest.mark.slow),
     ],
     ids=["few blocks", "all blocks", "trunk"],
 )
