@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from maskwright.ops.frames import BoxFrame, sample_positions
 
 INK, TEAL, ORANGE, PALE = "#263238", "#00796b", "#e64a19", "#cfd8dc"
+FILLED_BOX = {"seen": 0.552, "unseen": 0.583}  # mean share of a box that its mask covers, of the study's measured masks
 BLOB = "c0-44 14-62 34-62s34 18 34 62z"  # an object that touches its box on all sides
 
 
@@ -112,7 +114,47 @@ def _seen_and_unseen() -> Iterator[str]:
         yield text(x + 20, 256, name, "start")
 
 
-FIGURES = {"partial_supervision": partial_supervision, "box_frames": box_frames, "seen_and_unseen": seen_and_unseen}
+def missing_masks() -> str:
+    return svg("Mask IoU of two mask heads that learn from the masks of people and cars", 760, 320, _missing_masks())
+
+
+def _missing_masks() -> Iterator[str]:
+    """The study `partial_supervision`: a thin line is a training, a thick one the mean of a mask head's.
+
+    missing_masks.json has the numbers of their validations, 500 steps apart, by mask head and seed.
+    """
+    heads = json.loads(Path(__file__).with_name("missing_masks.json").read_text())
+    panels = [("seen", "people and cars: masks are learnt"), ("unseen", "all other things: they are not")]
+    for left, (group, name) in zip([48, 418], panels, strict=True):
+        yield text(left + 125, 24, name, style='font-weight="bold"')
+        for iou in (0.54, 0.58, 0.62, 0.66, 0.70):
+            yield f'<path d="M{left} {_height(iou):g}h250" stroke="{PALE}"/>'
+            yield text(left - 6, _height(iou) + 5, f"{iou:.2f}", "end")
+        for steps in (1000, 2000, 3000):
+            yield text(left + steps / 12, 306, f"{steps:,}" + " steps" * (steps == 3000))
+        yield f'<path d="M{left} {_height(FILLED_BOX[group]):g}h250" stroke="{INK}" stroke-dasharray="5 4"/>'
+        yield text(left + 4, _height(FILLED_BOX[group]) - 5, "filled box", "start", 'font-size="12"')
+        for head, colour in [("resnet4", ORANGE), ("hourglass20", TEAL)]:
+            curves = [run[group] for run in heads[head].values()]
+            mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            for curve, style in [*((each, 'opacity="0.35"') for each in curves), (mean, 'stroke-width="3"')]:
+                points = " ".join(
+                    f"{left + 500 * step / 12:.1f},{_height(iou):.1f}" for step, iou in enumerate(curve, 1)
+                )
+                yield f'<polyline points="{points}" fill="none" stroke="{colour}" {style}/>'
+            yield text(left + 254, _height(mean[-1]) + 5, head, "start", f'fill="{colour}" font-size="12"')
+
+
+def _height(iou: float) -> float:
+    return 40 + (0.71 - iou) * 1400
+
+
+FIGURES = {
+    "partial_supervision": partial_supervision,
+    "box_frames": box_frames,
+    "seen_and_unseen": seen_and_unseen,
+    "missing_masks": missing_masks,
+}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

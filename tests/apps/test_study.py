@@ -328,6 +328,11 @@ def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(c
         ("seeds:", "published: {deeep: {mask_iou_seen: 1}}\nseeds:", "'deeep' is no row of this study (did you"),
         ("seeds:", "evaluate: {a: {images: x}}\nseeds:", "evaluate: a: expected both images and annotations"),
         ("seeds:", "evaluate: {a: {seen: voc}}\nseeds:", "a: no annotations are given, and the recipe leaves data.val"),
+        (
+            "set: {data.images: images, data.annotations: instances.json}",
+            "set: {data.shards: images, data.validation_annotations: instances.json}\nevaluate: {a: {seen: voc}}",
+            "a: no annotations are given, and the recipe leaves data.validation_annotations or data.images open",
+        ),
         ("seeds:", "evaluate: {a: {image: x}}\nseeds:", "did you mean images?"),
         ("seeds:", "evaluate: {a: {images: 5, annotations: y}}\nseeds:", "evaluate: a: images cannot be 5"),
         ("seeds:", "evaluate: {a: {images: x, annotations: y, boxes: z}}\nseeds:", "a: boxes must be one of"),
