@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 import maskwright
+from maskwright import cli
 from maskwright.cli import VERBS, main
 from maskwright.predictor import resolve_precision
 
@@ -395,3 +397,16 @@ def test_in_a_process_of_its_own(folder: Path):
     wrong = run("predic", code=program)
     assert wrong.returncode == 2
     assert wrong.stderr == "maskwright: error: there is no command 'predic'; did you mean 'predict'?\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(monkeypatch, encoding):
+    def dispatch(_: list[str]) -> int:
+        print("caf\udce9")  # of a file whose name is no UTF-8
+        return 0
+
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    assert main([]) == 0
+    assert terminal.buffer.getvalue() == b"caf\\udce9\n"

@@ -7,6 +7,7 @@ Nothing heavy is imported before the verb is known.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -33,6 +34,8 @@ DEFAULT_MODEL_HELP = "a bundled model (see `maskwright models`), a weights folde
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maskwright ARGUMENTS` (those of the process when None) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is printed with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings(), sigterm_as_interrupt():
         _quieten_libraries()
         try:

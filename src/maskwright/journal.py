@@ -26,6 +26,7 @@ from maskwright.files import try_lock
 
 SYNC_SECONDS = 5.0
 
+_ADVICE = "give that command again to finish it, delete the file to begin anew, or give another --out"
 _HEADER = -1
 _CHECKSUM_LENGTH = 16
 _START = len('["') + _CHECKSUM_LENGTH + len('",')
@@ -46,13 +47,14 @@ class Journal:
         self._synced = time.monotonic()
 
     @classmethod
-    def open(cls, path: str | Path, header: Mapping[str, Any]) -> Journal:
+    def open(cls, path: str | Path, header: Mapping[str, Any], advice: str = _ADVICE) -> Journal:
         """Go on with the journal at `path`, or begin one.
 
         Args:
             path: of the file; its folder exists.
             header: what the job is, as JSON values: hashes of its files and of the model, its options. Whatever could
                 change an item belongs into it.
+            advice: what to do where the journal at `path` is of another job.
 
         Raises:
             UserError: the journal is of another job (what differs is named), another process writes to it, the file is
@@ -65,11 +67,10 @@ class Journal:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         try:
             if not try_lock(file.fileno()):
-                told = "another process is writing to it; wait for its end, or give another --out"
-                raise UserError(f"{path}: {told}")
+                raise UserError(f"{path}: another process is writing to it; end it, or wait for its end")
             places, found, end = _read(path)
             if found is not None:
-                _compare(path, found, dict(header))
+                _compare(path, found, dict(header), advice)
             file.truncate(end)
             journal = cls(path, file, places)
             if found is None:
@@ -169,14 +170,11 @@ def _position(body: bytes) -> int:
     return int(body[1 : body.index(b",")])
 
 
-def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any], advice: str) -> None:
     different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     if different:
         told = ", ".join(_difference(key, found.get(key), wanted.get(key)) for key in different)
-        raise UserError(
-            f"{path} is of a run that did not end, with another {told}: give that command again to finish it, delete "
-            "the file to begin anew, or give another folder as --out"
-        )
+        raise UserError(f"{path} is of a run that did not end, with another {told}: {advice}")
 
 
 def _difference(key: str, found: Any, wanted: Any) -> str:

@@ -55,7 +55,7 @@ def load(
         UserError: there is no such model, its files are damaged, the device is not there, or the precision is unknown.
     """
     if Path(name_or_path).suffix == EXPORTED:
-        if precision == "bfloat16" or compile:
+        if precision not in ("auto", "float32") or compile:
             raise UserError(f"{name_or_path} is an exported model: it computes in float32, and cannot be compiled")
         return Predictor(load_exported(name_or_path, device), "cpu", in_place=True)
     return Predictor(from_pretrained(name_or_path), device, precision, compile, in_place=True)

@@ -160,3 +160,59 @@ def test_a_recipe_of_one_file_is_checked_as_that_file(folders, tmp_path):
 def test_what_a_recipe_says_itself_is_refused(recipe, capsys):
     assert main(["data", "check", str(recipe()), "--images", "x", "--exif", "stored"]) == 2
     assert "says itself where its data are; leave --images and --exif out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def one_set(folders, tmp_path: Path):
+    """Write a recipe of one set with a validation file; its path."""
+
+    def write(validation: Path) -> Path:
+        people = folders["people"]
+        data = {"images": str(people.images), "annotations": str(people.annotations)}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(
+            yaml.safe_dump({"base": "deep_mac/tiny", "data": {**data, "validation_annotations": str(validation)}})
+        )
+        return path
+
+    return write
+
+
+def test_the_validation_file_of_one_set_is_checked_too(one_set, folders, tmp_path: Path):
+    content = json.loads(folders["people"].annotations.read_text())
+    content["annotations"].append(annotation(9, image_id=77))
+    validation = tmp_path / "validation.json"
+    validation.write_text(json.dumps(content))
+    report = check_recipe(one_set(validation))
+    assert report.usable
+    assert [problem.id for problem in report.problems] == [f"9 of {validation}"]
+    assert f"validation: {validation}" in str(report).splitlines()
+    assert agrees_with_training(one_set(validation))
+    validation.write_text(json.dumps({**content, "annotations": []}))
+    assert not agrees_with_training(one_set(validation))
+
+
+def test_one_image_to_learn_from_is_enough_beside_a_validation_file(one_set, folders, tmp_path: Path):
+    people = folders["people"]
+    content = json.loads(people.annotations.read_text())
+    validation = tmp_path / "validation.json"
+    validation.write_text(json.dumps(content))
+    people.annotations.write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
+    assert agrees_with_training(one_set(validation))
+
+
+def test_shards_as_validation_file(recipe, one_set, folders, tmp_path: Path):
+    people = folders["people"]
+    shards = str(tmp_path / "shards")
+    assert main(["data", "shards", str(people.annotations), "--images", str(people.images), "--out", shards]) == 0
+    assert agrees_with_training(one_set(Path(shards)))
+    assert agrees_with_training(recipe(people={"validation_annotations": shards}))
+
+
+def test_a_misspelt_exif_is_refused(folders, tmp_path: Path, capsys):
+    people = folders["people"]
+    files = [str(people.annotations), "--images", str(people.images), "--exif", "uprigth"]
+    for command in (["check"], ["shards", "--out", str(tmp_path / "shards")]):
+        assert main(["data", command[0], *files, *command[1:]]) == 2
+        assert "exif must be one of auto, upright, stored, but got 'uprigth'" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()

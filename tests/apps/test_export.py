@@ -17,6 +17,7 @@ from PIL import Image
 
 import maskwright
 from maskwright.apps import export as exporting
+from maskwright.apps.named_models import load_named
 from maskwright.cli import main
 from maskwright.errors import UserError
 from maskwright.models.hub import save_pretrained
@@ -129,8 +130,10 @@ def test_other_verbs_say_what_takes_it(folder, tmp_path, capsys):
         UserError, match="is an exported model, for `maskwright predict`, `complete`, `demo` and `evaluate`"
     ):
         maskwright.from_pretrained(folder / "model.onnx")
-    with pytest.raises(UserError, match="computes in float32, and cannot be compiled"):
-        maskwright.load(folder / "model.onnx", precision="bfloat16")
+    for precision in ("bfloat16", "float16"):
+        for load in (maskwright.load, load_named):
+            with pytest.raises(UserError, match="computes in float32, and cannot be compiled"):
+                load(str(folder / "model.onnx"), precision=precision)
 
 
 def test_files_that_are_no_exports_are_named(folder, tmp_path):

@@ -305,6 +305,13 @@ class TestYolo:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
+    @pytest.mark.parametrize("names", ["3", "person"])
+    def test_names_that_are_no_list_are_refused(self, names: str):
+        self.write(d__labels__a="0 0.5 0.5 0.5 0.25\n")
+        Path("d/data.yaml").write_text(f"names: {names}")
+        with pytest.raises(UserError, match=r"d/data\.yaml: names must be a list of class names"):
+            boxes_of_pictures("d", [Path("d/images/a.png")], RunSummary())
+
     @pytest.mark.parametrize(
         ("file", "text"),
         [

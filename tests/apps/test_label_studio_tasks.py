@@ -86,14 +86,17 @@ def test_what_cannot_be_shown_is_counted(folder: ReviewFolder, capsys: pytest.Ca
         completed(3, 0.5, segmentation={"size": [HEIGHT, WIDTH], "counts": "?"}),
         completed(4, 0.5, image_id=2),
         completed(5, 0.5, image_id=3),
+        completed(6, 0.5, image_id=4),
     ]
-    folder.write(annotations, names=("1.png", "missing.png", "3.png"))
+    folder.write(annotations, names=("1.png", "missing.png", "3.png", "4.png"))
     turned = Image.new("RGB", (WIDTH, HEIGHT))
     turned.getexif()[ExifTags.Base.Orientation] = 6
     turned.save(folder.images / "3.png", exif=turned.getexif())
+    (folder.images / "4.png").write_bytes(b"no picture")
     assert export(folder) == 3
     assert [stroke["id"] for task in tasks(folder) for stroke in task["predictions"][0]["result"]] == ["1"]
     told = capsys.readouterr().err
+    assert "failed: 1 x picture that cannot be read, namely cannot read the image" in told
     assert "failed: 1 x picture that is missing, namely missing.png" in told
     assert "failed: 2 x mask that is malformed or has no pixel" in told
     assert "failed: 1 x picture annotated as stored, which Label Studio shows upright, namely 3.png" in told

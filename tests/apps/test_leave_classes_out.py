@@ -229,3 +229,18 @@ def test_images_without_masks_cannot_be_measured(here):
     options = ["--data.images=images", "--data.annotations=instances.json", "--data.validation_annotations=boxes.json"]
     with pytest.raises(UserError, match="none of the 12 images to measure on has a mask"):
         read_sides(resolve_recipe("toy.yaml", options).data)
+
+
+def test_boxes_of_an_unknown_class_are_refused_before_anything_is_trained(here, capsys):
+    content = json.loads(here.annotations.read_text())
+    content["categories"].append({"id": 77, "name": "zebra"})
+    content["annotations"].append({"id": 9999, "image_id": 1, "category_id": 77, "bbox": [1, 1, 9, 9]})
+    Path("more.json").write_text(json.dumps(content))
+    assert main([*COMMAND, "--data.validation_annotations", "more.json"]) == 2
+    assert "more.json has classes that instances.json lacks: zebra" in capsys.readouterr().err
+
+
+def test_shards_are_refused_with_one_sentence():
+    assert main(["data", "shards", "instances.json", "--images", "images", "--out", "shards"]) == 0
+    with pytest.raises(UserError, match="is a folder of shards; classes are left out of a COCO instances file"):
+        read_sides(resolve_recipe("toy.yaml", ["--data.shards=shards"]).data)

@@ -99,6 +99,15 @@ class TestReading:
         assert summary.failed == 1
 
 
+def test_categories_without_ids_are_one_sentence(folder: ReviewFolder):
+    file = folder.write([completed(1, 0.8)])
+    content = json.loads(file.path.read_text())
+    content["categories"] = [{"name": "cat"}]
+    file.path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="categories"):
+        read(file)
+
+
 class TestDecisions:
     @pytest.fixture
     def file(self, folder: ReviewFolder) -> CompletedFile:
@@ -144,7 +153,7 @@ class TestDecisions:
         with open_journal(journal_path(file.path), file.path) as journal:
             Review(file, journal).decide(0, Decision("accepted"))
         file.path.write_text(file.path.read_text() + " ")
-        with pytest.raises(UserError, match="another file"):
+        with pytest.raises(UserError, match=r"another file: its decisions are on another version .* give another --j"):
             open_journal(journal_path(file.path), file.path)
 
     def test_decisions_of_a_killed_process_are_there(self, file: CompletedFile):

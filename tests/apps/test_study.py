@@ -17,7 +17,7 @@ import torch
 from coco_folder import CocoFolder, annotation, polygon
 from PIL import Image
 
-from maskwright.apps import study_training
+from maskwright.apps import study, study_training
 from maskwright.apps.study_file import read_study, runs_of, study_names
 from maskwright.apps.study_table import cells_of, markdown_table, text_table
 from maskwright.cli import main
@@ -325,6 +325,7 @@ def test_a_stopped_study_goes_on_with_the_same_command_and_measures_named_sets(c
         ("seeds: [0, 1]", "seeds: [1, 1]", "seeds has a value twice"),
         ("  deep:", "  ../deep:", "the name of a row must be of letters"),
         ("set: {", "set: {trainer.seed: 3, ", "trainer.seed is given by the study itself"),
+        ("seeds:", "published: {deep: {mask_iou_seen: .nan}}\nseeds:", "mask_iou_seen must be a number, but got nan"),
         ("seeds:", "published: {deeep: {mask_iou_seen: 1}}\nseeds:", "'deeep' is no row of this study (did you"),
         ("seeds:", "evaluate: {a: {images: x}}\nseeds:", "evaluate: a: expected both images and annotations"),
         ("seeds:", "evaluate: {a: {seen: voc}}\nseeds:", "a: no annotations are given, and the recipe leaves data.val"),
@@ -390,3 +391,24 @@ def test_a_study_file_that_is_no_yaml_is_refused():
         study_of("recipe: [")
     with pytest.raises(UserError, match="expected a study"):
         study_of("- a")
+
+
+def test_results_are_measured_in_the_frame_of_the_recipe_and_anew_when_the_file_has_changed(training, monkeypatch):
+    measured = []
+
+    def evaluate(weights, **options):
+        measured.append(options)
+        return SimpleNamespace(compute=lambda: {"mask_iou_seen": 0.5, "mask_iou_unseen": 0.5})
+
+    monkeypatch.setattr(study, "evaluate", evaluate)
+    own = "{data.exif: stored, data.validation_annotations: instances.json, "
+    Path("toy_study.yaml").write_text(STUDY.replace("set: {", f"set: {own}") + "evaluate: {validation: {seen: person}}")
+    command = ["study", "toy_study.yaml", "--seeds", "1"]
+    assert main(command) == 0
+    expected = {"seen": "person", "images": "images", "annotations": "instances.json", "exif": "stored"}
+    assert measured == [expected] * 2
+    assert main(command) == 0
+    assert len(measured) == 2
+    Path("instances.json").write_text(Path("instances.json").read_text() + " ")
+    assert main(command) == 0
+    assert len(measured) == 4

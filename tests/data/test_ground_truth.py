@@ -65,6 +65,14 @@ def test_entries_that_belong_nowhere_are_left_out_and_a_broken_file_is_refused(t
         read_ground_truth(written(tmp_path / "file.json", [entry(1, image_id="b")]))
 
 
+def test_an_unusable_image_costs_no_annotation_of_the_same_id(tmp_path: Path):
+    file = written(tmp_path / "file.json", [entry(1), entry(2), entry(3)])
+    content = json.loads(file.read_text())
+    content["images"].append({"id": 2, "file_name": "b.png"})  # without a size
+    file.write_text(json.dumps(content))
+    assert [found["id"] for found in read_ground_truth(file)] == [1, 2, 3]
+
+
 def test_entries_come_repaired(tmp_path: Path):
     broken = [entry(1, iscrowd="0"), entry(1, bbox=[]), entry(1, image_id="b"), entry(1, category_id=40.0)]
     assert read_ground_truth(written(tmp_path / "file.json", broken)) == [entry(1), entry(2), entry(4)]

@@ -1,5 +1,7 @@
+import errno
 import json
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -14,11 +16,13 @@ from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import from_pretrained
 from maskwright.ops.crop import crop_masks
 from maskwright.structures import InstancePrediction
+from maskwright.training import callbacks
 from maskwright.training.data_sets import open_data_sets
 from maskwright.training.engine import train_recipe
 from maskwright.training.recipes import resolve_recipe
 from maskwright.training.run import main
 from maskwright.training.run_folder import read_best_score
+from maskwright.training.task import TrainingTask
 
 
 def lines(path):
@@ -180,6 +184,57 @@ def test_a_signal_ends_with_a_checkpoint_and_the_command_that_goes_on(
     )
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert {each: signal.getsignal(each) for each in handlers} == handlers
+
+
+def test_a_signal_during_the_last_validation_comes_too_late(recipe, monkeypatch):
+    def compute(self):
+        signal.raise_signal(signal.SIGINT)
+        return {"mask_iou": 0.5}
+
+    monkeypatch.setattr(MasksFromBoxes, "compute", compute)
+    result = train_recipe(changed(recipe, validate_every_steps=1000))
+    assert (result.step, result.signal_number) == (6, None)
+
+
+def test_a_checkpoint_of_the_last_step_has_its_weights_beside_it(recipe, tmp_path, monkeypatch):
+    """A full disk or a kill while weights are written leaves the checkpoint before, from which the run goes on."""
+    save = callbacks.save_pretrained
+
+    def full_at_the_best(model, folder, **given):
+        if folder.name == "best" and (tmp_path / "run" / "best").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(model, folder, **given)
+
+    monkeypatch.setattr(callbacks, "save_pretrained", full_at_the_best)
+    monkeypatch.setattr(MasksFromBoxes, "compute", lambda self: {"mask_iou": 0.5})
+    with suppress(OSError):
+        train_recipe(recipe)
+    assert 4 <= torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] < 6
+    monkeypatch.setattr(callbacks, "save_pretrained", save)
+    train_recipe(recipe, resume=True)
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["step"] == 6
+
+
+def test_too_little_memory_is_one_sentence(recipe, monkeypatch):
+    def no_memory(self, batch, batch_idx):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(TrainingTask, "training_step", no_memory)
+    with pytest.raises(UserError, match=r"CUDA out of memory.*: give a smaller data\.batch_size"):
+        train_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("deep_mac/tiny", "validation_images"),
+        ("max_deeplab/tiny", "validation_images"),
+        ("max_deeplab/tiny", "validation_segmentations"),
+    ],
+)
+def test_half_of_the_validation_files_is_refused(name, key):
+    with pytest.raises(UserError, match=f"data.{key} has no use without data.validation_annotations"):
+        resolve_recipe(name, ["--data.images=a", "--data.annotations=b.json", f"--data.{key}=c"])
 
 
 def test_what_is_trained_on_is_said_first(recipe, capsys):

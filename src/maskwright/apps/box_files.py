@@ -433,5 +433,7 @@ def class_list(file: Path) -> dict[int, str]:
         names = yaml.safe_load(text).get("names") if file.name != "classes.txt" else text.splitlines()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read as a list of class names ({error})") from error
+    if not isinstance(names, dict | list | None):
+        raise UserError(f"{file}: names must be a list of class names, or number each of them, but got {names!r}")
     pairs = names.items() if isinstance(names, dict) else enumerate(names or [])
     return {int(key): str(name).strip() for key, name in pairs if re.fullmatch(r"\d+", str(key)) and str(name).strip()}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from maskwright.apps.compare_panoptic import tell_reading
+from maskwright.apps.named_models import memory_error_told
 from maskwright.apps.outputs import check_can_make
 from maskwright.data.categories import labels_of_names
 from maskwright.data.dataset import DataSource
 from maskwright.data.formats import open_data_set
 from maskwright.data.loaders import evaluation_loader
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import ExifRule, exif_rule
 from maskwright.errors import UserError
 from maskwright.evaluation.calibration import (
     Scores,
@@ -60,8 +61,7 @@ class CalibrateOptions:
     device: str | None = "auto"
 
     def __post_init__(self) -> None:
-        if self.exif not in get_args(ExifRule):
-            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
+        exif_rule(self.exif)
         if self.out is None:
             return
         out = Path(self.out)
@@ -161,7 +161,8 @@ def _measure(
     names: list[str] = []
     file_names = tqdm(dataset.file_names, unit="image", desc="calibrate", disable=None)  # None: unless no terminal
     for file_name, (images, targets) in zip(file_names, evaluation_loader(dataset, batch_size=1), strict=True):
-        measurement.update([image.to(predictor.device) for image in images], targets)
+        with memory_error_told(file_name):
+            measurement.update([image.to(predictor.device) for image in images], targets)
         names += [file_name] * (len(metric.state()) - len(names))
     _, ious, _, scores = metric.state().numpy().T
     return names, scores, ious

@@ -13,7 +13,7 @@ from maskwright.data.annotated_pictures import UNCERTAIN_FRAME
 from maskwright.data.dataset import Inspection
 from maskwright.data.formats import format_of
 from maskwright.data.normalise import Repairs
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import exif_rule
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Effect, Problem
 from maskwright.errors import UserError
@@ -106,7 +106,7 @@ def check_data(
     annotations: str | Path,
     images: str | Path | None = None,
     segmentations: str | Path | None = None,
-    exif: ExifRule = "auto",
+    exif: str = "auto",
 ) -> DataReport:
     """Read an annotation file as training does, decode every mask, and report all that is found.
 
@@ -122,17 +122,21 @@ def check_data(
     Raises:
         UserError: the file is of no known format, a folder does not exist, or `segmentations` has no use.
     """
-    pictures = None if images is None else PictureFolder(images, exif)
-    found = format_of(annotations).inspect(annotations, segmentations, pictures)
-    problems = list(found.problems)
-    if not any(problem.effect == "refused" for problem in problems):
-        problems += _training_problems(found)
-    problems += image_problems(found)
-    boxes = found.boxes_without_masks
-    return DataReport(found.source, found.summary, found.classes, found.repairs, problems, boxes)
+    pictures = None if images is None else PictureFolder(images, exif_rule(exif))
+    return report_of(format_of(annotations).inspect(annotations, segmentations, pictures))
 
 
 OPTIONS = check_data
+
+
+def report_of(found: Inspection, needed: int = 2) -> DataReport:
+    """The report on a file that training needs `needed` images of: of one file, another one is set aside."""
+    problems = list(found.problems)
+    if not any(problem.effect == "refused" for problem in problems):
+        problems += _training_problems(found, needed)
+    problems += image_problems(found)
+    boxes = found.boxes_without_masks
+    return DataReport(found.source, found.summary, found.classes, found.repairs, problems, boxes)
 
 
 def run(**given: Any) -> int:
@@ -155,13 +159,12 @@ def run(**given: Any) -> int:
     return 0 if report.usable or report.completable else 2
 
 
-def _training_problems(found: Inspection) -> list[Problem]:
-    """Training needs an image to learn from, and another one to validate on."""
-    if found.learnable_images >= 2:
+def _training_problems(found: Inspection, needed: int) -> list[Problem]:
+    if found.learnable_images >= needed:
         return []
     reason = (
         f"{'only 1' if found.learnable_images else 'none'} of its images ({len(found.images)}) has {found.lesson}; "
-        "training needs at least 2: one to learn from and one set aside for validation"
+        f"training needs at least {needed}" + (": one to learn from and one set aside for validation" * (needed == 2))
     )
     return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
 

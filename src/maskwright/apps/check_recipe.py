@@ -10,19 +10,20 @@ from typing import cast
 
 import numpy as np
 
-from maskwright.apps.check_data import DataReport, check_data, image_problems, table
-from maskwright.data.dataset import DataSource, SegmentationDataset
+from maskwright.apps.check_data import DataReport, image_problems, report_of, table
+from maskwright.data.dataset import DataSource, Inspection, SegmentationDataset
 from maskwright.data.formats import format_of
 from maskwright.data.normalise import Kind, Repairs
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
+from maskwright.data.shards import ShardedInstances
 from maskwright.data.union import UnionDataset, UnionSource, open_union
 from maskwright.training.options import DataOptions
 from maskwright.training.recipes import resolve_recipe
 
 
 def check_recipe(path: str | Path) -> DataReport:
-    """Check the training and validation files of a recipe, with all their images; a recipe of one file as that file.
+    """Check the training and validation files of a recipe, with all their images; of one set as the file itself.
 
     Of several sets (`data.sets`) the report shows the union: of each set its images, boxes (crowds apart), masks that
     are learnt and share of the draws, of each class how many boxes and masks it has in which set.
@@ -33,12 +34,12 @@ def check_recipe(path: str | Path) -> DataReport:
     options = resolve_recipe(path).data
     training = options.training_source()
     if isinstance(training, DataSource):
-        return check_data(training.annotations, training.images, training.segmentations, training.exif)
+        return _check_one_set(training, options)
     validation = cast(UnionSource, options.validation_source())
     files = dict(training.sets)
     if options.has_validation_files:
         files |= {f"the validation of {name}": source for name, source in validation.sets.items()}
-    problems, repairs = _check_files(files)
+    problems, repairs = _check_files(files, options)
     if any(problem.effect == "refused" for problem in problems):
         return DataReport(str(path), [f"{len(training.sets)} sets"], [], repairs, problems)
     union = open_union(training, options.task)
@@ -49,16 +50,40 @@ def check_recipe(path: str | Path) -> DataReport:
     return DataReport(str(path), summary, _class_rows(union), repairs, problems)
 
 
-def _check_files(files: Mapping[str, DataSource]) -> tuple[list[Problem], Repairs]:
+def _check_one_set(training: DataSource, options: DataOptions) -> DataReport:
+    """The report on the training file; counts and problems of a validation file stand below its own."""
+    if not options.has_validation_files:
+        return report_of(_inspect(training, options))
+    validation = cast(DataSource, options.validation_source())
+    learnt, measured = (report_of(_inspect(source, options), needed=1) for source in (training, validation))
+    problems = [replace(problem, id=f"{problem.id} of {measured.source}") for problem in measured.problems]
+    repairs = Repairs()
+    for report in (learnt, measured):
+        _add_repairs(repairs, report.repairs, report.source)
+    summary = [*learnt.summary, f"validation: {measured.source}", *(f"  {line}" for line in measured.summary)]
+    return replace(learnt, summary=summary, repairs=repairs, problems=[*learnt.problems, *problems])
+
+
+def _inspect(source: DataSource, options: DataOptions) -> Inspection:
+    """The file with its images; those of shards lie in them."""
+    kind = format_of(source.annotations, options.task)
+    pictures = None if kind is ShardedInstances else PictureFolder(source.images, source.exif)
+    return kind.inspect(source.annotations, source.segmentations, pictures)
+
+
+def _add_repairs(repairs: Repairs, others: Repairs, name: str) -> None:
+    for kind, count in others.counts.items():
+        repairs.add(Kind(kind), f"{others.examples[kind]} of {name}", count)
+
+
+def _check_files(files: Mapping[str, DataSource], options: DataOptions) -> tuple[list[Problem], Repairs]:
     """What is wrong with the files, each by the name of its set, and with their images."""
     problems, repairs = [], Repairs()
     for name, source in files.items():
-        pictures = PictureFolder(source.images, source.exif)
-        found = format_of(source.annotations, "instance").inspect(source.annotations, None, pictures)
+        found = _inspect(source, options)
         own = [*found.problems, *image_problems(found)]
         problems += [replace(problem, id=f"{problem.id} of {name}") for problem in own]
-        for kind, count in found.repairs.counts.items():
-            repairs.add(Kind(kind), f"{found.repairs.examples[kind]} of {name}", count)
+        _add_repairs(repairs, found.repairs, name)
     return problems, repairs
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from maskwright import __version__
 from maskwright.apps.cluster import LOCAL, Cluster, check_address, run_jobs_on_cluster
@@ -30,7 +30,7 @@ from maskwright.apps.processes import run_jobs
 from maskwright.apps.provenance import MaskSource, NewMask
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.categories import labels_of_names
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import exif_rule
 from maskwright.data.picture_folder import PictureFolder, PicturePlace, RemoteFolder, RemotePicture, is_remote
 from maskwright.errors import UserError
 from maskwright.files import read_content, write_json, write_parts
@@ -95,8 +95,7 @@ class CompleteOptions:
             raise UserError("expected --out FILE, the file to write, or --dry-run")
         if self.images is None and not self.undo and not self.is_yolo:
             raise UserError("expected --images DIR, the folder of the pictures")
-        if self.exif not in get_args(ExifRule):
-            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
+        exif_rule(self.exif)
         if not 0 <= self.min_quality <= 1 or self.processes < 0:
             raise UserError(
                 f"expected min-quality in 0..1 and processes >= 0, but got {self.min_quality:g} and {self.processes}"
@@ -182,7 +181,7 @@ def completion_plan(options: CompleteOptions, data_set: YoloDataset | None, summ
     """
     path = Path(options.annotations)
     content = read_content(path) if data_set is None else data_set.content
-    images, exif = str(options.images if data_set is None else data_set.root), cast(ExifRule, options.exif)
+    images, exif = str(options.images if data_set is None else data_set.root), exif_rule(options.exif)
     pictures = RemoteFolder(images, exif) if is_remote(images) else PictureFolder(images, exif)
     return plan_completion(content, str(path), pictures, options.choice, summary)
 
@@ -261,7 +260,7 @@ def _settings(
         device=model.kind_of_device if options.engine == "ray" else options.device,
         precision=model.predictor.precision,  # the same one in all processes
         compile=options.compile,
-        exif=cast(ExifRule, options.exif),
+        exif=exif_rule(options.exif),
         polygons=options.polygons,
     )
 

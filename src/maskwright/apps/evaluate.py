@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskwright.apps.compare_panoptic import compare_panoptic_files, tell_reading
+from maskwright.apps.named_models import memory_error_told
 from maskwright.apps.outputs import check_outputs
 from maskwright.apps.processes import device_of_process, run_jobs
 from maskwright.data.categories import labels_of_names, match_name, read_categories, resolve_mask_classes
@@ -23,7 +24,7 @@ from maskwright.data.dataset import DataSource, FileDataset
 from maskwright.data.formats import format_of, open_data_set
 from maskwright.data.ground_truth import read_ground_truth
 from maskwright.data.loaders import evaluation_loader
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import ExifRule, exif_rule
 from maskwright.data.panoptic import PanopticEntry, new_map_folder, new_map_names, write_panoptic
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.drawing.reliability import draw_reliability
@@ -97,9 +98,10 @@ class EvaluateOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("boxes", BOXES), ("exif", get_args(ExifRule)), ("panoptic_quality", VARIANTS)):
+        for name, choices in (("boxes", BOXES), ("panoptic_quality", VARIANTS)):
             if (given := getattr(self, name)) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, but got {given!r}")
+        exif_rule(self.exif)
         if self.reliability is not None and Path(self.reliability).suffix.lower() != ".png":
             raise UserError(f"reliability must name a .png file, but got {self.reliability}")
         if self.batch_size < 1 or self.num_workers < 0 or self.processes < 1:
@@ -307,7 +309,8 @@ def measure_share(share: Share) -> Measured:
     with tqdm(total=len(places), unit="image", file=sys.stderr, desc=title, disable=hidden) as progress:
         unsaved = iter(places)
         for images, targets in loader:
-            predictions = measurement.update([image.to(predictor.device) for image in images], targets)
+            with memory_error_told(f"a batch of {len(images)} images"):
+                predictions = measurement.update([image.to(predictor.device) for image in images], targets)
             if options.save_results is not None and to_save is not None:
                 for prediction, target, place in zip(predictions, targets, unsaved, strict=False):
                     saved[place] = to_save(place, prediction, target)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 from urllib.parse import quote
 
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from maskwright.apps.label_studio import BrushTags, model_version
 from maskwright.apps.review_page.completed import CompletedFile, CompletedMask, read_completed
 from maskwright.apps.run_summary import RunSummary
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import exif_rule
 from maskwright.data.picture_folder import picture_frame
 from maskwright.errors import UserError
 from maskwright.files import write_whole
@@ -50,12 +50,11 @@ def write_label_studio_tasks(
     """
     if "{name}" not in url:
         raise UserError(f"--url must hold {{name}}, which stands for the path of the picture, but got {url!r}")
-    if exif not in get_args(ExifRule):
-        raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {exif!r}")
+    rule = exif_rule(exif)
     if Path(out).exists():
         raise UserError(f"{out} is there already; expected a new folder")
     summary = RunSummary()
-    file = read_completed(Path(completed), images, summary, exif=cast(ExifRule, exif))
+    file = read_completed(Path(completed), images, summary, exif=rule)
     tags = BrushTags("mask", "image", "image", sorted({_label(mask) for mask in file.masks}))
 
     def write(folder: Path) -> None:
@@ -87,9 +86,14 @@ def _tasks(file: CompletedFile, tags: BrushTags, url: str, summary: RunSummary) 
     for image in tqdm(sorted(of_image), unit="image", file=sys.stderr, desc="label-studio", disable=None):
         name = file.image_names[image]
         path = file.pictures.path(name)
+        try:
+            upright = picture_frame(path, file.image_sizes[image], file.pictures.exif).upright
+        except UserError as error:
+            summary.note("failed", "picture that cannot be read", str(error))
+            continue
         if not path.is_relative_to(file.pictures.folder):
             summary.note("failed", f"picture that does not lie in {file.pictures.folder}", name)
-        elif not picture_frame(path, file.image_sizes[image], file.pictures.exif).upright:
+        elif not upright:
             summary.note("failed", "picture annotated as stored, which Label Studio shows upright", name)
         elif strokes := _strokes(file, of_image[image], tags, summary):
             place = path.relative_to(file.pictures.folder).as_posix()

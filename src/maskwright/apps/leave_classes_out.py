@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from maskwright.apps.left_out_answer import answer_text, write_answer
 from maskwright.apps.left_out_files import LabelledImages, read_sides, stable_hash
+from maskwright.apps.named_models import memory_error_told
 from maskwright.apps.study import study_plan
 from maskwright.apps.study_file import Study, StudyRun, Values, runs_of
 from maskwright.apps.study_training import alone_in, ended_runs
@@ -261,7 +262,8 @@ def measure_boxes(weights: str | Path, source: DataSource) -> MeasuredBoxes:
     progress = tqdm(evaluation_loader(dataset, batch_size=1), unit="image", desc="measure", disable=None)
     for place, (images, targets) in enumerate(progress):
         metric.reset()
-        (prediction,) = measurement.update([image.to(predictor.device) for image in images], targets)
+        with memory_error_told(f"image {place + 1} to measure on"):
+            (prediction,) = measurement.update([image.to(predictor.device) for image in images], targets)
         target = select_rows(targets[0], ~targets[0]["iscrowd"])
         ious = torch.full((len(target["labels"]),), math.nan, dtype=torch.float64)
         ious[target["has_mask"]] = metric.state()[:, 1]

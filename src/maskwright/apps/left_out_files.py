@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from maskwright.data.annotations import index_annotations, read_normalised
+from maskwright.data.categories import match_name
 from maskwright.data.dataset import DataSource, split_by_hash
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.segmentations import NONE
+from maskwright.data.shards import ShardedInstances
 from maskwright.data.union import UnionSource
 from maskwright.errors import UserError
 from maskwright.files import write_text
@@ -108,10 +110,11 @@ def read_sides(options: InstanceDataOptions) -> tuple[LabelledImages, LabelledIm
         training, measured = (training.of_images(ids[place] for place in side) for side in sides)
     else:
         measured = _read(options.validation_source())
-    with_masks = [name for name, masks in measured.masks.items() if masks]
-    if not with_masks:
+    if not any(measured.masks.values()):
         raise UserError(f"none of the {len(measured.images)} images to measure on has a mask")
-    if unknown := [name for name in with_masks if name not in training.masks]:
+    used = {entry["category_id"] for entry in measured.annotations}
+    names = [category["name"] for category in measured.categories if category["id"] in used]
+    if unknown := [name for name in names if match_name(name, list(training.masks)) is None]:
         raise UserError(
             f"{options.validation_annotations} has classes that {options.annotations} lacks: {', '.join(unknown)}"
         )
@@ -121,6 +124,8 @@ def read_sides(options: InstanceDataOptions) -> tuple[LabelledImages, LabelledIm
 def _read(source: DataSource | UnionSource) -> LabelledImages:
     if isinstance(source, UnionSource):
         raise UserError("classes are left out of one set: give data.images and data.annotations in place of data.sets")
+    if ShardedInstances.mismatch(source.annotations) is None:
+        raise UserError(f"{source.annotations} is a folder of shards; classes are left out of a COCO instances file")
     pictures = PictureFolder(source.images, source.exif)
     normalised = read_normalised(source.annotations, pictures)
     index = index_annotations(normalised, str(source.annotations), pictures)

@@ -84,7 +84,7 @@ def load_named(name: str, device: str | None = None, precision: str = "float32",
         UserError: there is no such model, its files are damaged, the device is not there, or torch is not
     """
     if Path(name).suffix == EXPORTED:
-        if precision == "bfloat16" or compile:
+        if precision not in ("auto", "float32") or compile:
             raise UserError(f"{name} is an exported model: it computes in float32, and cannot be compiled")
         exported = onnx.Predictor(name, device)
         return NamedModel(name, exported.digest, exported)

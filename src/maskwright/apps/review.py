@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from maskwright.apps.page.extra import require_page_libraries
 from maskwright.apps.review_page.apply import apply_decisions
@@ -16,7 +16,7 @@ from maskwright.apps.review_page.decisions import Review, journal_path, open_jou
 from maskwright.apps.review_page.redraw import Redrawer
 from maskwright.apps.review_page.sheet import write_sheet
 from maskwright.apps.run_summary import RunSummary
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import exif_rule
 from maskwright.errors import UserError
 from maskwright.prompts import DEFAULT_MODEL
 
@@ -63,8 +63,7 @@ class ReviewOptions:
             raise UserError("--apply and --out FILE go together: the decisions are written to a new file")
         if not self.apply and self.images is None:
             raise UserError("expected --images DIR, the folder of the pictures")
-        if self.exif not in get_args(ExifRule):
-            raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {self.exif!r}")
+        exif_rule(self.exif)
         if self.limit < 1 or not 0 <= self.port < 65536:
             raise UserError(f"expected limit >= 1 and port in 0..65535, but got {self.limit} and {self.port}")
 
@@ -106,7 +105,7 @@ def _apply(options: ReviewOptions) -> int:
 
 def _read(options: ReviewOptions, summary: RunSummary) -> CompletedFile:
     classes = [name.strip() for name in options.classes.split(",") if name.strip()]
-    exif = cast(ExifRule, options.exif)
+    exif = exif_rule(options.exif)
     return read_completed(Path(options.completed), str(options.images), summary, classes, exif)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskwright.data.annotations import AnnotationIndex
 from maskwright.data.coco import CocoInstances
-from maskwright.data.orientation import ExifRule
+from maskwright.data.orientation import exif_rule
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import reading_notes
 from maskwright.data.segmentations import NONE
@@ -18,7 +18,7 @@ from maskwright.files import write_whole
 
 
 def shard_data(
-    annotations: str | Path, images: str | Path, out: str | Path, *, shard_size: int = 256, exif: ExifRule = "auto"
+    annotations: str | Path, images: str | Path, out: str | Path, *, shard_size: int = 256, exif: str = "auto"
 ) -> AnnotationIndex:
     """Write the shards of a COCO instances file and its pictures, all or none of them; returns their index.
 
@@ -40,13 +40,14 @@ def shard_data(
     mismatch = CocoInstances.mismatch(annotations)
     if mismatch:
         raise UserError(f"{annotations} {mismatch}; shards are made of {CocoInstances.format_name}")
+    rule = exif_rule(exif)
     if shard_size < 1:
         raise UserError(f"--shard-size must be at least 1 MB, but is {shard_size}")
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise UserError(f"{folder} exists already and is not overwritten; choose another name with --out")
     if not folder.parent.is_dir():
         raise UserError(f"cannot write {folder}: the folder {folder.parent} does not exist")
-    pictures = PictureFolder(images, exif)
+    pictures = PictureFolder(images, rule)
     written: list[AnnotationIndex] = []
 
     def write(temporary: Path) -> None:

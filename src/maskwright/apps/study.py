@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -15,6 +16,8 @@ from maskwright.apps.evaluate import evaluate
 from maskwright.apps.study_file import Size, Study, StudyRun, Values, read_study, runs_of, study_names, study_sizes
 from maskwright.apps.study_table import Numbers, cells_of, text_table, write_tables
 from maskwright.apps.study_training import alone_in, ended_runs, step_of
+from maskwright.data.dataset import DataSource
+from maskwright.data.shards import index_path
 from maskwright.errors import UserError
 from maskwright.files import read_json_object, write_json
 from maskwright.training.options import Recipe
@@ -133,8 +136,12 @@ def _require_data(study: Study, runs: Sequence[StudyRun]) -> None:
         for name, options in study.evaluate.items():
             source = f"study {study.name}: evaluate: {name}"
             files = _with_files(options, each.recipe, source)
-            for key, is_there in (("images", Path.is_dir), ("annotations", Path.is_file)):
-                if not is_there(Path(files[key])):
+            for key, is_there in (
+                ("images", Path.is_dir),
+                ("annotations", Path.exists),
+                ("segmentations", Path.is_dir),
+            ):
+                if key in files and not is_there(Path(files[key])):
                     raise UserError(f"{source}: {key} {files[key]} does not exist")
 
 
@@ -142,12 +149,14 @@ def _with_files(options: Values, recipe: Recipe, source: str) -> Values:
     """Options of `maskwright evaluate`, with the files that the recipe validates on where they name none."""
     if "annotations" in options:
         return options
-    images, annotations = recipe.data.validation_images or recipe.data.images, recipe.data.validation_annotations
-    if images is None or annotations is None:  # as of shards and of several sets
+    data = recipe.data
+    if data.validation_annotations is None or (data.validation_images or data.images) is None:  # shards, several sets
         raise UserError(
             f"{source}: no annotations are given, and the recipe leaves data.validation_annotations or data.images open"
         )
-    return {**options, "images": images, "annotations": annotations}
+    files = cast(DataSource, data.validation_source())
+    own = {key: getattr(files, key) for key in ("images", "annotations", "segmentations", "exif")}
+    return {**{key: value for key, value in own.items() if value not in (None, "auto")}, **options}
 
 
 def _result(study: Study, run: StudyRun, code: int) -> Numbers:
@@ -180,7 +189,7 @@ def _validation(run: StudyRun) -> dict[str, float]:
 def _evaluated(run: StudyRun, name: str, options: Values) -> dict[str, float]:
     """The numbers on a data set; from the run's folder where they have been measured with these options."""
     file = run.folder / "evaluated" / f"{name}.json"
-    wanted = {"step": run.recipe.trainer.steps, "options": dict(options)}
+    wanted = {"step": run.recipe.trainer.steps, "options": dict(options), "annotations": _hash(options["annotations"])}
     if file.is_file():
         content = read_json_object(file, ("numbers",), kind="measurement")
         if wanted.items() <= content.items():
@@ -191,6 +200,13 @@ def _evaluated(run: StudyRun, name: str, options: Values) -> dict[str, float]:
         file, {**wanted, "numbers": {key: None if math.isnan(value) else value for key, value in numbers.items()}}
     )
     return numbers
+
+
+def _hash(annotations: str | Path) -> str:
+    """Of an annotation file, or of the index of a folder of shards."""
+    path = Path(annotations)
+    with (index_path(path) if path.is_dir() else path).open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _with_nan(numbers: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -283,7 +284,7 @@ def _published(values: Mapping[str, Any], source: str) -> dict[str, dict[str, fl
     rows = _mapping_of_mappings(values, "published", source)
     for row, numbers in rows.items():
         for name, number in numbers.items():
-            if not isinstance(number, int | float):
+            if not isinstance(number, int | float) or not math.isfinite(number):
                 raise UserError(f"{source}: published: {row}: {name} must be a number, but got {number!r}")
     return {row: {name: float(number) for name, number in numbers.items()} for row, numbers in rows.items()}
 

@@ -29,7 +29,9 @@ def read_ground_truth(path: str | Path, pictures: PictureFolder | None = None) -
     dropped = {
         problem.id
         for problem in index.problems
-        if problem.effect == "dropped" and problem.kind != "bbox without extent in the image"
+        if problem.subject == "annotation"
+        and problem.effect == "dropped"
+        and problem.kind != "bbox without extent in the image"
     }
     sizes = dict(zip(index.image_ids.tolist(), index.image_sizes.tolist(), strict=True))
     entries = []

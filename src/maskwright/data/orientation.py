@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from maskwright.errors import UserError
 
 ExifRule = Literal["auto", "upright", "stored"]
 """The frame to take: by evidence, always the upright picture, or always the pixels as stored."""
@@ -19,6 +21,18 @@ Size = tuple[int, int]
 
 TOLERANCE = 2.0
 """Pixels by which a box may reach beyond its picture and still fit it (tools round differently)."""
+
+
+def exif_rule(given: str) -> ExifRule:
+    """The rule of a name that a person gave.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    for rule in get_args(ExifRule):
+        if rule == given:
+            return rule
+    raise UserError(f"exif must be one of {', '.join(get_args(ExifRule))}, but got {given!r}")
 
 
 @dataclass(frozen=True)

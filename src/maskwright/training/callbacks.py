@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -243,12 +244,10 @@ class RunCheckpoints(Checkpoint):
         """Save, as best if no validation was better so far."""
         if trainer.sanity_checking:
             return
-        self._save(trainer, pl_module)
         name, score = next(iter(cast(TrainingTask, pl_module).validation_metrics.items()))
         # Of equal ones the last is taken: the first validations of a detector may all be 0.
-        if trainer.is_global_zero and score >= read_best_score(self._folder, name):
-            self._save_weights(pl_module, BEST_WEIGHTS)
-            write_json(self._folder / BEST_SCORE, {"step": trainer.global_step, name: score})
+        is_best = trainer.is_global_zero and score >= read_best_score(self._folder, name)
+        self._save(trainer, pl_module, {name: score} if is_best else None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the recipe and the model's values in; keep the weights, averaged where there is an average.
@@ -266,14 +265,21 @@ class RunCheckpoints(Checkpoint):
         is_due = step % self._recipe.trainer.validate_every_steps == 0 or step == trainer.max_steps
         return trainer.enable_validation and is_due
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, best: Mapping[str, float] | None = None) -> None:
+        """Save the checkpoint and the last weights, and the best ones with their score, `best`.
+
+        The checkpoint comes last: whoever finds that of the last step finds the weights, too.
+        """
         # Lightning writes into the system's temporary folder first; moved to another disk, a file may appear in part.
         path = self._folder / LAST_CHECKPOINT
         scratch = path.with_name(f".{LAST_CHECKPOINT}.new")
         trainer.save_checkpoint(scratch)
         if trainer.is_global_zero:
-            scratch.replace(path)
             self._save_weights(pl_module, LAST_WEIGHTS)
+            if best is not None:
+                self._save_weights(pl_module, BEST_WEIGHTS)
+                write_json(self._folder / BEST_SCORE, {"step": trainer.global_step, **best})
+            scratch.replace(path)
         self._saved_at = time.monotonic()
         self.saved_step = trainer.global_step
 

@@ -6,6 +6,8 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,16 +120,26 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, data_sets: DataSets | 
         if is_first_process():  # from here on the folder is this run's
             take(folder, recipe_yaml(recipe))
             _announce(recipe, folder, model, data_sets, len(drawn.training), trainer, start)
-        try:
+        with _errors_of_fit_told(stop_request):
             # `last.ckpt` is our own file; even so, nothing but tensors and plain values is read from it.
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to a second signal, and to SIGTERM before the first step
-            if stop_request.signal_number is None:
-                raise
-            raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
-    return TrainingResult(
-        folder, checkpoints.saved_step, task.validation_metrics, stop_request.signal_number, trainer.is_global_zero
-    )
+    is_whole = checkpoints.saved_step == recipe.trainer.steps  # also where a signal came during the last validation
+    stopped_by = None if is_whole else stop_request.signal_number
+    return TrainingResult(folder, checkpoints.saved_step, task.validation_metrics, stopped_by, trainer.is_global_zero)
+
+
+@contextmanager
+def _errors_of_fit_told(stop_request: StopRequest) -> Iterator[None]:
+    """Say that memory is short; let what Lightning makes of a second signal be that signal again."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = "give a smaller data.batch_size, and a larger trainer.accumulate in its place"
+        raise UserError(f"out of memory ({str(error).splitlines()[0]}): {advice}") from error
+    except SystemExit as error:  # also its answer to SIGTERM before the first step
+        if stop_request.signal_number is None:
+            raise
+        raise (Terminated if stop_request.signal_number == signal.SIGTERM else KeyboardInterrupt) from error
 
 
 def _open(recipe: Recipe, data_sets: DataSets | None, saved_categories: list[Category]) -> DataSets:

@@ -85,11 +85,16 @@ class DataOptions(ABC):
         _require("data", self, "> 0", "batch_size")
         _require("data", self, ">= 0", "num_workers")
         _require_shares("data", self, "flip", "validation_share")
+        self._require_validation_file("validation_images")
         if not self.has_validation_files and not 0 < self.validation_share < 1:
             raise UserError(
                 f"data.validation_share must lie between 0 and 1 when there is no data.validation_annotations, "
                 f"but got {self.validation_share}"
             )
+
+    def _require_validation_file(self, key: str) -> None:
+        if getattr(self, key) is not None and self.validation_annotations is None:
+            raise UserError(f"data.{key} has no use without data.validation_annotations, the file that goes with it")
 
     @property
     def has_validation_files(self) -> bool:
@@ -366,6 +371,7 @@ class PanopticDataOptions(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_validation_file("validation_segmentations")
         _require("data", self, "> 0", "scale_steps")
         _require_range("data.scale", self.scale)
 

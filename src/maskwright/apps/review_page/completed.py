@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from maskwright.apps.provenance import PROVENANCE, is_completed
 from maskwright.apps.run_summary import RunSummary
 from maskwright.data.annotations import ImageColumns, match_pictures, read_images, read_normalised
+from maskwright.data.categories import parse_categories
 from maskwright.data.orientation import ExifRule, Size
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import refuse_problems
@@ -116,7 +117,7 @@ def read_completed(
     images = read_images(content.content["images"], problems)
     refuse_problems(str(path), problems)
     match_pictures(images.file_names, pictures, content.repairs)
-    reader = _Reader(images, _category_names(content.content), content.annotation_ids, summary)
+    reader = _Reader(images, _category_names(content.content, str(path)), content.annotation_ids, summary)
     annotations = content.content["annotations"]
     found = [mask for position, entry in enumerate(annotations) if (mask := reader.read(position, entry))]
     _refuse_none(path, found, len(annotations), classes)
@@ -129,8 +130,9 @@ def read_completed(
     return CompletedFile(path, pictures, images.file_names, sizes, shown)
 
 
-def _category_names(content: dict[str, Any]) -> dict[Any, str]:
-    return {category["id"]: str(category["name"]) for category in content.get("categories") or ()}
+def _category_names(content: dict[str, Any], source: str) -> dict[Any, str]:
+    entries = content.get("categories")
+    return {category["id"]: category["name"] for category in parse_categories(entries, source)} if entries else {}
 
 
 def _refuse_none(path: Path, found: Sequence[CompletedMask], count: int, classes: Sequence[str]) -> None:

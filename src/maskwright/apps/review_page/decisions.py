@@ -53,7 +53,8 @@ def open_journal(path: Path, completed: Path) -> Journal:
     Raises:
         UserError: it is of another file, or another process has it, or it cannot be written.
     """
-    return Journal.open(path, {"verb": "review", "file": content_hash(completed)})
+    advice = f"its decisions are on another version of {completed}; give another --journal, or move this one away"
+    return Journal.open(path, {"verb": "review", "file": content_hash(completed)}, advice)
 
 
 def read_decisions(journal: Journal) -> dict[int, Decision]:
