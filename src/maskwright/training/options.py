@@ -245,6 +245,9 @@ class InstanceDataOptions(DataOptions):
     colour: float = 0.25
 
     def __post_init__(self) -> None:
+        if self.sets:
+            validation = ("validation_images", "validation_annotations")
+            self._refuse_beside("sets", "images", "annotations", *validation, "shards")
         super().__post_init__()
         _require("data", self, "> 0", "crop_size")
         _require("data", self, ">= 0", "colour")
@@ -254,8 +257,6 @@ class InstanceDataOptions(DataOptions):
         if self.copy_paste and self.batch_size == 1:
             raise UserError("data.copy_paste takes objects from other crops of a batch: data.batch_size must be > 1")
         if self.sets:
-            validation = ("validation_images", "validation_annotations")
-            self._refuse_beside("sets", "images", "annotations", *validation, "shards")
             self._check_sets()
         if self.shards is not None:
             self._refuse_beside("shards", "images", "annotations")
