@@ -192,6 +192,16 @@ def test_the_validation_file_of_one_set_is_checked_too(one_set, folders, tmp_pat
     assert not agrees_with_training(one_set(validation))
 
 
+def test_a_class_that_only_the_validation_file_has_is_refused_as_by_training(one_set, folders, tmp_path: Path):
+    content = json.loads(folders["people"].annotations.read_text())
+    content["categories"].append({"id": 8, "name": "kite"})
+    content["annotations"].append(annotation(9, category_id=8))
+    validation = tmp_path / "validation.json"
+    validation.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="kite"):
+        check_recipe(one_set(validation))
+
+
 def test_one_image_to_learn_from_is_enough_beside_a_validation_file(one_set, folders, tmp_path: Path):
     people = folders["people"]
     content = json.loads(people.annotations.read_text())

@@ -21,6 +21,7 @@ import maskwright
 from maskwright.apps import evaluate as evaluate_app
 from maskwright.cli import main
 from maskwright.errors import UserError
+from maskwright.evaluation.measurement import MasksFromBoxes
 from maskwright.evaluation.report import summarize, tables_of
 from maskwright.models.deep_mac import DeepMAC
 from maskwright.models.hub import save_pretrained
@@ -137,6 +138,15 @@ def test_the_model_is_told_those_classes_of_the_boxes_that_it_knows(data: Path, 
 def test_workers_and_batches_change_nothing(predictor: Predictor, data: Path):
     one = evaluate(predictor, data, data / "instances.json", batch_size=1)
     assert one == evaluate(predictor, data, data / "instances.json", batch_size=3, num_workers=2)
+
+
+def test_too_little_memory_is_one_sentence(predictor: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(MasksFromBoxes, "update", no_memory)
+    with pytest.raises(UserError, match=r"batch size \d+: out of memory \(CUDA out of memory"):
+        evaluate(predictor, data, data / "instances.json")
 
 
 def test_saved_results_are_cocos_with_the_files_ids(predictor: Predictor, data: Path, tmp_path: Path):

@@ -130,7 +130,7 @@ OPTIONS = check_data
 
 
 def report_of(found: Inspection, needed: int = 2) -> DataReport:
-    """The report on a file that training needs `needed` images of: of one file, another one is set aside."""
+    """The report on a file of which training needs `needed` images, 1 or 2 (one of them to set aside)."""
     problems = list(found.problems)
     if not any(problem.effect == "refused" for problem in problems):
         problems += _training_problems(found, needed)
@@ -160,11 +160,13 @@ def run(**given: Any) -> int:
 
 
 def _training_problems(found: Inspection, needed: int) -> list[Problem]:
+    """Training needs an image to learn from and, where no file has others, another one to validate on."""
     if found.learnable_images >= needed:
         return []
+    use = "2: one to learn from and one set aside for validation" if needed > 1 else "1"
     reason = (
         f"{'only 1' if found.learnable_images else 'none'} of its images ({len(found.images)}) has {found.lesson}; "
-        f"training needs at least {needed}" + (": one to learn from and one set aside for validation" * (needed == 2))
+        f"training needs at least {use}"
     )
     return [Problem("file", "as a whole", "too few images to learn from", reason, "not for training")]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskwright.apps.check_data import DataReport, image_problems, report_of, table
 from maskwright.data.dataset import DataSource, Inspection, SegmentationDataset
-from maskwright.data.formats import format_of
+from maskwright.data.formats import format_of, open_data_set
 from maskwright.data.normalise import Kind, Repairs
 from maskwright.data.picture_folder import PictureFolder
 from maskwright.data.problems import Problem
@@ -57,6 +57,8 @@ def _check_one_set(training: DataSource, options: DataOptions) -> DataReport:
     validation = cast(DataSource, options.validation_source())
     learnt, measured = (report_of(_inspect(source, options), needed=1) for source in (training, validation))
     problems = [replace(problem, id=f"{problem.id} of {measured.source}") for problem in measured.problems]
+    if not any(problem.effect == "refused" for problem in (*learnt.problems, *problems)):
+        open_data_set(replace(validation, categories=open_data_set(training).categories))  # refuses other classes
     repairs = Repairs()
     for report in (learnt, measured):
         _add_repairs(repairs, report.repairs, report.source)

@@ -309,7 +309,7 @@ def measure_share(share: Share) -> Measured:
     with tqdm(total=len(places), unit="image", file=sys.stderr, desc=title, disable=hidden) as progress:
         unsaved = iter(places)
         for images, targets in loader:
-            with memory_error_told(f"a batch of {len(images)} images"):
+            with memory_error_told(f"batch size {len(images)}"):
                 predictions = measurement.update([image.to(predictor.device) for image in images], targets)
             if options.save_results is not None and to_save is not None:
                 for prediction, target, place in zip(predictions, targets, unsaved, strict=False):
